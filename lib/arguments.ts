@@ -1,0 +1,241 @@
+/**
+ * Checks of arguments, made before any system call: `TypeError` for the wrong
+ * type, `RangeError` for a bad value.
+ */
+import { quote } from "./errors.ts";
+import { type CString, kernelVersion } from "./sys/libc.ts";
+import { readBytes } from "./sys/sysfs.ts";
+
+/** Loop numbers have 20 bits: `MINORBITS`, linux/kdev_t.h. */
+const MAX_MINOR = 2 ** 20 - 1;
+const MAX_OFFSET = 2n ** 63n - 1n;
+const MAX_INT = 2 ** 31 - 1;
+
+/** Refuses names of options that do not exist: a misspelt `readonly` would otherwise attach for writing. */
+export function checkOptions(
+  options: unknown,
+  known: readonly string[],
+): asserts options is object {
+  if (typeof options !== "object" || options === null) {
+    throw new TypeError(
+      `Cannot read the options: they must be an object, got ${show(options)}`,
+    );
+  }
+  for (const name of Object.keys(options)) {
+    if (!known.includes(name)) {
+      throw new TypeError(
+        `Cannot use option "${name}": the options are ${known.join(", ")}`,
+      );
+    }
+  }
+}
+
+function show(value: unknown): string {
+  if (typeof value === "string") return quote(value);
+  if (typeof value === "bigint") return `${value}n`;
+  return typeof value === "object" && value !== null
+    ? "an object"
+    : String(value);
+}
+
+function checkInteger(
+  value: unknown,
+  name: string,
+  minimum: number,
+  maximum: number,
+): number {
+  if (typeof value !== "number") {
+    throw new TypeError(
+      `Cannot use ${show(value)} as ${name}: it must be a number`,
+    );
+  }
+  if (!Number.isInteger(value) || value < minimum || value > maximum) {
+    throw new RangeError(
+      `Cannot use ${value} as ${name}: it must be an integer from ${minimum} to ${maximum}`,
+    );
+  }
+  return value;
+}
+
+/** A loop number. */
+export function checkMinor(value: unknown, minimum = 0): number {
+  return checkInteger(value, "a loop number", minimum, MAX_MINOR);
+}
+
+/** A file descriptor. */
+export function checkDescriptor(value: unknown, name: string): number {
+  return checkInteger(value, `${name} (a file descriptor)`, 0, MAX_INT);
+}
+
+/** Permission bits. */
+export function checkMode(value: unknown): number {
+  return checkInteger(value, "mode", 0, 0o777);
+}
+
+/** Bytes in a file: a safe integer or a bigint, as the kernel takes them. */
+export function checkBytes(value: unknown, name: string): bigint {
+  if (typeof value !== "number" && typeof value !== "bigint") {
+    throw new TypeError(
+      `Cannot use ${show(value)} as ${name}: it must be a number or a bigint`,
+    );
+  }
+  if (typeof value === "number" && !Number.isSafeInteger(value)) {
+    throw new RangeError(
+      `Cannot use ${value} as ${name}: it must be an integer, and a bigint above 2^53-1`,
+    );
+  }
+  const bytes = BigInt(value);
+  if (bytes < 0n || bytes > MAX_OFFSET) {
+    throw new RangeError(
+      `Cannot use ${value} as ${name}: it must be from 0 to 2^63-1`,
+    );
+  }
+  return bytes;
+}
+
+/** `true`, `false`, or `undefined` where the option was not given. */
+export function checkBoolean(
+  value: unknown,
+  name: string,
+): boolean | undefined {
+  if (value !== undefined && typeof value !== "boolean") {
+    throw new TypeError(
+      `Cannot use ${show(value)} as ${name}: it must be true or false`,
+    );
+  }
+  return value;
+}
+
+/** Milliseconds; `Infinity` is a value. */
+export function checkTimeout(value: unknown): number {
+  if (typeof value !== "number") {
+    throw new TypeError(
+      `Cannot use ${show(value)} as timeout: it must be a number`,
+    );
+  }
+  if (!(value >= 0)) {
+    throw new RangeError(
+      `Cannot use ${value} as timeout: it must be 0 or more milliseconds`,
+    );
+  }
+  return value;
+}
+
+/** An `AbortSignal`, or `undefined`. */
+export function checkSignal(value: unknown): AbortSignal | undefined {
+  if (value !== undefined && !(value instanceof AbortSignal)) {
+    throw new TypeError(
+      `Cannot use ${show(value)} as signal: it must be an AbortSignal`,
+    );
+  }
+  return value;
+}
+
+/** A logical block size that this kernel accepts. */
+export function checkBlockSize(value: unknown): number {
+  if (typeof value !== "number") {
+    throw new TypeError(
+      `Cannot use ${show(value)} as block size: it must be a number`,
+    );
+  }
+  const powerOfTwo = Number.isInteger(value) && value >= 512 &&
+    value <= 65536 && (value & (value - 1)) === 0;
+  // LOOP_CONFIGURE with a block size that the kernel does not take fails after
+  // it has touched the device, so this cannot be left to the kernel.
+  const maximum = !powerOfTwo || value > 4096 ? maximumBlockSize() : value;
+  if (!powerOfTwo || value > maximum) {
+    throw new RangeError(
+      `Cannot use ${value} as block size: it must be a power of two from 512 to ${maximum}`,
+    );
+  }
+  return value;
+}
+
+/** The page size; from Linux 6.15 on 64 KiB. */
+export function maximumBlockSize(
+  version = kernelVersion(),
+  page = pageSize(),
+): number {
+  const [major, minor] = version ?? [0, 0];
+  return major > 6 || (major === 6 && minor >= 15) ? 65536 : page;
+}
+
+/** `AT_PAGESZ` of the auxiliary vector: pairs of 64-bit numbers. */
+function pageSize(): number {
+  const AT_PAGESZ = 6n;
+  const bytes = readBytes("/proc/self/auxv");
+  if (typeof bytes !== "number") {
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    for (let at = 0; at + 16 <= view.byteLength; at += 16) {
+      if (view.getBigUint64(at, true) === AT_PAGESZ) {
+        return Number(view.getBigUint64(at + 8, true));
+      }
+    }
+  }
+  return 4096; // the smallest that there is
+}
+
+/** A path, in both of the forms that are needed. */
+export interface FilePath {
+  /** For messages. */
+  readonly text: string;
+  /** For the kernel: NUL-terminated, and exactly the bytes that were meant. */
+  readonly bytes: CString;
+}
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+/**
+ * A path given as text or as `file:` URL. A URL can name files whose names are
+ * not UTF-8 (`file:///tmp/%ff.img`).
+ */
+export function checkPath(path: unknown): FilePath {
+  if (path instanceof URL) return checkUrl(path);
+  if (typeof path !== "string") {
+    throw new TypeError(
+      `Cannot use ${show(path)} as a path: it must be a string or a URL`,
+    );
+  }
+  if (path.includes("\0")) {
+    throw new TypeError(
+      `Cannot use ${quote(path)} as a path: it holds a NUL character`,
+    );
+  }
+  if (!path.isWellFormed()) {
+    throw new TypeError(
+      `Cannot use ${quote(path)} as a path: it holds half a surrogate pair`,
+    );
+  }
+  return { text: path, bytes: encoder.encode(path + "\0") };
+}
+
+function checkUrl(url: URL): FilePath {
+  if (url.protocol !== "file:" || url.host !== "") {
+    throw new TypeError(
+      `Cannot use ${
+        quote(url.href)
+      } as a path: it must be a file URL of this machine`,
+    );
+  }
+  const bytes: number[] = [];
+  const { pathname } = url; // ASCII: everything else is percent-encoded
+  for (let at = 0; at < pathname.length; at++) {
+    const digits = pathname[at] === "%" ? pathname.slice(at + 1, at + 3) : "";
+    if (/^[0-9a-f]{2}$/i.test(digits)) {
+      bytes.push(parseInt(digits, 16));
+      at += 2;
+    } else {
+      bytes.push(pathname.charCodeAt(at));
+    }
+  }
+  if (bytes.includes(0)) {
+    throw new TypeError(
+      `Cannot use ${quote(url.href)} as a path: it holds a NUL character`,
+    );
+  }
+  return {
+    text: decoder.decode(new Uint8Array(bytes)),
+    bytes: new Uint8Array([...bytes, 0]),
+  };
+}

@@ -1,0 +1,376 @@
+/** Detaching: nothing that was written is lost, and the device is free when it is done. */
+import {
+  checkBoolean,
+  checkMinor,
+  checkOptions,
+  checkSignal,
+  checkTimeout,
+} from "./arguments.ts";
+import {
+  check,
+  LoopBusyError,
+  LoopError,
+  quote,
+  StaleDeviceError,
+} from "./errors.ts";
+import { Loop, reopen } from "./loop.ts";
+import { diskSequenceOf, hasSysfs, isBound } from "./loop_sysfs.ts";
+import { EBUSY, EINVAL, ENOTTY, ENXIO } from "./sys/errno.ts";
+import {
+  dirtyPages,
+  ioctlValue,
+  O_RDONLY,
+  writeBack,
+  writeBackElsewhere,
+} from "./sys/libc.ts";
+import { LO_FLAGS_AUTOCLEAR, LOOP_CLR_FD } from "./sys/loop_uapi.ts";
+
+/**
+ * A loop device: its path (`/dev/loop3`), name (`loop3`) or number, or what
+ * {@linkcode list} gives. With a disk sequence number its identity is checked: a
+ * device that was recycled meanwhile is left alone.
+ */
+export type DeviceRef =
+  | string
+  | number
+  | { readonly minor: number; readonly diskSequence?: number };
+
+/** How {@linkcode detach} waits. The limits are for the waiting for others, not for writing back. */
+export interface DetachOptions {
+  /**
+   * How many milliseconds to wait until others let go.
+   *
+   * @default {5000}
+   */
+  timeout?: number | undefined;
+  /**
+   * Do not wait: the kernel detaches when the last one lets go.
+   *
+   * @default {false}
+   */
+  lazy?: boolean | undefined;
+  /** Ends the waiting. */
+  signal?: AbortSignal | undefined;
+}
+
+/** {@linkcode DetachOptions}, checked. */
+export interface Waiting {
+  readonly timeout: number;
+  readonly lazy: boolean;
+  readonly signal: AbortSignal | undefined;
+}
+
+/** Checks the options. An abort that has happened already is thrown. */
+export function checkDetachOptions(options: DetachOptions): Waiting {
+  checkOptions(options, ["timeout", "lazy", "signal"]);
+  const timeout = options.timeout === undefined
+    ? 5000
+    : checkTimeout(options.timeout);
+  const lazy = checkBoolean(options.lazy, "lazy") ?? false;
+  const signal = checkSignal(options.signal);
+  signal?.throwIfAborted();
+  return { timeout, lazy, signal };
+}
+
+/**
+ * Detaches a device, whoever attached it, and resolves when it is free.
+ *
+ * What was written through the device is in the file then, also what others wrote
+ * meanwhile. While others have it open (a mount, another process) the kernel keeps
+ * it, and detaches when they let go. A failed write-back is reported after the device
+ * was let go. Partitions disappear with the device. Requires `--allow-ffi`, and
+ * permission to open the node for reading.
+ *
+ * @param device The device. With a bare name, path or number your word is taken for
+ * what is attached to it; with what {@linkcode list} gave it is checked.
+ * @throws {LoopBusyError} `EBUSY` when others do not let go in time
+ * @throws {StaleDeviceError} when the device is bound to something else by now
+ * @throws {UnexpectedDevice} for a partition, and what is no loop device
+ * @throws {LoopError} `ENXIO` when no file is attached; `EIO`, `ENOSPC` when writing
+ * back failed, with the device detached
+ *
+ * @example Detaching all devices of a file
+ * ```ts
+ * import { attach, detach, find } from "@loopdev/loopdev";
+ *
+ * const path = await Deno.makeTempFile();
+ * await Deno.truncate(path, 1 << 20);
+ * (await attach(path)).persist();
+ * for (const device of find(path)) await detach(device);
+ * await Deno.remove(path);
+ * ```
+ */
+export async function detach(
+  device: DeviceRef,
+  options: DetachOptions = {},
+): Promise<void> {
+  const waiting = checkDetachOptions(options);
+  using loop = openBound(device);
+  const released = await release(loop);
+  if (!waiting.lazy) await untilFree(released, waiting);
+  if (released.failure !== undefined) throw released.failure;
+}
+
+/** Opens a device to which a file is attached, and the right one. */
+function openBound(device: DeviceRef): Loop {
+  // For reading: that a device was open for writing makes udev look at it again.
+  const loop = typeof device === "string"
+    ? Loop.open(device, { readOnly: true })
+    : new Loop(minorOf(device), { readOnly: true });
+  try {
+    checkBinding(loop, sequenceIn(device));
+    return loop;
+  } catch (error) {
+    loop.close();
+    throw error;
+  }
+}
+
+function minorOf(device: Exclude<DeviceRef, string>): number {
+  if (typeof device === "object" && device !== null) {
+    return checkMinor(device.minor);
+  }
+  return checkMinor(device);
+}
+
+/** The disk sequence number in a reference, where it has one. */
+function sequenceIn(device: DeviceRef): number | undefined {
+  if (typeof device !== "object") return undefined;
+  const { diskSequence } = device;
+  if (diskSequence === undefined) return undefined;
+  if (!Number.isSafeInteger(diskSequence)) {
+    throw new TypeError(
+      `Cannot use ${diskSequence} as diskSequence: it must be an integer`,
+    );
+  }
+  return diskSequence || undefined; // 0 before Linux 5.15
+}
+
+function checkBinding(loop: Loop, expected: number | undefined): void {
+  checkAttached(loop);
+  if (expected === undefined) return;
+  const actual = sequenceOf(loop);
+  if (actual === undefined || actual === expected) return;
+  throw new StaleDeviceError(
+    `Cannot detach ${quote(loop.path)}`,
+    loop.path,
+    `it is bound to something else by now (disk sequence ${actual}, expected ${expected})`,
+  );
+}
+
+function checkAttached(loop: Loop): void {
+  try {
+    loop.getInfo();
+  } catch (error) {
+    if (!isErrno(error, ENXIO)) throw error;
+    throw new LoopError(`Cannot detach ${quote(loop.path)}`, {
+      errno: ENXIO,
+      operation: "LOOP_GET_STATUS64",
+      path: loop.path,
+      hint: "no file is attached to it",
+    });
+  }
+}
+
+/** The disk sequence number of an open device; `undefined` before Linux 5.15. */
+export function sequenceOf(loop: Loop): number | undefined {
+  try {
+    return loop.getDiskSequence();
+  } catch (error) {
+    const unknown = error instanceof LoopError &&
+      (error.errno === EINVAL || error.errno === ENOTTY);
+    if (unknown) return undefined;
+    throw error;
+  }
+}
+
+/** A device that was let go. */
+export interface Released extends Binding {
+  /** Why not everything could be written back. */
+  readonly failure: LoopError | undefined;
+}
+
+/**
+ * Writes back, has the kernel detach at the last close, and closes: the device is
+ * free afterwards unless others have it open.
+ */
+export async function release(loop: Loop): Promise<Released> {
+  await writeBackMuch(loop);
+  return releaseNow(loop);
+}
+
+/** The same, without regard for the event loop. */
+export function releaseNow(loop: Loop): Released {
+  const { minor, path } = loop;
+  try {
+    const sequence = orError(() => sequenceOf(loop));
+    const written = orError(() => writeBackRest(loop));
+    if (!isAutoclear(loop)) clear(loop);
+    return {
+      minor,
+      path,
+      diskSequence: sequence.value,
+      failure: sequence.error ?? written.error,
+    };
+  } finally {
+    loop.close();
+  }
+}
+
+/** What must not keep a device from being let go is reported afterwards. */
+function orError<T>(call: () => T): { value?: T; error?: LoopError } {
+  try {
+    return { value: call() };
+  } catch (error) {
+    if (error instanceof LoopError) return { error };
+    throw error;
+  }
+}
+
+/** 8 MiB: what is written to the page cache of the backing file in a few milliseconds. */
+const FEW_PAGES = 2048;
+
+/**
+ * Writes back on another thread when there is much to write. Its result is not known;
+ * writing back the rest tells of all errors, as each descriptor sees them once.
+ */
+async function writeBackMuch(loop: Loop): Promise<void> {
+  const pages = dirtyPages(loop.fd);
+  if (pages >= 0 && pages <= FEW_PAGES) return;
+  let second;
+  try {
+    second = reopen(loop, O_RDONLY, "write back");
+  } catch {
+    return; // no descriptor to spare: then all of it is the rest
+  }
+  try {
+    await writeBackElsewhere(second.fd);
+  } finally {
+    second.close();
+  }
+}
+
+function writeBackRest(loop: Loop): void {
+  check(writeBack(loop.fd), () => ({
+    action: `Cannot write back ${quote(loop.path)}`,
+    operation: "sync_file_range",
+    path: loop.path,
+    hint: "it was detached, and what was written last is not in the file",
+  }));
+}
+
+function isAutoclear(loop: Loop): boolean {
+  try {
+    return (loop.getInfo().flags & LO_FLAGS_AUTOCLEAR) !== 0;
+  } catch (error) {
+    // Detached already: nothing is left to clear. Otherwise clearing finds out.
+    return isErrno(error, ENXIO);
+  }
+}
+
+/**
+ * Has the kernel detach at the last close. With two descriptors open, so that it does
+ * not do so at once and throw away what others have just written.
+ */
+function clear(loop: Loop): void {
+  try {
+    using second = reopen(loop, O_RDONLY, "detach");
+    const result = ioctlValue(second.fd, LOOP_CLR_FD, 0n);
+    if (result >= 0 || result === -ENXIO) return;
+    throw new LoopError(`Cannot detach ${quote(loop.path)}`, {
+      errno: -result,
+      operation: "LOOP_CLR_FD",
+      path: loop.path,
+    });
+  } catch (error) {
+    // Without a second descriptor the flag does the same, but slower.
+    try {
+      loop.setStatus({ autoclear: true });
+    } catch {
+      throw error;
+    }
+  }
+}
+
+function isErrno(error: unknown, errno: number): boolean {
+  return error instanceof LoopError && error.errno === errno;
+}
+
+/** A device, and which binding of it. */
+interface Binding {
+  readonly minor: number;
+  readonly path: string;
+  readonly diskSequence: number | undefined;
+}
+
+/** Whether a device that was let go is free: nothing is attached, or something else. */
+export function isFree({ minor, diskSequence }: Binding): boolean {
+  if (isBound(minor)) {
+    return diskSequence !== undefined &&
+      diskSequenceOf(minor) !== diskSequence;
+  }
+  return hasSysfs() || isUnbound(minor, diskSequence);
+}
+
+/** The same where there is no sysfs: asked of the device. */
+function isUnbound(minor: number, diskSequence: number | undefined): boolean {
+  try {
+    using loop = new Loop(minor, { readOnly: true });
+    try {
+      loop.getInfo();
+    } catch (error) {
+      if (isErrno(error, ENXIO)) return true;
+      throw error;
+    }
+    return diskSequence !== undefined && sequenceOf(loop) !== diskSequence;
+  } catch (error) {
+    if (isErrno(error, ENXIO)) return false; // the last one is about to close it
+    throw error;
+  }
+}
+
+const FIRST_PAUSE = 1;
+const LONGEST_PAUSE = 20;
+
+/** Waits until others have let go. Mostly there are none, and one look is enough. */
+export async function untilFree(
+  device: Released,
+  { timeout, signal }: Waiting,
+): Promise<void> {
+  const deadline = performance.now() + timeout;
+  let pause = FIRST_PAUSE;
+  while (!isFree(device)) {
+    signal?.throwIfAborted();
+    const left = deadline - performance.now();
+    if (left <= 0) {
+      throw new LoopBusyError(`Cannot detach ${quote(device.path)}`, {
+        errno: EBUSY,
+        operation: "detach",
+        path: device.path,
+        hint:
+          "somebody else has it open; the kernel detaches it when they let go",
+        cause: device.failure,
+      });
+    }
+    await sleep(Math.min(pause, left), signal);
+    pause = Math.min(2 * pause, LONGEST_PAUSE);
+  }
+}
+
+/** A pause that an abort ends. */
+export function sleep(
+  milliseconds: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const abort = () => {
+      clearTimeout(timer);
+      reject(signal!.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", abort);
+      resolve();
+    }, milliseconds);
+    signal?.addEventListener("abort", abort, { once: true });
+  });
+}

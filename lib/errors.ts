@@ -1,0 +1,154 @@
+/** The errors of this library. */
+import { ENODEV, errnoMessage, errnoName, ESTALE } from "./sys/errno.ts";
+
+/** What went wrong, beside what was tried. */
+export interface LoopErrorDetails {
+  /** The error number of the kernel, positive. */
+  errno: number;
+  /** The call that failed: `LOOP_SET_FD`, `open`. */
+  operation: string;
+  /** The file or device that it failed on, when there is one. */
+  path?: string | undefined;
+  /** What can be done about it, or what it means here. */
+  hint?: string | undefined;
+  /** Another error that this one must not hide. */
+  cause?: unknown;
+}
+
+/**
+ * The kernel refused something.
+ *
+ * The message says what was tried, on what, what the kernel said, and where there
+ * is one thing to do about it, that.
+ *
+ * @example Telling a missing file from other failures
+ * ```ts
+ * import { LoopError, openFile } from "@loopdev/loopdev";
+ * import { assertEquals } from "@std/assert";
+ *
+ * try {
+ *   using file = openFile("/nowhere/disk.img");
+ *   console.log(file.fd);
+ * } catch (error) {
+ *   if (!(error instanceof LoopError)) throw error;
+ *   assertEquals(error.code, "ENOENT");
+ *   assertEquals(error.operation, "open");
+ * }
+ * ```
+ */
+export class LoopError extends Error {
+  /** The name of the class. */
+  override readonly name: string = "LoopError";
+  /** The symbolic name of the error number: `EBUSY`. */
+  readonly code: string;
+  /** The error number, positive: 16. */
+  readonly errno: number;
+  /** The call that failed: an ioctl by its name in `linux/loop.h`, or a system call. */
+  readonly operation: string;
+  /** The file or device that it failed on, when there is one. */
+  readonly path?: string;
+
+  /** An error whose message begins with `action`: `Cannot attach "disk.img"`. */
+  constructor(action: string, details: LoopErrorDetails) {
+    const { errno, operation, path, hint, cause } = details;
+    const code = errnoName(errno);
+    super(
+      `${action}: ${errnoMessage(errno)} (${code})${hint ? `: ${hint}` : ""}`,
+      cause === undefined ? undefined : { cause },
+    );
+    this.code = code;
+    this.errno = errno;
+    this.operation = operation;
+    if (path !== undefined) this.path = path;
+  }
+}
+
+/**
+ * A device did not become free in time: somebody else has it open.
+ *
+ * The kernel frees it when they let go; nothing has to be repeated. Only
+ * {@linkcode detach} and {@linkcode Attachment.detach} throw it.
+ */
+export class LoopBusyError extends LoopError {
+  /** The name of the class. */
+  override readonly name: string = "LoopBusyError";
+}
+
+/**
+ * A device is bound to something else than it was when its disk sequence number
+ * was read: the number was recycled. Nothing was changed. `ESTALE`.
+ */
+export class StaleDeviceError extends LoopError {
+  /** The name of the class. */
+  override readonly name: string = "StaleDeviceError";
+
+  /** An error about the device at `path`. */
+  constructor(action: string, path: string, hint: string) {
+    super(action, { errno: ESTALE, operation: "BLKGETDISKSEQ", path, hint });
+  }
+}
+
+/**
+ * A node is not what its name says: no block device, or another device than the
+ * one of that number. It was not opened. `ENODEV`.
+ */
+export class UnexpectedDevice extends LoopError {
+  /** The name of the class. */
+  override readonly name: string = "UnexpectedDevice";
+  /** The loop number that was expected; -1 when any loop device would have done. */
+  readonly expectedMinor: number;
+  /** The device number of the node, encoded as in `st_rdev`; 0 when it is no device. */
+  readonly rdev: number;
+  /** Type and permissions of the node, as in `st_mode`. */
+  readonly mode: number;
+
+  /** An error about a node with the given device number and mode. */
+  constructor(
+    expectedMinor: number,
+    rdev: number,
+    mode: number,
+    details: { path?: string | undefined; hint?: string | undefined } = {},
+  ) {
+    const what = details.path === undefined
+      ? "the node"
+      : JSON.stringify(details.path);
+    super(`Cannot use ${what} as ${wanted(expectedMinor)}`, {
+      errno: ENODEV,
+      operation: "stat",
+      path: details.path,
+      hint: details.hint,
+    });
+    this.expectedMinor = expectedMinor;
+    this.rdev = rdev;
+    this.mode = mode;
+  }
+}
+
+function wanted(minor: number): string {
+  return minor < 0 ? "a loop device" : `loop${minor}`;
+}
+
+/** What to say of a call that failed. */
+export interface Failure extends Omit<LoopErrorDetails, "errno" | "hint"> {
+  /** What was tried, on what: `Cannot open "disk.img"`. */
+  action: string;
+  /** What it means here, where there is something to say; or that for some error numbers. */
+  hint?: string | Record<number, string> | undefined;
+}
+
+/** The result of a system call; a negative one, which is an error number, is thrown as `LoopError`. */
+export function check(result: number, failure: () => Failure): number {
+  if (result >= 0) return result;
+  const errno = -result;
+  const { action, hint, ...details } = failure();
+  throw new LoopError(action, {
+    errno,
+    ...details,
+    hint: typeof hint === "object" ? hint[errno] : hint,
+  });
+}
+
+/** A name as it stands in messages: quoted, on one line whatever it holds. */
+export function quote(name: string): string {
+  return JSON.stringify(name);
+}

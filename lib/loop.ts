@@ -1,0 +1,1240 @@
+/** The device: one method, one ioctl, synchronous. */
+import {
+  checkBlockSize,
+  checkBoolean,
+  checkBytes,
+  checkDescriptor,
+  checkMinor,
+  checkMode,
+  checkOptions,
+  checkPath,
+  type FilePath,
+} from "./arguments.ts";
+import {
+  check,
+  type Failure,
+  LoopError,
+  quote,
+  UnexpectedDevice,
+} from "./errors.ts";
+import {
+  checkBackingFile,
+  checkStat,
+  FileDescriptor,
+  fileType,
+} from "./file_descriptor.ts";
+import { deviceNumberOf, hasSysfs, LOOP_MAJOR } from "./loop_sysfs.ts";
+import {
+  BLKFLSBUF,
+  BLKGETDISKSEQ,
+  BLKGETSIZE64,
+  BLKROGET,
+  BLKSSZGET,
+} from "./sys/blk_uapi.ts";
+import {
+  EAGAIN,
+  EBADF,
+  EBUSY,
+  EINVAL,
+  ENOENT,
+  ENOSYS,
+  ENOTTY,
+  ENXIO,
+} from "./sys/errno.ts";
+import {
+  AT_FDCWD,
+  chmodAt,
+  cString,
+  fsync,
+  ioctlPointer,
+  ioctlValue,
+  majorMinor,
+  mknodAt,
+  O_EXCL,
+  O_RDONLY,
+  O_RDWR,
+  openAt,
+  S_IFBLK,
+  S_IFMT,
+  type Stat,
+  statAt,
+  statOf,
+  tryLock,
+  unlinkAt,
+} from "./sys/libc.ts";
+import {
+  encodeName,
+  LO_FLAGS_AUTOCLEAR,
+  LO_FLAGS_DIRECT_IO,
+  LO_FLAGS_PARTSCAN,
+  LO_FLAGS_READ_ONLY,
+  LOOP_CHANGE_FD,
+  LOOP_CLR_FD,
+  LOOP_CONFIGURE,
+  LOOP_GET_STATUS64,
+  LOOP_SET_BLOCK_SIZE,
+  LOOP_SET_CAPACITY,
+  LOOP_SET_DIRECT_IO,
+  LOOP_SET_FD,
+  LOOP_SET_STATUS64,
+  LoopConfig,
+  LoopInfo64,
+} from "./sys/loop_uapi.ts";
+import { readLink } from "./sys/sysfs.ts";
+
+/** How {@linkcode Loop} opens a device. */
+export interface LoopOptions {
+  /** A descriptor of the directory that holds the node; without it `/dev`. 0 is a valid descriptor. */
+  dirFd?: number | undefined;
+  /**
+   * Open for reading only. A device bound through such a descriptor is read-only.
+   *
+   * @default {false}
+   */
+  readOnly?: boolean | undefined;
+}
+
+/** What {@linkcode Loop.open} takes. */
+export type LoopOpenOptions = Omit<LoopOptions, "dirFd">;
+
+/** What {@linkcode Loop.configure} sets. Sizes and offsets are bytes. */
+export interface ConfigureOptions {
+  /**
+   * Where in the backing file the device begins.
+   *
+   * @default {0}
+   */
+  offset?: number | bigint | undefined;
+  /**
+   * How large the device is at most. The device is as large as the smaller of this
+   * and what the file holds behind the offset; 0 means no limit.
+   *
+   * @default {0}
+   */
+  sizelimit?: number | bigint | undefined;
+  /** The logical block size: a power of two from 512 to the page size, to 65536 from Linux 6.15 on. Without it the kernel chooses. */
+  blockSize?: number | undefined;
+  /**
+   * Nobody can write through the device.
+   *
+   * @default {false}
+   */
+  readOnly?: boolean | undefined;
+  /** The kernel detaches at the last close, also when the process is killed. */
+  autoclear?: boolean | undefined;
+  /** The kernel looks for partitions. */
+  partscan?: boolean | undefined;
+  /** Bypass the page cache of the backing file. A wish: the kernel drops it in silence where it cannot. */
+  directIo?: boolean | undefined;
+  /** A text of at most 63 bytes of UTF-8 that the kernel keeps with the device (`lo_file_name`). */
+  reference?: string | undefined;
+}
+
+/** What {@linkcode Loop.setStatus} changes. What is absent or `undefined` stays as it is. */
+export interface StatusChanges {
+  /** Where in the backing file the device begins, in bytes. */
+  offset?: number | bigint | undefined;
+  /** How many bytes the device has at most; 0 means no limit. */
+  sizelimit?: number | bigint | undefined;
+  /** Whether the kernel detaches at the last close. */
+  autoclear?: boolean | undefined;
+  /** Whether the kernel looks for partitions. It cannot be turned off. */
+  partscan?: boolean | undefined;
+  /** A text of at most 63 bytes of UTF-8 that the kernel keeps with the device. */
+  reference?: string | undefined;
+}
+
+/** What {@linkcode Loop.getStatus} tells. Sizes and offsets are bytes. */
+export interface LoopStatus {
+  /** The number of the device. */
+  minor: number;
+  /** Where in the backing file the device begins. */
+  offset: number;
+  /** How large the device is at most; 0 means no limit. */
+  sizelimit: number;
+  /** Whether the device was bound read-only. */
+  readOnly: boolean;
+  /** Whether the kernel detaches at the last close. */
+  autoclear: boolean;
+  /** Whether the kernel looks for partitions. */
+  partscan: boolean;
+  /** Whether the page cache of the backing file is bypassed. */
+  directIo: boolean;
+  /** The text that was given to the device; empty when none was. */
+  reference: string;
+  /** The file system that holds the backing file, as in `st_dev`. */
+  backingDevice: number;
+  /** The inode number of the backing file. */
+  backingInode: bigint;
+  /** The device number of a backing block device, otherwise 0. */
+  backingRdev: number;
+}
+
+/** Where {@linkcode Loop.mknod} makes a node. */
+export interface MknodOptions {
+  /** A descriptor of the directory for the node; without it `/dev`. */
+  dirFd?: number | undefined;
+  /**
+   * Permissions of the node, exact whatever the umask is.
+   *
+   * @default {0o600}
+   */
+  mode?: number | undefined;
+}
+
+/** How the internal callers say which node to open. */
+const NODE = Symbol("node");
+
+interface InternalOptions extends LoopOptions {
+  [NODE]?: FilePath;
+}
+
+/** A device that is open, on Linux 5.0 to 5.18 busy for a moment: how often to ask again. */
+const MAX_AGAIN = 64;
+
+const u64 = new Uint8Array(8);
+const u64View = new DataView(u64.buffer);
+
+/**
+ * An open loop device. Each method is one ioctl of `linux/loop.h` or
+ * `linux/fs.h`, and throws what the kernel says as {@linkcode LoopError}.
+ *
+ * This is the layer without a net: for attaching files use {@linkcode attach},
+ * which chooses a device, verifies it, and detaches without losing data.
+ *
+ * Closing or disposing closes the descriptor and never detaches by itself (the
+ * kernel does, at the last close of a device with `autoclear`). Every property of
+ * a device is cleared when it is unbound, and kept by {@linkcode Loop.changeFd}.
+ * Requires `--allow-ffi`, and for most of it root.
+ *
+ * @example Binding a file and looking at the device
+ * ```ts
+ * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+ * import { assertEquals } from "@std/assert";
+ *
+ * using control = new LoopControl();
+ * using memory = openMemory(1024 * 1024);
+ * using loop = new Loop(control.getUnbound());
+ * loop.configure(memory.fd, { autoclear: true });
+ * assertEquals(loop.getSize(), 1024 * 1024);
+ * ```
+ */
+export class Loop implements Disposable {
+  /** The major device number of loop devices, `LOOP_MAJOR` in `linux/major.h`. */
+  static readonly MAJOR: number = LOOP_MAJOR;
+
+  /** The loop number: 3 for `/dev/loop3`. */
+  readonly minor: number;
+  /** The name of the device: `loop3`. */
+  readonly name: string;
+  /** The path that it was opened by: `/dev/loop3`, or the path of the directory `dirFd` and the name. */
+  readonly path: string;
+  readonly #readOnly: boolean;
+  readonly #rdevice: number;
+  #fd = -1;
+  /** A second descriptor, which holds the lock of {@linkcode Loop.lock}. */
+  #lock: FileDescriptor | undefined;
+
+  /**
+   * Opens `/dev/loop<minor>`, or the node of that name in `dirFd`.
+   *
+   * The node is examined before it is opened and again after: it must be a block
+   * device with the number that the kernel gives to that loop device. So a FIFO does
+   * not hang, and the leftover node of a removed device does not create it anew.
+   *
+   * @param minor The loop number, 0 to 1048575.
+   * @throws {UnexpectedDevice} when the node is something else, or the kernel has no
+   * such device
+   * @throws {LoopError} `ENOENT` without a node, `EACCES` without permission, `ENXIO`
+   * while the device is being detached
+   * @throws {RangeError} for a number that no loop device can have
+   *
+   * @example Opening by number
+   * ```ts
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using loop = new Loop(control.getUnbound(), { readOnly: true });
+   * console.log(loop.path);
+   * ```
+   */
+  constructor(minor: number, options: LoopOptions = {}) {
+    checkOptions(options, ["dirFd", "readOnly"]);
+    this.minor = checkMinor(minor);
+    this.name = `loop${minor}`;
+    this.#readOnly = checkBoolean(options.readOnly, "readOnly") ?? false;
+    const dirFd = options.dirFd === undefined
+      ? AT_FDCWD
+      : checkDescriptor(options.dirFd, "dirFd");
+    const node = (options as InternalOptions)[NODE] ??
+      nodeIn(dirFd, this.name);
+    this.path = node.text;
+    this.#rdevice = this.#examine(dirFd, node);
+    const fd = check(
+      openAt(dirFd, node.bytes, this.#readOnly ? O_RDONLY : O_RDWR),
+      () => ({
+        action: `Cannot open ${quote(this.path)}`,
+        operation: "open",
+        path: this.path,
+      }),
+    );
+    try {
+      this.#expect(statOf(fd), this.#rdevice);
+    } catch (error) {
+      new FileDescriptor(fd).close();
+      throw error;
+    }
+    this.#fd = fd;
+  }
+
+  /**
+   * Opens a device by name (`loop3`), path (`/dev/loop3`), or any path to a node of
+   * a whole loop device.
+   *
+   * @throws {UnexpectedDevice} when the path leads to something else; for a
+   * partition the message names its disk
+   * @throws {LoopError} as the constructor
+   *
+   * @example Opening by path
+   * ```ts
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * const minor = control.getUnbound();
+   * using loop = Loop.open(`/dev/loop${minor}`);
+   * assertEquals(loop.minor, minor);
+   * ```
+   */
+  static open(path: string, options: LoopOpenOptions = {}): Loop {
+    checkOptions(options, ["readOnly"]);
+    const node = checkPath(path);
+    const minor = minorOfName(path);
+    if (minor !== undefined) return new Loop(minor, options);
+    const internal: InternalOptions = { ...options, [NODE]: node };
+    return new Loop(minorOfNode(node), internal);
+  }
+
+  /** The open descriptor; -1 once it is closed. */
+  get fd(): number {
+    return this.#fd;
+  }
+
+  /**
+   * `LOOP_SET_FD`: binds a backing file, without offset, limit or flags. The device
+   * is read-only when the descriptor is. {@linkcode Loop.configure} does this and the
+   * rest in one step.
+   *
+   * A file must not be bound to a device that it leads back to, through however many
+   * loop devices; the kernel refuses that with `EBADF`. Two devices over the same
+   * bytes of one file corrupt them.
+   *
+   * @param fd The descriptor of a regular file or block device. It stays yours and
+   * may be closed afterwards.
+   * @throws {LoopError} `EBUSY` when the device is bound already or held exclusively;
+   * `EBADF` for a closed descriptor; `EISDIR`, `EINVAL` for other kinds of files
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(4096);
+   * using loop = new Loop(control.getUnbound());
+   * loop.setFd(memory.fd);
+   * loop.clearFd();
+   * ```
+   */
+  setFd(fd: number): void {
+    this.#checkBacking(fd, "LOOP_SET_FD");
+    this.#value("LOOP_SET_FD", LOOP_SET_FD, BigInt(fd), "attach a file to");
+  }
+
+  /**
+   * `LOOP_CLR_FD`: marks the device for clearing. The kernel detaches when the last
+   * descriptor is closed, this one included: call {@linkcode Loop.close} next.
+   *
+   * From Linux 6.11 on `LOOP_CLR_FD` from the only descriptor throws away what was
+   * written and is not in the file yet, also by others. So the node is opened a
+   * second time, written back, cleared with both open, and the second closed.
+   *
+   * @throws {LoopError} `ENXIO` when nothing is bound; `EIO`, `ENOSPC` when writing
+   * back failed, after the device was marked
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(4096);
+   * using loop = new Loop(control.getUnbound());
+   * loop.setFd(memory.fd);
+   * loop.clearFd();
+   * loop.close();
+   * ```
+   */
+  clearFd(): void {
+    const fd = this.#open("LOOP_CLR_FD");
+    const second = reopen(this, O_RDONLY, "clear");
+    try {
+      const written = fsync(fd);
+      check(
+        ioctlValue(second.fd, LOOP_CLR_FD, 0n),
+        this.#failure("LOOP_CLR_FD", "clear"),
+      );
+      check(written, this.#failure("fsync", "write back", "it was cleared"));
+    } finally {
+      second.close();
+    }
+  }
+
+  /**
+   * `LOOP_CHANGE_FD`: exchanges the backing file of a read-only device, in use or
+   * not, for another of the same size. Offset, limit, flags and reference stay, and
+   * the device stays read-only whatever the new descriptor allows. The disk sequence
+   * number rises.
+   *
+   * @throws {LoopError} `EINVAL` when the device is not read-only or the size
+   * differs; `ENXIO` when nothing is bound; `EBADF` for a closed descriptor or a cycle
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using first = openMemory(4096);
+   * using second = openMemory(new Uint8Array(4096).fill(1));
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(first.fd, { readOnly: true, autoclear: true });
+   * loop.changeFd(second.fd);
+   * ```
+   */
+  changeFd(fd: number): void {
+    this.#checkBacking(fd, "LOOP_CHANGE_FD");
+    this.#value(
+      "LOOP_CHANGE_FD",
+      LOOP_CHANGE_FD,
+      BigInt(fd),
+      "change the backing file of",
+      {
+        [EINVAL]: "the device must be read-only and the new file of that size",
+        [EBADF]: "the file leads back to this device",
+      },
+    );
+  }
+
+  /**
+   * `LOOP_SET_CAPACITY`: takes over the present size of the backing file. Call it
+   * after the file has grown.
+   *
+   * @throws {LoopError} `ENXIO` when nothing is bound
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openFile } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * const path = await Deno.makeTempFile();
+   * await Deno.truncate(path, 4096);
+   * using control = new LoopControl();
+   * using file = openFile(path);
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(file.fd, { autoclear: true });
+   * await Deno.truncate(path, 8192);
+   * loop.setCapacity();
+   * assertEquals(loop.getSize(), 8192);
+   * await Deno.remove(path);
+   * ```
+   */
+  setCapacity(): void {
+    this.#value("LOOP_SET_CAPACITY", LOOP_SET_CAPACITY, 0n, "resize");
+  }
+
+  /**
+   * `LOOP_SET_DIRECT_IO` (Linux 4.4): bypasses the page cache of the backing file, or
+   * uses it again. Takes some 16 ms when it changes.
+   *
+   * @param enable `true` when left out.
+   * @throws {LoopError} `EINVAL` when direct I/O is not possible: the file system has
+   * none, or offset or block size do not fit its blocks; `ENXIO` when nothing is bound
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(4096);
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { autoclear: true });
+   * loop.setDirectIo(false);
+   * ```
+   */
+  setDirectIo(enable = true): void {
+    checkBoolean(enable, "enable");
+    this.#value(
+      "LOOP_SET_DIRECT_IO",
+      LOOP_SET_DIRECT_IO,
+      enable ? 1n : 0n,
+      `turn direct I/O ${enable ? "on" : "off"} for`,
+      {
+        [EINVAL]:
+          "the backing file has no direct I/O, or offset or block size are not multiples of its block size",
+      },
+    );
+  }
+
+  /**
+   * `LOOP_SET_BLOCK_SIZE` (Linux 4.14): sets the logical block size. Cached pages are
+   * written back first. A device that somebody holds exclusively (mounted, swap,
+   * device-mapper) is refused: a file system would break.
+   *
+   * @param bytes A power of two from 512 to the page size, to 65536 from Linux 6.15
+   * on.
+   * @throws {RangeError} for any other size
+   * @throws {LoopError} `EBUSY` when the device is mounted or held exclusively;
+   * `ENXIO` when nothing is bound
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(8192);
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { autoclear: true });
+   * loop.setBlockSize(4096);
+   * assertEquals(loop.getBlockSize(), 4096);
+   * ```
+   */
+  setBlockSize(bytes: number): void {
+    const size = BigInt(checkBlockSize(bytes));
+    this.#open("LOOP_SET_BLOCK_SIZE");
+    const what = "change the block size of";
+    using exclusive = this.#exclusive(what);
+    const set = () => ioctlValue(exclusive.fd, LOOP_SET_BLOCK_SIZE, size);
+    check(
+      repeatWhileAgain(set, exclusive.fd),
+      this.#failure("LOOP_SET_BLOCK_SIZE", what),
+    );
+  }
+
+  /**
+   * `LOOP_CONFIGURE` (Linux 5.8): binds a backing file with all properties in one
+   * step, in some microseconds. `LOOP_SET_FD` and `LOOP_SET_STATUS64` need 16 ms, and
+   * others may see the device half configured in between.
+   *
+   * @param fd The descriptor of a regular file or block device. It stays yours and
+   * may be closed afterwards.
+   * @throws {LoopError} `EBUSY` when the device is bound already or held exclusively;
+   * `EBADF` for a closed descriptor, or a file that leads back to this device;
+   * `EISDIR`, `EINVAL` for other kinds of files; `EINVAL` before Linux 5.8, where
+   * {@linkcode Loop.setFd} and {@linkcode Loop.setStatus} remain
+   * @throws {TypeError} for `readOnly: false` on a device opened `readOnly`
+   * @throws {RangeError} for a bad offset, limit, block size or reference
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(1024 * 1024);
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { offset: 4096, blockSize: 4096, autoclear: true });
+   * assertEquals(loop.getSize(), 1024 * 1024 - 4096);
+   * ```
+   */
+  configure(fd: number, options: ConfigureOptions = {}): void {
+    checkOptions(options, CONFIGURE_OPTIONS);
+    const config = encodeOptions(options);
+    if (this.#readOnly && options.readOnly === false) {
+      throw new TypeError(
+        `Cannot attach a file for writing to ${
+          quote(this.path)
+        }: it was opened with readOnly`,
+      );
+    }
+    this.#checkBacking(fd, "LOOP_CONFIGURE");
+    config.fd = fd;
+    bind(this, config, `descriptor ${fd}`);
+  }
+
+  /**
+   * `LOOP_GET_STATUS64`: the structure as the kernel gives it, with every value exact.
+   *
+   * @throws {LoopError} `ENXIO` when nothing is bound
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(8192);
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { sizelimit: 4096, autoclear: true });
+   * assertEquals(loop.getInfo().sizelimit, 4096n);
+   * ```
+   */
+  getInfo(): LoopInfo64 {
+    const info = new LoopInfo64();
+    check(
+      ioctlPointer(
+        this.#open("LOOP_GET_STATUS64"),
+        LOOP_GET_STATUS64,
+        info.bytes,
+      ),
+      this.#failure("LOOP_GET_STATUS64", "read the status of", NOT_BOUND),
+    );
+    return info;
+  }
+
+  /**
+   * `LOOP_GET_STATUS64`, decoded.
+   *
+   * @throws {LoopError} `ENXIO` when nothing is bound
+   * @throws {RangeError} for an offset or limit above `Number.MAX_SAFE_INTEGER`, which
+   * {@linkcode Loop.getInfo} still gives exactly
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(8192);
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { autoclear: true, reference: "build 7" });
+   * assertEquals(loop.getStatus().reference, "build 7");
+   * ```
+   */
+  getStatus(): LoopStatus {
+    const info = this.getInfo();
+    return {
+      minor: this.minor,
+      offset: this.#safe(info.offset, "offset"),
+      sizelimit: this.#safe(info.sizelimit, "sizelimit"),
+      ...decodeFlags(info.flags),
+      reference: info.fileName,
+      backingDevice: this.#safe(info.device, "backingDevice"),
+      backingInode: info.inode,
+      backingRdev: this.#safe(info.rdevice, "backingRdev"),
+    };
+  }
+
+  /**
+   * `LOOP_SET_STATUS64`: changes a bound device. What is absent or `undefined` stays
+   * as it is; `0` and `false` are values and are set. It reads, modifies and writes
+   * (about 16 ms), which is not atomic: somebody else's change in between is lost.
+   *
+   * A change of offset or limit is refused with `EBUSY` when the device is mounted or
+   * otherwise held exclusively: the file system would be ruined.
+   *
+   * @throws {LoopError} `ENXIO` when nothing is bound; `EBUSY` as above, and from
+   * Linux 6.19 on for every change of a mounted device
+   * @throws {TypeError} for `partscan: false` on a device that has it, which the kernel
+   * would ignore in silence
+   * @throws {RangeError} for a bad offset, limit or reference
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(8192);
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { offset: 4096, autoclear: true });
+   * loop.setStatus({ offset: 0 });
+   * assertEquals(loop.getSize(), 8192);
+   * ```
+   */
+  setStatus(changes: StatusChanges): void {
+    checkOptions(changes, STATUS_CHANGES);
+    const wanted = encodeOptions(changes).info;
+    this.#open("LOOP_SET_STATUS64");
+    const info = this.getInfo();
+    if (
+      changes.partscan === false && (info.flags & LO_FLAGS_PARTSCAN) !== 0
+    ) {
+      throw new TypeError(
+        `Cannot turn partscan off for ${
+          quote(this.path)
+        }: the kernel keeps it until the device is detached`,
+      );
+    }
+
+    const { offset, sizelimit, flags, fileName } = info;
+    if (changes.offset !== undefined) info.offset = wanted.offset;
+    if (changes.sizelimit !== undefined) info.sizelimit = wanted.sizelimit;
+    if (changes.reference !== undefined) info.fileName = wanted.fileName;
+    if (changes.autoclear !== undefined) {
+      info.flags = changes.autoclear
+        ? info.flags | LO_FLAGS_AUTOCLEAR
+        : info.flags & ~LO_FLAGS_AUTOCLEAR;
+    }
+    info.flags |= wanted.flags & LO_FLAGS_PARTSCAN;
+
+    const what = "change";
+    if (info.offset !== offset || info.sizelimit !== sizelimit) {
+      using exclusive = this.#exclusive(what);
+      this.#setInfo(exclusive.fd, info, what);
+    } else if (info.flags !== flags || info.fileName !== fileName) {
+      this.#setInfo(this.#fd, info, what);
+    }
+  }
+
+  #setInfo(fd: number, info: LoopInfo64, what: string): void {
+    const set = () => ioctlPointer(fd, LOOP_SET_STATUS64, info.bytes);
+    check(
+      repeatWhileAgain(set, fd),
+      this.#failure("LOOP_SET_STATUS64", what, NOT_BOUND),
+    );
+  }
+
+  /**
+   * `BLKGETSIZE64`: the size of the device in bytes; 0 when nothing is bound.
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using loop = new Loop(control.getUnbound());
+   * console.log(loop.getSize());
+   * ```
+   */
+  getSize(): number {
+    return this.#safe(this.#get("BLKGETSIZE64", BLKGETSIZE64), "size");
+  }
+
+  /**
+   * `BLKSSZGET`: the logical block size in bytes.
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using loop = new Loop(control.getUnbound());
+   * console.log(loop.getBlockSize());
+   * ```
+   */
+  getBlockSize(): number {
+    return Number(this.#get("BLKSSZGET", BLKSSZGET));
+  }
+
+  /**
+   * `BLKGETDISKSEQ` (Linux 5.15): a number that rises whenever a file is bound,
+   * exchanged or unbound. Two equal numbers mean the same binding.
+   *
+   * @throws {LoopError} `EINVAL` before Linux 5.15
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assert } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(4096);
+   * using loop = new Loop(control.getUnbound());
+   * const before = loop.getDiskSequence();
+   * loop.configure(memory.fd, { autoclear: true });
+   * assert(loop.getDiskSequence() > before);
+   * ```
+   */
+  getDiskSequence(): number {
+    return this.#safe(
+      this.#get("BLKGETDISKSEQ", BLKGETDISKSEQ),
+      "disk sequence",
+    );
+  }
+
+  /**
+   * `BLKROGET`: whether the device cannot be written, because it was bound read-only
+   * or was made so by `blockdev --setro`.
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assert } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(4096);
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { readOnly: true, autoclear: true });
+   * assert(loop.isReadOnly());
+   * ```
+   */
+  isReadOnly(): boolean {
+    return this.#get("BLKROGET", BLKROGET) !== 0n;
+  }
+
+  /**
+   * `fsync`: writes back what was written through the device, into the backing file
+   * and onto its disk.
+   *
+   * @throws {LoopError} `EIO`, `ENOSPC` when that fails
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using loop = new Loop(control.getUnbound());
+   * loop.sync();
+   * ```
+   */
+  sync(): void {
+    check(
+      fsync(this.#open("fsync")),
+      this.#failure("fsync", "write back"),
+    );
+  }
+
+  /**
+   * `BLKFLSBUF`: writes back and drops the cached pages, so that the next reader sees
+   * what was written to the backing file directly. Requires `CAP_SYS_ADMIN`.
+   *
+   * @throws {LoopError} `EACCES` without the capability
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using loop = new Loop(control.getUnbound());
+   * loop.flushBuffers();
+   * ```
+   */
+  flushBuffers(): void {
+    this.#value("BLKFLSBUF", BLKFLSBUF, 0n, "flush the buffers of");
+  }
+
+  /**
+   * `flock` on a second descriptor of the device: udev leaves a device alone that is
+   * locked exclusively. Held until {@linkcode Loop.unlock} or {@linkcode Loop.close};
+   * locking again changes the mode. It does not wait.
+   *
+   * @returns `false` when somebody else holds a lock that excludes this one.
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using loop = new Loop(control.getUnbound());
+   * if (loop.lock("exclusive")) loop.unlock();
+   * ```
+   */
+  lock(mode: "shared" | "exclusive"): boolean {
+    if (mode !== "shared" && mode !== "exclusive") {
+      throw new TypeError(
+        `Cannot lock ${quote(this.path)}: mode must be "shared" or "exclusive"`,
+      );
+    }
+    this.#open("flock");
+    const lock = this.#lock ?? reopen(this, O_RDONLY, "lock");
+    const result = tryLock(lock.fd, mode === "exclusive");
+    if (result >= 0) {
+      this.#lock = lock;
+      return true;
+    }
+    // A lock that was held before is lost by a failed change of its mode.
+    this.#lock = undefined;
+    lock.close();
+    if (result === -EAGAIN) return false;
+    check(result, this.#failure("flock", "lock"));
+    return false;
+  }
+
+  /**
+   * Gives back the lock of {@linkcode Loop.lock}, by closing its descriptor: udev
+   * looks at the device again. Without a lock it does nothing.
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   *
+   * using control = new LoopControl();
+   * using loop = new Loop(control.getUnbound());
+   * loop.lock("shared");
+   * loop.unlock();
+   * ```
+   */
+  unlock(): void {
+    this.#open("flock");
+    this.#releaseLock();
+  }
+
+  #releaseLock(): void {
+    const lock = this.#lock;
+    this.#lock = undefined;
+    lock?.close();
+  }
+
+  /**
+   * Makes a second node of this device, with its name, in another directory. A node
+   * that is left behind gives access to whatever is bound to that number later: remove
+   * it when it is not needed any more. Requires `CAP_MKNOD`.
+   *
+   * @throws {LoopError} `EEXIST` when the name is taken, `EPERM` without the
+   * capability
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl, openDirectory } from "@loopdev/loopdev";
+   *
+   * const path = await Deno.makeTempDir();
+   * using control = new LoopControl();
+   * using directory = openDirectory(path);
+   * using loop = new Loop(control.getUnbound());
+   * loop.mknod({ dirFd: directory.fd, mode: 0o660 });
+   * await Deno.remove(path, { recursive: true });
+   * ```
+   */
+  mknod(options: MknodOptions = {}): void {
+    checkOptions(options, ["dirFd", "mode"]);
+    const mode = options.mode === undefined ? 0o600 : checkMode(options.mode);
+    const dirFd = options.dirFd === undefined
+      ? AT_FDCWD
+      : checkDescriptor(options.dirFd, "dirFd");
+    this.#open("mknod");
+    const node = nodeIn(dirFd, this.name);
+    const action = `Cannot make node ${quote(node.text)}`;
+    check(
+      mknodAt(dirFd, node.bytes, mode, this.#rdevice),
+      () => ({ action, operation: "mknod", path: node.text }),
+    );
+    // The umask has taken its bits.
+    const result = chmodAt(dirFd, node.bytes, mode);
+    if (result < 0) unlinkAt(dirFd, node.bytes);
+    check(result, () => ({ action, operation: "chmod", path: node.text }));
+  }
+
+  /**
+   * Closes the descriptor, and with it the lock. Doing it again does nothing. It never
+   * detaches by itself; the kernel does when this was the last descriptor and
+   * `autoclear` is set.
+   *
+   * @example
+   * ```ts
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * const loop = new Loop(control.getUnbound());
+   * loop.close();
+   * assertEquals(loop.fd, -1);
+   * ```
+   */
+  close(): void {
+    this.#releaseLock();
+    const fd = this.#fd;
+    this.#fd = -1;
+    if (fd !== -1) new FileDescriptor(fd).close();
+  }
+
+  /** The same as {@linkcode Loop.close}. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** The descriptor, if it is open. */
+  #open(operation: string): number {
+    if (this.#fd !== -1) return this.#fd;
+    throw new LoopError(`Cannot use ${quote(this.path)}`, {
+      errno: EBADF,
+      operation,
+      path: this.path,
+      hint: "it is closed",
+    });
+  }
+
+  /** A descriptor that nobody can mount beside: the kernel refuses it when the disk or a partition is in use. */
+  #exclusive(what: string): FileDescriptor {
+    const access = this.#readOnly ? O_RDONLY : O_RDWR;
+    return reopen(this, access | O_EXCL, what);
+  }
+
+  #checkBacking(fd: number, operation: string): void {
+    checkDescriptor(fd, "fd");
+    this.#open(operation);
+    const action = `Cannot attach descriptor ${fd} to ${quote(this.path)}`;
+    checkBackingFile(
+      checkStat(statOf(fd), action, this.path, operation),
+      action,
+      this.path,
+    );
+  }
+
+  #value(
+    operation: string,
+    request: number,
+    value: bigint,
+    what: string,
+    hints: Failure["hint"] = NOT_BOUND,
+  ): void {
+    check(
+      ioctlValue(this.#open(operation), request, value),
+      this.#failure(operation, what, hints),
+    );
+  }
+
+  /** One of the `BLK*GET*`: a number of 32 or 64 bits. */
+  #get(operation: string, request: number): bigint {
+    u64View.setBigUint64(0, 0n, true);
+    check(
+      ioctlPointer(this.#open(operation), request, u64),
+      this.#failure(operation, "examine"),
+    );
+    return u64View.getBigUint64(0, true);
+  }
+
+  /** A number that a `number` holds exactly. */
+  #safe(value: bigint, field: string): number {
+    if (value <= Number.MAX_SAFE_INTEGER) return Number(value);
+    throw new RangeError(
+      `Cannot give ${field} of ${
+        quote(this.path)
+      } as a number: ${value} is above 2^53-1`,
+    );
+  }
+
+  #failure(
+    operation: string,
+    what: string,
+    hint?: Failure["hint"],
+  ): () => Failure {
+    const path = this.path;
+    return () => ({
+      action: `Cannot ${what} ${quote(path)}`,
+      operation,
+      path,
+      hint,
+    });
+  }
+
+  /** Looks at the node before it is opened. Gives its device number. */
+  #examine(dirFd: number, node: FilePath): number {
+    const stat = statAt(dirFd, node.bytes);
+    if (stat === -ENOENT) {
+      throw new LoopError(`Cannot open ${quote(this.path)}`, {
+        errno: ENOENT,
+        operation: "open",
+        path: this.path,
+        hint: deviceNumberOf(this.minor) === undefined
+          ? `there is no ${this.name}; LoopControl.add(${this.minor}) adds it`
+          : `the kernel has ${this.name}, but there is no node for it here`,
+      });
+    }
+    const expected = deviceNumberOf(this.minor);
+    this.#expect(stat, expected);
+    return expected!;
+  }
+
+  #expect(
+    answer: Stat | number,
+    rdevice: number | undefined,
+  ): void {
+    const { path } = this;
+    const stat = checkStat(answer, `Cannot examine ${quote(path)}`, path);
+    const isBlockDevice = (stat.mode & S_IFMT) === S_IFBLK;
+    if (isBlockDevice && stat.rdevice === rdevice) return;
+    let hint = `it is ${fileType(stat.mode)}`;
+    if (isBlockDevice) {
+      hint = rdevice === undefined
+        ? `the kernel has no ${this.name}`
+        : `it is a node of another device`;
+    }
+    throw new UnexpectedDevice(this.minor, stat.rdevice, stat.mode, {
+      path,
+      hint,
+    });
+  }
+}
+
+const NOT_BOUND = { [ENXIO]: "no file is attached to it" };
+
+/** The options of {@linkcode Loop.configure} by name. */
+export const CONFIGURE_OPTIONS = [
+  "offset",
+  "sizelimit",
+  "blockSize",
+  "readOnly",
+  "autoclear",
+  "partscan",
+  "directIo",
+  "reference",
+] as const;
+
+const STATUS_CHANGES = [
+  "offset",
+  "sizelimit",
+  "autoclear",
+  "partscan",
+  "reference",
+] as const;
+
+/** Checks the options and puts them into a `struct loop_config`, all but the descriptor. */
+export function encodeOptions(options: ConfigureOptions): LoopConfig {
+  const { offset, sizelimit, blockSize, reference } = options;
+  const config = new LoopConfig();
+  const { info } = config;
+  if (offset !== undefined) info.offset = checkBytes(offset, "offset");
+  if (sizelimit !== undefined) {
+    info.sizelimit = checkBytes(sizelimit, "sizelimit");
+  }
+  if (blockSize !== undefined) config.blockSize = checkBlockSize(blockSize);
+  if (reference !== undefined) {
+    encodeName(reference, "reference"); // for the message
+    info.fileName = reference;
+  }
+  const flag = (name: "readOnly" | "autoclear" | "partscan" | "directIo") =>
+    checkBoolean(options[name], name) ? FLAGS[name] : 0;
+  info.flags = flag("readOnly") | flag("autoclear") | flag("partscan") |
+    flag("directIo");
+  return config;
+}
+
+const FLAGS = {
+  readOnly: LO_FLAGS_READ_ONLY,
+  autoclear: LO_FLAGS_AUTOCLEAR,
+  partscan: LO_FLAGS_PARTSCAN,
+  directIo: LO_FLAGS_DIRECT_IO,
+};
+
+/** What `lo_flags` says. */
+export function decodeFlags(
+  flags: number,
+): Record<keyof typeof FLAGS, boolean> {
+  return {
+    readOnly: (flags & LO_FLAGS_READ_ONLY) !== 0,
+    autoclear: (flags & LO_FLAGS_AUTOCLEAR) !== 0,
+    partscan: (flags & LO_FLAGS_PARTSCAN) !== 0,
+    directIo: (flags & LO_FLAGS_DIRECT_IO) !== 0,
+  };
+}
+
+/** Another open file description of the same device, whatever its path leads to by now. */
+export function reopen(
+  loop: Loop,
+  flags: number,
+  what: string,
+): FileDescriptor {
+  return new FileDescriptor(
+    check(
+      openAt(AT_FDCWD, cString(`/proc/self/fd/${loop.fd}`), flags),
+      () => ({
+        action: `Cannot ${what} ${quote(loop.path)}`,
+        operation: "open",
+        path: loop.path,
+        hint: { [EBUSY]: "it is mounted or otherwise held exclusively" },
+      }),
+    ),
+  );
+}
+
+/** Binds a file to a device that is open: `LOOP_CONFIGURE`. */
+export function bind(loop: Loop, config: LoopConfig, file: string): void {
+  const result = ioctlPointer(loop.fd, LOOP_CONFIGURE, config.bytes);
+  if (result >= 0) return;
+  const errno = -result;
+  const hints: Record<number, string> = {
+    [EBUSY]: "it is attached already or held exclusively",
+    [EBADF]: "the file leads back to this device",
+    [EINVAL]:
+      "the file is a loop device without a backing file, or its file system cannot back a loop device",
+  };
+  throw new LoopError(`Cannot attach ${file} to ${quote(loop.path)}`, {
+    errno,
+    operation: "LOOP_CONFIGURE",
+    path: loop.path,
+    hint: canConfigure(loop, errno)
+      ? hints[errno]
+      : "this kernel has no LOOP_CONFIGURE (Linux 5.8); setFd() and setStatus() remain",
+  });
+}
+
+/** Whether the kernel knows `LOOP_CONFIGURE`: with a descriptor that is none it changes nothing and says `EBADF`. */
+function canConfigure(loop: Loop, errno: number): boolean {
+  const unknown = [EINVAL, ENOTTY, ENOSYS];
+  if (!unknown.includes(errno)) return true;
+  const nothing = new LoopConfig();
+  nothing.fd = 0xffffffff;
+  const probe = ioctlPointer(loop.fd, LOOP_CONFIGURE, nothing.bytes);
+  return !unknown.includes(-probe);
+}
+
+/** Calls until the answer is not `EAGAIN`, which Linux 5.0 to 5.18 gives while others read the device. */
+function repeatWhileAgain(call: () => number, fd: number): number {
+  let result = call();
+  for (let tries = 1; result === -EAGAIN && tries < MAX_AGAIN; tries++) {
+    fsync(fd);
+    result = call();
+  }
+  return result;
+}
+
+/** A node of that name in `/dev`, or in the directory of a descriptor. */
+export function nodeIn(dirFd: number, name: string): FilePath {
+  if (dirFd === AT_FDCWD) {
+    const text = `/dev/${name}`;
+    return { text, bytes: cString(text) };
+  }
+  const directory = readLink(`/proc/self/fd/${dirFd}`);
+  return {
+    text: `${
+      typeof directory === "string" ? directory : `/proc/self/fd/${dirFd}`
+    }/${name}`,
+    bytes: cString(name),
+  };
+}
+
+/** The loop number in `loop3` or `/dev/loop3`. */
+function minorOfName(path: string): number | undefined {
+  const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(path)?.[1];
+  return digits === undefined ? undefined : checkMinor(Number(digits));
+}
+
+/** The loop number of the device that a node stands for. */
+function minorOfNode(node: FilePath): number {
+  const name = quote(node.text);
+  const stat = checkStat(
+    statAt(AT_FDCWD, node.bytes),
+    `Cannot open ${name}`,
+    node.text,
+    "open",
+  );
+  const unexpected = (hint: string) =>
+    new UnexpectedDevice(-1, stat.rdevice, stat.mode, {
+      path: node.text,
+      hint,
+    });
+  if ((stat.mode & S_IFMT) !== S_IFBLK) {
+    throw unexpected(`it is ${fileType(stat.mode)}`);
+  }
+  const [major, minor] = majorMinor(stat.rdevice);
+  const path = `/sys/dev/block/${major}:${minor}`;
+  const target = readLink(path);
+  if (typeof target === "string") {
+    const [, disk, partition] =
+      /\/block\/([^/]+)(?:\/([^/]+))?$/.exec(target) ?? [];
+    const digits = /^loop(\d+)$/.exec(disk ?? "")?.[1];
+    if (digits === undefined) throw unexpected("it is another block device");
+    if (partition === undefined) return Number(digits);
+    throw unexpected(
+      `it is partition ${quote(partition)} of /dev/${disk}: use /dev/${disk}`,
+    );
+  }
+  if (target !== -ENOENT) {
+    throw new LoopError(`Cannot find the device of ${name}`, {
+      errno: -target,
+      operation: "readlink",
+      path,
+    });
+  }
+  if (major === Loop.MAJOR && !hasSysfs()) return minor;
+  throw unexpected("the kernel has no such device");
+}

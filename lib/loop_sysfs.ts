@@ -1,0 +1,91 @@
+/** What sysfs says of loop devices, without opening them. */
+import { LoopError, quote } from "./errors.ts";
+import { ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
+import { AT_FDCWD, cString, deviceNumber, statAt } from "./sys/libc.ts";
+import { listDirectory, readText } from "./sys/sysfs.ts";
+
+/** All virtual block devices. The path through `/sys/block` takes twice as long. */
+export const BLOCK = "/sys/devices/virtual/block";
+
+/** `LOOP_MAJOR`, linux/major.h. */
+export const LOOP_MAJOR = 7;
+
+/** What a read says of a device that was detached or removed meanwhile. */
+export const GONE: readonly number[] = [ENOENT, ENODEV, ENXIO];
+
+/** Throws an error number, unless it is one of those that mean something to the caller. */
+export function throwUnless(
+  known: readonly number[],
+  result: number,
+  path: string,
+): void {
+  if (known.includes(-result)) return;
+  throw new LoopError(`Cannot read ${quote(path)}`, {
+    errno: -result,
+    operation: "open",
+    path,
+  });
+}
+
+function exists(path: string): boolean {
+  const stat = statAt(AT_FDCWD, cString(path));
+  if (typeof stat !== "number") return true;
+  throwUnless(GONE, stat, path);
+  return false;
+}
+
+/** Whether there is a sysfs: a container may have none. */
+export function hasSysfs(): boolean {
+  return exists("/sys/dev/block");
+}
+
+/**
+ * The device number of a loop device, as `st_rdev` has it; `undefined` when the
+ * kernel has no such device. With the module parameter `max_part` it is not 7:minor.
+ * Without sysfs it is taken to be that.
+ */
+export function deviceNumberOf(minor: number): number | undefined {
+  const path = `${BLOCK}/loop${minor}/dev`;
+  const text = readText(path);
+  if (typeof text === "string") {
+    const [major, number] = text.split(":").map(Number);
+    return deviceNumber(major!, number!);
+  }
+  throwUnless(GONE, text, path);
+  return hasSysfs() ? undefined : deviceNumber(LOOP_MAJOR, minor);
+}
+
+/** Whether a file is attached to a device. That it is being detached does not count as free. */
+export function isBound(minor: number): boolean {
+  return exists(`${BLOCK}/loop${minor}/loop`);
+}
+
+/** The disk sequence number of a device; `undefined` before Linux 5.15, and when there is no such device. */
+export function diskSequenceOf(minor: number): number | undefined {
+  const path = `${BLOCK}/loop${minor}/diskseq`;
+  const text = readText(path);
+  if (typeof text === "string") return Number(text);
+  throwUnless(GONE, text, path);
+  return undefined;
+}
+
+/** The numbers of the loop devices that exist, in order. */
+export function loopNumbers(): number[] {
+  const names = listDirectory(BLOCK);
+  if (typeof names !== "number") {
+    return names
+      .map((name) => /^loop(\d+)$/.exec(name)?.[1])
+      .filter((digits) => digits !== undefined)
+      .map(Number)
+      .sort((a, b) => a - b);
+  }
+  // There may be no virtual block device; but there must be sysfs.
+  const missing = names === -ENOENT;
+  if (missing && hasSysfs()) return [];
+  throw new LoopError("Cannot list the loop devices", {
+    errno: -names,
+    operation: "open",
+    path: BLOCK,
+    hint: missing ? "sysfs is not mounted on /sys" : undefined,
+  });
+}

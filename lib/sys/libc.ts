@@ -1,0 +1,522 @@
+/**
+ * The C library: one table of prototypes, one way to read errno, one function
+ * a system call.
+ *
+ * Every function answers as the kernel does: the result, or the negative error
+ * number. Nothing here throws for a failed call, so that the caller, who knows
+ * what was tried on what, writes the message.
+ */
+
+const SYMBOLS = {
+  /** `int openat(int directory, const char *path, int flags, mode_t mode)` */
+  openat: { parameters: ["i32", "buffer", "i32", "u32"], result: "i32" },
+  /** `int close(int fd)` */
+  close: { parameters: ["i32"], result: "i32" },
+  /** `int ioctl(int fd, unsigned long request, long value)` */
+  ioctlValue: {
+    name: "ioctl",
+    parameters: ["i32", "u32", "i64"],
+    result: "i32",
+  },
+  /** `int ioctl(int fd, unsigned long request, void *argument)` */
+  ioctlPointer: {
+    name: "ioctl",
+    parameters: ["i32", "u32", "buffer"],
+    result: "i32",
+  },
+  /** `int fcntl(int fd, int command, void *argument)` */
+  fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
+  /** `int fsync(int fd)` */
+  fsync: { parameters: ["i32"], result: "i32" },
+  /** `int sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags)` */
+  syncFileRange: {
+    name: "sync_file_range",
+    parameters: ["i32", "i64", "i64", "u32"],
+    result: "i32",
+  },
+  /** The same on another thread. Its errno is lost: the result is of no use. */
+  syncFileRangeElsewhere: {
+    name: "sync_file_range",
+    parameters: ["i32", "i64", "i64", "u32"],
+    result: "i32",
+    nonblocking: true,
+  },
+  /** `ssize_t pread(int fd, void *buffer, size_t size, off_t offset)`; what we ask for fits 32 bits. */
+  pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
+  /** `int flock(int fd, int operation)` */
+  flock: { parameters: ["i32", "i32"], result: "i32" },
+  /** `int memfd_create(const char *name, unsigned flags)` */
+  memfdCreate: {
+    name: "memfd_create",
+    parameters: ["buffer", "u32"],
+    result: "i32",
+  },
+  /** `int uname(struct utsname *name)` */
+  uname: { parameters: ["buffer"], result: "i32" },
+  /** `long syscall(long number, …)` for calls that not every C library exports: (int, pointer, int, int, pointer). */
+  syscall: {
+    parameters: ["i64", "i64", "buffer", "i64", "i64", "buffer"],
+    result: "i32",
+  },
+  /** The same for calls with two pointers in the middle: (int, pointer, pointer, int). */
+  syscallTwoPointers: {
+    name: "syscall",
+    parameters: ["i64", "i64", "buffer", "buffer", "i64"],
+    result: "i32",
+  },
+  /** `int *__errno_location(void)`, in glibc and musl */
+  errnoLocation: {
+    name: "__errno_location",
+    parameters: [],
+    result: "pointer",
+  },
+  /** `void *memcpy(void *to, const void *from, size_t size)`: unlike `Deno.UnsafePointerView` allowed under a narrow grant. */
+  memcpy: { parameters: ["buffer", "pointer", "usize"], result: "pointer" },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+/** System call numbers, `asm/unistd_64.h` and `asm-generic/unistd.h`. */
+export const SYSTEM_CALLS = {
+  x86_64: {
+    pwrite64: 18n,
+    getdents64: 217n,
+    mknodat: 259n,
+    unlinkat: 263n,
+    readlinkat: 267n,
+    fchmodat: 268n,
+    statx: 332n,
+    cachestat: 451n,
+  },
+  aarch64: {
+    pwrite64: 68n,
+    getdents64: 61n,
+    mknodat: 33n,
+    unlinkat: 35n,
+    readlinkat: 78n,
+    fchmodat: 53n,
+    statx: 291n,
+    cachestat: 451n,
+  },
+} as const;
+
+const NUMBERS = SYSTEM_CALLS[Deno.build.arch as keyof typeof SYSTEM_CALLS];
+
+type Libc = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
+
+const granted = (path?: string): boolean =>
+  Deno.permissions.querySync({ name: "ffi", ...(path && { path }) }).state ===
+    "granted";
+
+/**
+ * The absolute paths at which C libraries are found: a grant for one of them is
+ * enough, and a bare name would not load under such a grant.
+ */
+function libraryPaths(musl: boolean): string[] {
+  const arch = Deno.build.arch;
+  if (musl) {
+    return [`/lib/ld-musl-${arch}.so.1`, `/lib/libc.musl-${arch}.so.1`];
+  }
+  return [
+    `/lib/${arch}-linux-gnu`,
+    `/usr/lib/${arch}-linux-gnu`,
+    "/lib64",
+    "/usr/lib64",
+    "/usr/lib",
+    "/lib",
+  ].map((directory) => `${directory}/libc.so.6`);
+}
+
+/** What can be opened without asking anybody, or `undefined`. */
+function grantedLibrary(): string | undefined {
+  const musl = (Deno.build as { env?: string }).env === "musl";
+  if (granted()) {
+    return musl ? `libc.musl-${Deno.build.arch}.so.1` : "libc.so.6";
+  }
+  return libraryPaths(musl).find(granted);
+}
+
+let libc: Libc | undefined;
+let errnoPointer: Deno.PointerValue = null;
+const errnoSlot = new Int32Array(1);
+
+function open(library: string): Libc {
+  const { symbols } = Deno.dlopen(library, SYMBOLS);
+  // Constant for a thread, so that reading errno takes one call only.
+  errnoPointer = symbols.errnoLocation();
+  return libc = symbols;
+}
+
+/** The library, opened at the first use if it was not at import. */
+function lib(): Libc {
+  return libc ?? openNow();
+}
+
+function openNow(): Libc {
+  if (Deno.build.os !== "linux" || NUMBERS === undefined) {
+    throw new Deno.errors.NotSupported(
+      `Cannot use loop devices on ${Deno.build.os} ${Deno.build.arch}: they exist on Linux, and this module knows x86_64 and aarch64`,
+    );
+  }
+  let library = grantedLibrary();
+  if (library === undefined) {
+    // The prompt, where there is one. If it is denied, dlopen throws Deno's own error.
+    Deno.permissions.requestSync({ name: "ffi" });
+    library = grantedLibrary() ?? libraryPaths(false)[0]!;
+  }
+  return open(library);
+}
+
+// Opening a library during a test looks like a leak to Deno's sanitizers, so it
+// is done at import, but only where that can neither prompt nor throw.
+if (Deno.build.os === "linux" && NUMBERS !== undefined) {
+  const library = grantedLibrary();
+  try {
+    if (library !== undefined) open(library);
+  } catch {
+    // Reported at the first use.
+  }
+}
+
+/** The result of a call, or its negative error number. Must be the very next thing after the call. */
+function answer(result: number): number {
+  if (result !== -1) return result;
+  libc!.memcpy(errnoSlot, errnoPointer, 4n);
+  return -errnoSlot[0]!;
+}
+
+/** Path of a file, NUL-terminated. */
+export type CString = Uint8Array;
+
+const encoder = new TextEncoder();
+
+/** Text for C. The caller has made sure that it holds no NUL. */
+export function cString(text: string): CString {
+  return encoder.encode(text + "\0");
+}
+
+/** `fcntl.h`: paths are relative to the working directory. */
+export const AT_FDCWD = -100;
+
+// asm-generic/fcntl.h; O_DIRECT and O_DIRECTORY have other values on aarch64.
+const arm = Deno.build.arch === "aarch64";
+export const O_RDONLY = 0;
+export const O_WRONLY = 1;
+export const O_RDWR = 2;
+export const O_ACCMODE = 3;
+export const O_EXCL = 0o200;
+export const O_NOCTTY = 0o400;
+export const O_NONBLOCK = 0o4000;
+export const O_DIRECT: number = arm ? 0o200000 : 0o40000;
+export const O_DIRECTORY: number = arm ? 0o40000 : 0o200000;
+const O_CLOEXEC = 0o2000000;
+export const O_PATH = 0o10000000;
+
+/** `openat(2)`, always with `O_CLOEXEC`. */
+export function openAt(
+  directory: number,
+  path: CString,
+  flags: number,
+): number {
+  return answer(lib().openat(directory, path, flags | O_CLOEXEC, 0));
+}
+
+/** `close(2)`. Its error is of no use: the descriptor is gone in any case. */
+export function close(fd: number): void {
+  lib().close(fd);
+}
+
+/** `ioctl(2)` whose argument is a number. */
+export function ioctlValue(
+  fd: number,
+  request: number,
+  value: bigint,
+): number {
+  return answer(lib().ioctlValue(fd, request, value));
+}
+
+/** `ioctl(2)` whose argument points to a structure. */
+export function ioctlPointer(
+  fd: number,
+  request: number,
+  argument: Uint8Array,
+): number {
+  return answer(lib().ioctlPointer(fd, request, argument));
+}
+
+const F_GETFL = 3;
+
+/** The flags that a descriptor was opened with: `fcntl(fd, F_GETFL)`. */
+export function openFlags(fd: number): number {
+  return answer(lib().fcntl(fd, F_GETFL, null));
+}
+
+/** `fsync(2)`. */
+export function fsync(fd: number): number {
+  return answer(lib().fsync(fd));
+}
+
+// linux/fs.h: wait for what is under way, start the rest, wait for it.
+const SYNC_FILE_RANGE_WRITE_AND_WAIT = 7;
+
+/** Writes dirty pages back and waits for them: `sync_file_range(2)` over the whole file. */
+export function writeBack(fd: number): number {
+  return answer(
+    lib().syncFileRange(fd, 0n, 0n, SYNC_FILE_RANGE_WRITE_AND_WAIT),
+  );
+}
+
+/** The same on another thread, to have the event loop go on. Whether it worked is not known: call `writeBack` afterwards. */
+export async function writeBackElsewhere(fd: number): Promise<void> {
+  await lib().syncFileRangeElsewhere(
+    fd,
+    0n,
+    0n,
+    SYNC_FILE_RANGE_WRITE_AND_WAIT,
+  );
+}
+
+/** `pread(2)`: how many bytes were read. */
+export function pread(
+  fd: number,
+  buffer: Uint8Array,
+  offset: number,
+): number {
+  return answer(
+    lib().pread(fd, buffer, BigInt(buffer.length), BigInt(offset)),
+  );
+}
+
+/** `pwrite(2)`: how many bytes were written. */
+export function pwrite(
+  fd: number,
+  bytes: Uint8Array,
+  offset: number,
+): number {
+  return answer(
+    lib().syscall(
+      NUMBERS.pwrite64,
+      BigInt(fd),
+      bytes,
+      BigInt(Math.min(bytes.length, 1 << 30)),
+      BigInt(offset),
+      null,
+    ),
+  );
+}
+
+// linux/fcntl.h
+const LOCK_SH = 1;
+const LOCK_EX = 2;
+const LOCK_NB = 4;
+
+/** `flock(2)`, without waiting. */
+export function tryLock(fd: number, exclusive: boolean): number {
+  return answer(
+    lib().flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB),
+  );
+}
+
+const MFD_CLOEXEC = 1;
+
+/** `memfd_create(2)`, always with `MFD_CLOEXEC`. */
+export function memfdCreate(name: CString): number {
+  return answer(lib().memfdCreate(name, MFD_CLOEXEC));
+}
+
+/** What `statx(2)` tells of a file. */
+export interface Stat {
+  /** Type and permissions, as in `st_mode`. */
+  readonly mode: number;
+  /** Size in bytes; 0 for a device. */
+  readonly size: bigint;
+  readonly inode: bigint;
+  /** Number of the file system that holds the file, encoded as in `st_dev`. */
+  readonly device: number;
+  /** Number of the device that a device node stands for, encoded as in `st_rdev`. */
+  readonly rdevice: number;
+}
+
+export const S_IFMT = 0o170000;
+export const S_IFCHR = 0o020000;
+export const S_IFDIR = 0o040000;
+export const S_IFBLK = 0o060000;
+export const S_IFREG = 0o100000;
+
+/** A device number as `stat(2)` gives it: `makedev(3)`. */
+export function deviceNumber(major: number, minor: number): number {
+  // Of 64 bits; the kernel's own numbers, 12 and 20 bits wide, fill the lower 32.
+  return ((minor & 0xff) | ((major & 0xfff) << 8) |
+    ((minor & 0xfff00) << 12)) >>>
+    0;
+}
+
+/** Major and minor of a device number. */
+export function majorMinor(device: number): [major: number, minor: number] {
+  return [
+    (device >>> 8) & 0xfff,
+    (device & 0xff) | ((device >>> 12) & 0xfff00),
+  ];
+}
+
+// linux/stat.h: struct statx
+const STATX_BASIC_STATS = 0x7ffn;
+const AT_EMPTY_PATH = 0x1000;
+const AT_STATX_SYNC_AS_STAT = 0;
+const statxBytes = new Uint8Array(256);
+const statxView = new DataView(statxBytes.buffer);
+
+function statx(
+  directory: number,
+  path: CString,
+  flags: number,
+): Stat | number {
+  const result = answer(
+    lib().syscall(
+      NUMBERS.statx,
+      BigInt(directory),
+      path,
+      BigInt(flags),
+      STATX_BASIC_STATS,
+      statxBytes,
+    ),
+  );
+  if (result < 0) return result;
+  return {
+    mode: statxView.getUint16(28, true), // stx_mode
+    inode: statxView.getBigUint64(32, true), // stx_ino
+    size: statxView.getBigUint64(40, true), // stx_size
+    rdevice: deviceNumber(
+      statxView.getUint32(128, true), // stx_rdev_major
+      statxView.getUint32(132, true), // stx_rdev_minor
+    ),
+    device: deviceNumber(
+      statxView.getUint32(136, true), // stx_dev_major
+      statxView.getUint32(140, true), // stx_dev_minor
+    ),
+  };
+}
+
+/** `statx(2)` of a path; symbolic links are followed. */
+export function statAt(directory: number, path: CString): Stat | number {
+  return statx(directory, path, AT_STATX_SYNC_AS_STAT);
+}
+
+const EMPTY = cString("");
+
+/** `statx(2)` of a descriptor. */
+export function statOf(fd: number): Stat | number {
+  return statx(fd, EMPTY, AT_EMPTY_PATH);
+}
+
+/** `readlinkat(2)`: how many bytes of the target were put into the buffer. */
+export function readLinkAt(
+  directory: number,
+  path: CString,
+  buffer: Uint8Array,
+): number {
+  return answer(
+    lib().syscallTwoPointers(
+      NUMBERS.readlinkat,
+      BigInt(directory),
+      path,
+      buffer,
+      BigInt(buffer.length),
+    ),
+  );
+}
+
+/** `getdents64(2)`: how many bytes of entries were put into the buffer. */
+export function getDents(
+  fd: number,
+  buffer: Uint8Array,
+): number {
+  return answer(
+    lib().syscall(
+      NUMBERS.getdents64,
+      BigInt(fd),
+      buffer,
+      BigInt(buffer.length),
+      0n,
+      null,
+    ),
+  );
+}
+
+/** `mknodat(2)`: a block device node. The umask takes bits from its mode. */
+export function mknodAt(
+  directory: number,
+  path: CString,
+  mode: number,
+  rdevice: number,
+): number {
+  return answer(
+    lib().syscall(
+      NUMBERS.mknodat,
+      BigInt(directory),
+      path,
+      BigInt(S_IFBLK | mode),
+      BigInt(rdevice),
+      null,
+    ),
+  );
+}
+
+/** `fchmodat(2)`; symbolic links are followed. */
+export function chmodAt(
+  directory: number,
+  path: CString,
+  mode: number,
+): number {
+  return answer(
+    lib().syscall(
+      NUMBERS.fchmodat,
+      BigInt(directory),
+      path,
+      BigInt(mode),
+      0n,
+      null,
+    ),
+  );
+}
+
+/** `unlinkat(2)` of a file. */
+export function unlinkAt(directory: number, path: CString): number {
+  return answer(
+    lib().syscall(NUMBERS.unlinkat, BigInt(directory), path, 0n, 0n, null),
+  );
+}
+
+// linux/mman.h: struct cachestat_range (from the start, no end) and struct cachestat
+const WHOLE_FILE = new Uint8Array(16);
+const cacheStatBytes = new Uint8Array(40);
+const cacheStatView = new DataView(cacheStatBytes.buffer);
+
+/** Pages of a file that are not written back yet; negative where the kernel cannot tell (`cachestat(2)`, Linux 6.5). */
+export function dirtyPages(fd: number): number {
+  const result = answer(
+    lib().syscallTwoPointers(
+      NUMBERS.cachestat,
+      BigInt(fd),
+      WHOLE_FILE,
+      cacheStatBytes,
+      0n,
+    ),
+  );
+  if (result < 0) return result;
+  return Number(
+    cacheStatView.getBigUint64(8, true) + // nr_dirty
+      cacheStatView.getBigUint64(16, true), // nr_writeback
+  );
+}
+
+const UTSNAME_FIELD = 65;
+
+/** Version of the running kernel, `[6, 18]`; `undefined` when it cannot be read. */
+export function kernelVersion(): [major: number, minor: number] | undefined {
+  const bytes = new Uint8Array(6 * UTSNAME_FIELD);
+  if (answer(lib().uname(bytes)) < 0) return undefined;
+  const release = new TextDecoder().decode(
+    bytes.subarray(2 * UTSNAME_FIELD, 3 * UTSNAME_FIELD),
+  );
+  const match = /^(\d+)\.(\d+)/.exec(release);
+  return match === null ? undefined : [Number(match[1]), Number(match[2])];
+}

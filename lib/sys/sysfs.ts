@@ -1,0 +1,87 @@
+/**
+ * Files and directories of sysfs and procfs, read through libc: Deno's own
+ * calls would need `--allow-all` for them.
+ *
+ * As everywhere in this folder, a failure is a negative error number.
+ */
+import {
+  AT_FDCWD,
+  close,
+  cString,
+  getDents,
+  O_DIRECTORY,
+  O_RDONLY,
+  openAt,
+  pread,
+  readLinkAt,
+} from "./libc.ts";
+
+const decoder = new TextDecoder();
+const NEWLINE = 10;
+
+// An attribute of sysfs has at most one page.
+const page = new Uint8Array(65536);
+
+/** The bytes of an attribute, without the newline at the end. They are valid until the next call. */
+export function readBytes(
+  path: string,
+  directory: number = AT_FDCWD,
+): Uint8Array | number {
+  const fd = openAt(directory, cString(path), O_RDONLY);
+  if (fd < 0) return fd;
+  const size = pread(fd, page, 0);
+  close(fd);
+  if (size < 0) return size;
+  return page.subarray(0, page[size - 1] === NEWLINE ? size - 1 : size);
+}
+
+/** The text of an attribute, without the newline at the end. */
+export function readText(
+  path: string,
+  directory: number = AT_FDCWD,
+): string | number {
+  const bytes = readBytes(path, directory);
+  return typeof bytes === "number" ? bytes : decoder.decode(bytes);
+}
+
+/** The target of a symbolic link. */
+export function readLink(path: string): string | number {
+  const size = readLinkAt(AT_FDCWD, cString(path), page);
+  return size < 0 ? size : decoder.decode(page.subarray(0, size));
+}
+
+/** A directory to be read from, or a negative error number. Close it. */
+export function openDirectoryAt(
+  path: string,
+  directory: number = AT_FDCWD,
+): number {
+  return openAt(directory, cString(path), O_RDONLY | O_DIRECTORY);
+}
+
+// linux/dirent.h: struct linux_dirent64
+const D_RECLEN = 16;
+const D_NAME = 19;
+
+/** The names in a directory, in no order, without `.` and `..`. */
+export function listDirectory(path: string): string[] | number {
+  const fd = openDirectoryAt(path);
+  if (fd < 0) return fd;
+  try {
+    const view = new DataView(page.buffer);
+    const names: string[] = [];
+    for (;;) {
+      const size = getDents(fd, page);
+      if (size < 0) return size;
+      if (size === 0) return names;
+      for (let at = 0; at < size; at += view.getUint16(at + D_RECLEN, true)) {
+        const start = at + D_NAME;
+        const name = decoder.decode(
+          page.subarray(start, page.indexOf(0, start)),
+        );
+        if (name !== "." && name !== "..") names.push(name);
+      }
+    }
+  } finally {
+    close(fd);
+  }
+}

@@ -1,0 +1,1 @@
+export function basename(path: string, suffix?: string): string;

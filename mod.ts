@@ -1,0 +1,74 @@
+/**
+ * Full, safe control of Linux loop devices (`/dev/loopN`): files that act as block
+ * devices.
+ *
+ * {@linkcode attach} and {@linkcode detach} are what most programs need;
+ * {@linkcode list} and {@linkcode find} look without touching; {@linkcode Loop} and
+ * {@linkcode LoopControl} are the ioctls of `linux/loop.h`, one method each.
+ *
+ * Requires Linux 5.10 or later and `--allow-ffi` (or
+ * `--allow-ffi=<absolute path of libc>`). Importing works everywhere.
+ *
+ * @example Attach an image for the length of a block
+ * ```ts
+ * import { attach, openMemory } from "@loopdev/loopdev";
+ *
+ * using image = openMemory(16 * 1024 * 1024); // or a path: attach("disk.img")
+ * await using device = await attach(image);
+ * console.log(device.path, device.size);
+ * ```
+ *
+ * @module
+ */
+export { attach, Attachment, type AttachOptions } from "./lib/attach.ts";
+export { detach, type DetachOptions, type DeviceRef } from "./lib/detach.ts";
+export {
+  find,
+  type FindOptions,
+  list,
+  type LoopDevice,
+} from "./lib/devices.ts";
+export {
+  LoopBusyError,
+  LoopError,
+  type LoopErrorDetails,
+  StaleDeviceError,
+  UnexpectedDevice,
+} from "./lib/errors.ts";
+export {
+  FileDescriptor,
+  openDirectory,
+  openFile,
+  type OpenFileOptions,
+  openMemory,
+} from "./lib/file_descriptor.ts";
+export {
+  type ConfigureOptions,
+  Loop,
+  type LoopOpenOptions,
+  type LoopOptions,
+  type LoopStatus,
+  type MknodOptions,
+  type StatusChanges,
+} from "./lib/loop.ts";
+export { LoopControl, type LoopControlOptions } from "./lib/loop_control.ts";
+export {
+  LO_FLAGS_AUTOCLEAR,
+  LO_FLAGS_DIRECT_IO,
+  LO_FLAGS_PARTSCAN,
+  LO_FLAGS_READ_ONLY,
+  LOOP_CHANGE_FD,
+  LOOP_CLR_FD,
+  LOOP_CONFIGURE,
+  LOOP_CTL_ADD,
+  LOOP_CTL_GET_FREE,
+  LOOP_CTL_REMOVE,
+  LOOP_GET_STATUS64,
+  LOOP_SET_BLOCK_SIZE,
+  LOOP_SET_CAPACITY,
+  LOOP_SET_DIRECT_IO,
+  LOOP_SET_FD,
+  LOOP_SET_STATUS64,
+  LoopConfig,
+  LoopInfo64,
+} from "./lib/sys/loop_uapi.ts";
