@@ -1,1 +1,15 @@
-export {};
+/**
+ * The command line: `loopdev <command> [options]`.
+ *
+ * ```sh
+ * deno run --allow-ffi jsr:@loopdev/loopdev/cli attach disk.img
+ * deno install --global --allow-ffi --name loopdev jsr:@loopdev/loopdev/cli
+ * ```
+ *
+ * `loopdev --help` tells the rest.
+ *
+ * @module
+ */
+import { main } from "./lib/cli/main.ts";
+
+if (import.meta.main) Deno.exitCode = await main(Deno.args);

@@ -10,6 +10,10 @@ import { readBytes } from "./sys/sysfs.ts";
 const MAX_MINOR = 2 ** 20 - 1;
 const MAX_OFFSET = 2n ** 63n - 1n;
 const MAX_INT = 2 ** 31 - 1;
+const MIN_BLOCK = 512;
+const MAX_BLOCK = 65536;
+/** The smallest page size that there is. */
+const MIN_PAGE = 4096;
 
 /** Refuses names of options that do not exist: a misspelt `readonly` would otherwise attach for writing. */
 export function checkOptions(
@@ -138,14 +142,20 @@ export function checkBlockSize(value: unknown): number {
       `Cannot use ${show(value)} as block size: it must be a number`,
     );
   }
-  const powerOfTwo = Number.isInteger(value) && value >= 512 &&
-    value <= 65536 && (value & (value - 1)) === 0;
+  const isPowerOfTwo = Number.isInteger(value) && value >= MIN_BLOCK &&
+    value <= MAX_BLOCK && (value & (value - 1)) === 0;
+  if (!isPowerOfTwo) {
+    throw new RangeError(
+      `Cannot use ${value} as block size: it must be a power of two from ${MIN_BLOCK} to ${MAX_BLOCK}`,
+    );
+  }
   // LOOP_CONFIGURE with a block size that the kernel does not take fails after
   // it has touched the device, so this cannot be left to the kernel.
-  const maximum = !powerOfTwo || value > 4096 ? maximumBlockSize() : value;
-  if (!powerOfTwo || value > maximum) {
+  if (
+    value > MIN_PAGE && value > maximumBlockSize(kernelVersion(), pageSize())
+  ) {
     throw new RangeError(
-      `Cannot use ${value} as block size: it must be a power of two from 512 to ${maximum}`,
+      `Cannot use ${value} as block size: before Linux 6.15 it must be at most the page size`,
     );
   }
   return value;
@@ -153,11 +163,11 @@ export function checkBlockSize(value: unknown): number {
 
 /** The page size; from Linux 6.15 on 64 KiB. */
 export function maximumBlockSize(
-  version = kernelVersion(),
-  page = pageSize(),
+  version: [major: number, minor: number] | undefined,
+  page: number,
 ): number {
   const [major, minor] = version ?? [0, 0];
-  return major > 6 || (major === 6 && minor >= 15) ? 65536 : page;
+  return major > 6 || (major === 6 && minor >= 15) ? MAX_BLOCK : page;
 }
 
 /** `AT_PAGESZ` of the auxiliary vector: pairs of 64-bit numbers. */
@@ -172,7 +182,7 @@ function pageSize(): number {
       }
     }
   }
-  return 4096; // the smallest that there is
+  return MIN_PAGE;
 }
 
 /** A path, in both of the forms that are needed. */

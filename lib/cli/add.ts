@@ -1,0 +1,26 @@
+import { LoopControl } from "../loop_control.ts";
+import { only, parse, parseMinor } from "./arguments.ts";
+import type { Command } from "./main.ts";
+import { print } from "./output.ts";
+
+const HELP = `Add a loop device.
+
+Examples:
+  loopdev add        the lowest number that does not exist
+  loopdev add 100    /dev/loop100
+
+Usage: loopdev add [N]
+
+Prints the path of the device. Permissions: deno run --allow-ffi, and root.`;
+
+export const command: Command = { help: HELP, run };
+
+function run(args: string[]): number {
+  const { operands } = parse(args);
+  const minor = operands.length === 0
+    ? undefined
+    : parseMinor(only(operands, "N"));
+  using control = new LoopControl();
+  print(`/dev/loop${control.add(minor)}`);
+  return 0;
+}

@@ -1,0 +1,145 @@
+import { attach as attachFile, type AttachOptions } from "../attach.ts";
+import { checkPath } from "../arguments.ts";
+import { list, type LoopDevice } from "../devices.ts";
+import { quote } from "../errors.ts";
+import { encodeOptions } from "../loop.ts";
+import { AT_FDCWD, S_IFMT, S_IFREG, statAt } from "../sys/libc.ts";
+import {
+  type Arguments,
+  asUsage,
+  minorOf,
+  optionalSize,
+  parse,
+  parseSize,
+  UsageError,
+} from "./arguments.ts";
+import { fileOf } from "./files.ts";
+import { type Command, report } from "./main.ts";
+import { print, printJson, warn } from "./output.ts";
+
+const OPTIONS = {
+  values: {
+    offset: "o",
+    sizelimit: "",
+    "sector-size": "b",
+    "loop-ref": "",
+    device: "",
+  },
+  flags: {
+    "read-only": "r",
+    partscan: "P",
+    "direct-io": "",
+    json: "",
+  },
+};
+
+const HELP = `Attach files to loop devices, which outlive the command.
+
+Examples:
+  loopdev attach disk.img                    prints /dev/loop0
+  dev=$(loopdev attach -r rootfs.squashfs)   read-only
+  loopdev attach -o 1M --sizelimit 64M disk.img
+  loopdev attach -P -b 4096 disk.img         partitions; 4 KiB sectors
+
+Usage: loopdev attach FILE... [options]
+
+Options:
+  -o, --offset SIZE        begin there in the file
+      --sizelimit SIZE     at most so large
+  -b, --sector-size SIZE   logical block size: 512, 1024, 2048, 4096 ...
+  -r, --read-only          nobody can write through the device
+  -P, --partscan           have the kernel look for partitions
+      --direct-io          bypass the page cache of the file; fails where it cannot
+      --loop-ref NAME      a name of at most 63 bytes to keep with the device
+      --device DEV         this device, and no other
+      --json               print {"devices": [...]}, with the fields of list --json
+
+Prints one device a line, in the order of the files. All files are tried; the exit
+status is 1 when one failed. Permissions: deno run --allow-ffi, and mostly root.`;
+
+export const command: Command = { help: HELP, run };
+
+async function run(args: string[]): Promise<number> {
+  const given = parse(args, OPTIONS);
+  const files = given.operands.map(fileOf);
+  if (files.length === 0) throw new UsageError("FILE is missing");
+  const options = attachOptions(given);
+  const device = given.value("device");
+  if (device !== undefined && files.length > 1) {
+    throw new UsageError("--device takes one FILE");
+  }
+  if (device !== undefined) options.minor = minorOf(device);
+
+  let status = 0;
+  const attached: LoopDevice[] = [];
+  for (const file of files) {
+    try {
+      const attachment = await attachFile(file, options);
+      warnings(file, options, attachment.size).forEach(warn);
+      if (given.flag("json")) {
+        attached.push(
+          ...list().filter(({ minor }) => minor === attachment.minor),
+        );
+      }
+      const path = attachment.persist();
+      if (!given.flag("json")) print(path);
+    } catch (error) {
+      status = report(error);
+    }
+  }
+  if (given.flag("json")) printJson({ devices: attached });
+  return status;
+}
+
+/** The options that commands which attach have in common. */
+export function attachOptions(given: Arguments): AttachOptions {
+  const sectorSize = given.value("sector-size");
+  const options: AttachOptions = {
+    offset: optionalSize(given, "offset"),
+    sizelimit: optionalSize(given, "sizelimit"),
+    blockSize: sectorSize === undefined
+      ? undefined
+      : Number(parseSize(sectorSize, "sector size")),
+    readOnly: given.flag("read-only"),
+    // Not given is not "off": then it need not be.
+    partscan: given.flag("partscan") || undefined,
+    directIo: given.flag("direct-io") || undefined,
+    reference: given.value("loop-ref"),
+    autoclear: false,
+  };
+  asUsage(() => encodeOptions(options));
+  return options;
+}
+
+const SECTOR = 512n;
+
+/** What the device leaves out of the file, where the user may not have meant that. */
+function warnings(
+  file: string | URL,
+  options: AttachOptions,
+  deviceSize: number,
+): string[] {
+  const path = checkPath(file);
+  const name = quote(path.text);
+  const stat = statAt(AT_FDCWD, path.bytes);
+  if (typeof stat === "number" || (stat.mode & S_IFMT) !== S_IFREG) return [];
+  const offset = BigInt(options.offset ?? 0);
+  const limit = BigInt(options.sizelimit ?? 0);
+  if (offset !== 0n && offset >= stat.size) {
+    return [
+      `offset ${offset} is past the end of ${name}, which has ${stat.size} bytes: the device is empty`,
+    ];
+  }
+  const rest = stat.size - offset;
+  const used = limit !== 0n && limit < rest ? limit : rest;
+  if (deviceSize === 0) {
+    return [
+      `${used} bytes of ${name} fill no sector of 512 bytes: the device is empty`,
+    ];
+  }
+  const tail = used % SECTOR;
+  if (tail === 0n) return [];
+  return [
+    `the last ${tail} bytes of ${name} fill no sector of 512 bytes: the device ends before them`,
+  ];
+}

@@ -1,0 +1,103 @@
+/** Finds the command, and turns what goes wrong into one line and an exit status. */
+import project from "../../deno.json" with { type: "json" };
+import { LoopError } from "../errors.ts";
+import { UsageError } from "./arguments.ts";
+import { fail, print } from "./output.ts";
+
+/** A command. */
+export interface Command {
+  /** What `loopdev <command> --help` prints: examples first. */
+  readonly help: string;
+  /** Does it. The result is the exit status. */
+  run(args: string[]): number | Promise<number>;
+}
+
+// Each is loaded when it is needed. The specifiers must be literal: a computed one
+// needs --allow-read, and is lost to deno compile.
+const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
+  attach: () => import("./attach.ts"),
+  detach: () => import("./detach.ts"),
+  list: () => import("./list.ts"),
+  find: () => import("./find.ts"),
+  add: () => import("./add.ts"),
+  remove: () => import("./remove.ts"),
+  mknod: () => import("./mknod.ts"),
+};
+
+const HELP = `Control Linux loop devices: files that act as block devices.
+
+Examples:
+  loopdev attach disk.img            attach a file; prints /dev/loop0
+  loopdev attach -r -P disk.img      read-only, with its partitions
+  loopdev list                       what is attached
+  loopdev find disk.img              where a file is attached
+  loopdev detach /dev/loop0          detach, and wait until it is free
+
+Usage: loopdev <command> [options]
+
+Commands:
+  attach FILE...     attach files to devices that outlive the command
+  detach DEV...      detach devices and wait until they are free
+  list               attached devices
+  find FILE          devices of a file; exit status 1 when there is none
+  add [N]            add a device
+  remove [N]         remove a device that nobody uses
+  mknod DEV DIR      make a node of a device in a directory
+
+  loopdev <command> --help tells more.
+
+DEV is /dev/loop3, loop3, 3 or any path to the node of a loop device.
+Sizes are bytes, or 4K, 4KiB (1024), 4KB (1000), 1.5M ...
+
+Exit status: 0 done, 1 failed, 2 wrong usage.
+Permissions: deno run --allow-ffi, and mostly root.`;
+
+/** Runs the command line and gives the exit status. */
+export async function main(args: readonly string[]): Promise<number> {
+  const [name, ...rest] = args;
+  if (name === "--version" || name === "-V") {
+    print(`loopdev ${project.version}`);
+    return 0;
+  }
+  if (name === "--help" || name === "-h") {
+    print(HELP);
+    return 0;
+  }
+  if (name === undefined) return usage("which command?");
+  const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  if (load === undefined) return usage(`there is no command "${name}"`);
+
+  const { command } = await load();
+  if (wantsHelp(rest)) {
+    print(command.help);
+    return 0;
+  }
+  try {
+    return await command.run(rest);
+  } catch (error) {
+    if (error instanceof UsageError) return usage(error.message, name);
+    return report(error);
+  }
+}
+
+function wantsHelp(args: string[]): boolean {
+  const end = args.indexOf("--");
+  const options = end < 0 ? args : args.slice(0, end);
+  return options.includes("--help") || options.includes("-h");
+}
+
+function usage(message: string, command?: string): number {
+  fail(message);
+  fail(`see loopdev ${command === undefined ? "" : `${command} `}--help`);
+  return 2;
+}
+
+/** One line for what is expected to go wrong. What is not keeps its stack. */
+export function report(error: unknown): number {
+  const expected = error instanceof LoopError ||
+    error instanceof Deno.errors.NotCapable ||
+    error instanceof Deno.errors.NotSupported;
+  if (!expected) throw error;
+  fail(error.message);
+  return 1;
+}

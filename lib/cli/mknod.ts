@@ -1,0 +1,38 @@
+import { openDirectory } from "../file_descriptor.ts";
+import { Loop } from "../loop.ts";
+import { parse, parseDevice, UsageError } from "./arguments.ts";
+import { fileOf } from "./files.ts";
+import type { Command } from "./main.ts";
+import { print } from "./output.ts";
+
+const HELP = `Make a node of a loop device in a directory, with mode 0600.
+
+Examples:
+  loopdev mknod /dev/loop3 /run/build/dev    makes /run/build/dev/loop3
+
+Usage: loopdev mknod DEV DIR
+
+A node that is left behind gives access to whatever is attached to that device later:
+remove it when it is not needed any more. Prints the path of the node.
+Permissions: deno run --allow-ffi, and root.`;
+
+export const command: Command = { help: HELP, run };
+
+function run(args: string[]): number {
+  const [device, directory, ...more] = parse(args).operands;
+  if (device === undefined || directory === undefined || more.length > 0) {
+    throw new UsageError("mknod takes DEV and DIR");
+  }
+  using loop = openLoop(device);
+  using target = openDirectory(fileOf(directory));
+  loop.mknod({ dirFd: target.fd });
+  print(`${directory.replace(/\/+$/, "")}/${loop.name}`);
+  return 0;
+}
+
+function openLoop(text: string): Loop {
+  const device = parseDevice(text);
+  return typeof device === "number"
+    ? new Loop(device, { readOnly: true })
+    : Loop.open(device, { readOnly: true });
+}

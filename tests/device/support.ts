@@ -1,0 +1,205 @@
+/**
+ * What the tests on real devices share. Each test makes its own files and devices,
+ * and looks only at those: other programs attach and detach on the same machine.
+ */
+import { LoopControl, LoopError } from "@loopdev/loopdev";
+import { assert, assertEquals } from "@std/assert";
+
+/** Why the tests cannot run here; `undefined` when they can. */
+export const reasonToSkip: string | undefined = findReason();
+
+function findReason(): string | undefined {
+  if (Deno.build.os !== "linux") return "there are no loop devices";
+  if (Deno.uid() !== 0) return "attaching needs root";
+  try {
+    Deno.statSync("/dev/loop-control");
+  } catch {
+    return "there is no /dev/loop-control";
+  }
+  return undefined;
+}
+
+/** Options of a group of tests that needs devices. */
+export const onDevices: { ignore: boolean } = {
+  ignore: reasonToSkip !== undefined,
+};
+
+if (reasonToSkip !== undefined) console.log(`Skipped: ${reasonToSkip}`);
+
+/** A directory of a test, with files that disappear with it. */
+export class Scratch implements Disposable {
+  /** The directory, without symbolic links. */
+  readonly path: string;
+  readonly #before = descriptors();
+
+  constructor(directory?: string) {
+    this.path = Deno.realPathSync(
+      Deno.makeTempDirSync({
+        prefix: "loopdev-test-",
+        ...(directory !== undefined && { dir: directory }),
+      }),
+    );
+  }
+
+  /** A file of so many zero bytes. */
+  image(size: number = 1 << 20, name = "disk.img"): string {
+    const path = `${this.path}/${name}`;
+    Deno.createSync(path).close();
+    Deno.truncateSync(path, size);
+    return path;
+  }
+
+  /** The devices that files of this directory are attached to, from sysfs. */
+  devices(): string[] {
+    return boundDevices()
+      .filter(({ file }) => file.startsWith(`${this.path}/`))
+      .map(({ name }) => `/dev/${name}`);
+  }
+
+  /** Nothing may be attached any more, and no descriptor be left. */
+  check(): void {
+    assertEquals(this.devices(), [], "a device is still attached");
+    assertEquals(this.leaked(), [], "a descriptor leaked");
+  }
+
+  /** Descriptors that were opened meanwhile and matter here, by what they lead to. */
+  leaked(): string[] {
+    const before = [...this.#before];
+    return descriptors().filter((target) => {
+      const at = before.indexOf(target);
+      if (at >= 0) before.splice(at, 1);
+      return at < 0;
+    });
+  }
+
+  [Symbol.dispose](): void {
+    for (const device of this.devices()) run("losetup", "-d", device);
+    Deno.removeSync(this.path, { recursive: true });
+  }
+}
+
+/** Runs a test with a directory of its own, and checks that it left nothing. */
+export function withScratch(
+  test: (scratch: Scratch) => void | Promise<void>,
+): () => Promise<void> {
+  return async () => {
+    using scratch = new Scratch();
+    await test(scratch);
+    scratch.check();
+  };
+}
+
+/** What the open descriptors lead to, as far as the library opens such things. */
+function descriptors(): string[] {
+  const targets: string[] = [];
+  for (const { name } of Deno.readDirSync("/proc/self/fd")) {
+    try {
+      targets.push(Deno.readLinkSync(`/proc/self/fd/${name}`));
+    } catch {
+      // the descriptor of the listing itself
+    }
+  }
+  return targets.filter((target) =>
+    /^\/dev\/loop|^\/memfd:loopdev|loopdev-test-|^\/sys\/|\/fd$/.test(target) &&
+    target !== `/proc/${Deno.pid}/fd`
+  );
+}
+
+/** The attached devices and their files, read from sysfs by Deno. */
+export function boundDevices(): { name: string; file: string }[] {
+  const found: { name: string; file: string }[] = [];
+  for (const { name } of Deno.readDirSync("/sys/block")) {
+    if (!name.startsWith("loop")) continue;
+    try {
+      const file = Deno.readTextFileSync(
+        `/sys/block/${name}/loop/backing_file`,
+      );
+      found.push({ name, file: file.replace(/\n$/, "") });
+    } catch {
+      // not attached
+    }
+  }
+  return found;
+}
+
+/** An attribute of a device in sysfs. */
+export function attribute(name: string, attribute: string): string {
+  return Deno.readTextFileSync(`/sys/block/${name}/${attribute}`).trim();
+}
+
+/** What a command printed. */
+export interface Output {
+  code: number;
+  stdout: string;
+  stderr: string;
+}
+
+/** Runs a command to its end. */
+export function run(command: string, ...args: string[]): Output {
+  const output = new Deno.Command(command, { args }).outputSync();
+  return {
+    code: output.code,
+    stdout: new TextDecoder().decode(output.stdout),
+    stderr: new TextDecoder().decode(output.stderr),
+  };
+}
+
+/** Runs a command that must succeed; what it printed. */
+export function runOk(command: string, ...args: string[]): string {
+  const { code, stdout, stderr } = run(command, ...args);
+  assert(code === 0, `${command} ${args.join(" ")}: ${stderr}`);
+  return stdout.trim();
+}
+
+const CLI = new URL("../../cli.ts", import.meta.url).pathname;
+
+/** Runs the command line with the permission that it asks for, and no other. */
+export function cli(...args: string[]): Output {
+  return run(
+    Deno.execPath(),
+    "run",
+    "--quiet",
+    "--no-prompt",
+    "--allow-ffi",
+    CLI,
+    ...args,
+  );
+}
+
+/**
+ * A device of the test's own: of a high number, so that nobody who looks for a free
+ * one gets it. Removed at the end.
+ */
+export class OwnDevice implements Disposable {
+  readonly minor: number;
+  readonly name: string;
+  readonly path: string;
+
+  constructor() {
+    using control = new LoopControl();
+    for (;;) {
+      const minor = 1000 + Math.floor(Math.random() * 900000);
+      try {
+        this.minor = control.add(minor);
+        break;
+      } catch (error) {
+        if (!(error instanceof LoopError && error.code === "EEXIST")) {
+          throw error;
+        }
+      }
+    }
+    this.name = `loop${this.minor}`;
+    this.path = `/dev/${this.name}`;
+  }
+
+  /** Whether a file is attached to it. */
+  get isBound(): boolean {
+    return boundDevices().some(({ name }) => name === this.name);
+  }
+
+  [Symbol.dispose](): void {
+    if (this.isBound) run("losetup", "-d", this.path);
+    using control = new LoopControl();
+    control.remove(this.minor);
+  }
+}

@@ -1,0 +1,136 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  minorOf,
+  parse,
+  parseDevice,
+  parseSize,
+  UsageError,
+} from "../../lib/cli/arguments.ts";
+import { formatSize, table } from "../../lib/cli/table.ts";
+
+describe("parseSize()", () => {
+  it("takes bytes, binary and decimal units", () => {
+    const sizes: [string, bigint][] = [
+      ["0", 0n],
+      ["512", 512n],
+      ["4K", 4096n],
+      ["4k", 4096n],
+      ["4KiB", 4096n],
+      ["4KB", 4000n],
+      ["1.5M", 1572864n],
+      ["0.5KB", 500n],
+      ["2G", 2147483648n],
+      ["8E", 2n ** 63n],
+      ["9007199254740993", 9007199254740993n],
+    ];
+    for (const [text, size] of sizes) {
+      assertEquals(parseSize(text, "offset"), size, text);
+    }
+  });
+
+  it("refuses everything else", () => {
+    const wrong = [
+      "",
+      "x",
+      "-1",
+      "+1",
+      "1.5",
+      ".5K",
+      "1Ki",
+      "1B",
+      "0x10",
+      " 1",
+    ];
+    for (const text of [...wrong, "1e3", "4 K", "0.3K", "1KiBB"]) {
+      assertThrows(() => parseSize(text, "offset"), UsageError, "offset");
+    }
+  });
+});
+
+describe("parse()", () => {
+  const options = {
+    values: { offset: "o", "loop-ref": "" },
+    flags: { "read-only": "r", partscan: "P" },
+  };
+
+  it("tells options from operands, which stay text", () => {
+    const given = parse(
+      ["007", "-rP", "-o", "4K", "1e3", "--loop-ref=a=b", "--", "-x", "--y"],
+      options,
+    );
+    assertEquals(given.operands, ["007", "1e3", "-x", "--y"]);
+    assertEquals(given.value("offset"), "4K");
+    assertEquals(given.value("loop-ref"), "a=b");
+    assertEquals(given.flag("read-only"), true);
+    assertEquals(given.flag("partscan"), true);
+    assertEquals(parse([], options).flag("partscan"), false);
+    assertEquals(parse([], options).value("offset"), undefined);
+  });
+
+  it("refuses options that do not exist, and values that are missing", () => {
+    for (const arg of ["--bogus", "-x", "--a.b=1", "--read", "--bogus=1"]) {
+      assertThrows(() => parse([arg], options), UsageError, "no option");
+    }
+    for (const args of [["-o"], ["--offset"], ["--offset", "-r"]]) {
+      const given = parse(args, options);
+      assertThrows(() => given.value("offset"), UsageError, "takes a value");
+    }
+  });
+});
+
+describe("parseDevice()", () => {
+  it("takes numbers, names and paths", () => {
+    assertEquals(parseDevice("3"), 3);
+    assertEquals(parseDevice("loop3"), "loop3");
+    assertEquals(parseDevice("/run/dev/disk"), "/run/dev/disk");
+    assertThrows(() => parseDevice("4294967299"), UsageError);
+  });
+});
+
+describe("minorOf()", () => {
+  it("takes the number from a name, without looking at the device", () => {
+    assertEquals(minorOf("3"), 3);
+    assertEquals(minorOf("loop12"), 12);
+    assertEquals(minorOf("/dev/loop12"), 12);
+    assertThrows(() => minorOf("loop1048576"), UsageError);
+  });
+});
+
+describe("table()", () => {
+  const columns = [
+    { heading: "NAME", cell: (row: [string, number]) => row[0] },
+    {
+      heading: "SIZE",
+      cell: (row: [string, number]) => String(row[1]),
+      right: true,
+    },
+  ];
+
+  it("aligns by what a terminal shows", () => {
+    assertEquals(table([["a", 1], ["画像", 4096]], columns), [
+      "NAME SIZE",
+      "a       1",
+      "画像 4096",
+    ]);
+  });
+
+  it("keeps a row on one line whatever a name holds", () => {
+    assertEquals(table([["a\nb\x1b[31m", 1]], columns, false), [
+      "a\\x0ab\\x1b[31m 1",
+    ]);
+  });
+
+  it("has no lines without rows", () => {
+    assertEquals(table([], columns), []);
+  });
+});
+
+describe("formatSize()", () => {
+  it("is short", () => {
+    assertEquals(formatSize(0), "0B");
+    assertEquals(formatSize(512), "512B");
+    assertEquals(formatSize(64 * 2 ** 20), "64M");
+    assertEquals(formatSize(1.5 * 2 ** 30), "1.5G");
+  });
+});
