@@ -447,8 +447,8 @@ function canRead(file: string | URL): boolean {
 }
 
 function borrowed(fd: number, readOnly: boolean): Backing {
-  const name = `descriptor ${fd}`;
-  const action = `Cannot attach ${name}`;
+  const backing = new Backing(fd, `descriptor ${fd}`);
+  const action = `Cannot attach ${backing.name}`;
   const flags = check(openFlags(fd), () => ({ action, operation: "fcntl" }));
   const access = flags & O_ACCMODE;
   if ((flags & O_PATH) !== 0 || access === O_WRONLY) {
@@ -466,7 +466,7 @@ function borrowed(fd: number, readOnly: boolean): Backing {
         "it is open for reading only; use readOnly: true to attach it for reading",
     });
   }
-  return new Backing(fd, name);
+  return backing;
 }
 
 /** What others can do to a device between its number being found and the file being bound. */

@@ -2,8 +2,15 @@
  * What the tests on real devices share. Each test makes its own files and devices,
  * and looks only at those: other programs attach and detach on the same machine.
  */
-import { LoopControl, LoopError } from "@loopdev/loopdev";
+import { FileDescriptor, LoopControl, LoopError } from "@loopdev/loopdev";
 import { assert, assertEquals } from "@std/assert";
+import {
+  AT_FDCWD,
+  cString,
+  O_EXCL,
+  O_RDWR,
+  openAt,
+} from "../../lib/sys/libc.ts";
 
 /** Why the tests cannot run here; `undefined` when they can. */
 export const reasonToSkip: string | undefined = findReason();
@@ -202,4 +209,11 @@ export class OwnDevice implements Disposable {
     using control = new LoopControl();
     control.remove(this.minor);
   }
+}
+
+/** Holds a device exclusively, as a mount does. */
+export function holdExclusively(path: string): FileDescriptor {
+  const fd = openAt(AT_FDCWD, cString(path), O_RDWR | O_EXCL);
+  assert(fd >= 0, `cannot hold ${path}: ${-fd}`);
+  return new FileDescriptor(fd);
 }

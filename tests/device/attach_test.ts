@@ -1,0 +1,657 @@
+import {
+  attach,
+  Attachment,
+  detach,
+  list,
+  Loop,
+  LoopBusyError,
+  LoopControl,
+  LoopError,
+  openDirectory,
+  openFile,
+  openMemory,
+  StaleDeviceError,
+  UnexpectedDevice,
+} from "@loopdev/loopdev";
+import {
+  assert,
+  assertEquals,
+  assertGreater,
+  assertMatch,
+  assertNotEquals,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  attribute,
+  holdExclusively,
+  onDevices,
+  OwnDevice,
+  run,
+  runOk,
+  Scratch,
+  withScratch,
+} from "./support.ts";
+
+const MiB = 1 << 20;
+
+async function rejected(call: () => Promise<unknown>): Promise<LoopError> {
+  return await assertRejects(call, LoopError);
+}
+
+/** Holds a device open, as another program does. */
+function holdOpen(path: string): Loop {
+  return Loop.open(path, { readOnly: true });
+}
+
+describe("attach()", onDevices, () => {
+  it(
+    "attaches a file with autoclear, and disposal detaches it",
+    withScratch(async (scratch) => {
+      const path = scratch.image(3 * MiB);
+      let device;
+      {
+        await using attachment = await attach(path);
+        assert(attachment instanceof Attachment);
+        device = attachment.path;
+        assertEquals(scratch.devices(), [device]);
+        const name = device.replace("/dev/", "");
+        assertEquals(attachment.minor, Number(name.replace("loop", "")));
+        assertEquals(attachment.size, 3 * MiB);
+        assertEquals(attachment.blockSize, 512);
+        assertEquals(
+          attachment.diskSequence,
+          Number(attribute(name, "diskseq")),
+        );
+        assertEquals(attribute(name, "loop/autoclear"), "1");
+        assertEquals(attribute(name, "ro"), "0");
+      }
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "attaches URLs, descriptors and memory",
+    withScratch(async (scratch) => {
+      runOk("bash", "-c", `truncate -s 4096 '${scratch.path}/'$'a b\\xff'`);
+      {
+        await using a = await attach(
+          new URL(`file://${scratch.path}/a%20b%ff`),
+        );
+        assertEquals(a.size, 4096);
+      }
+      using file = openFile(scratch.image());
+      {
+        await using a = await attach(file);
+        assertEquals(a.size, MiB);
+      }
+      assert(file.fd >= 0, "the descriptor stays the caller's");
+      const memory = openMemory(8192);
+      await using b = await attach(memory);
+      memory.close();
+      assertEquals(b.size, 8192);
+      await b.detach();
+    }),
+  );
+
+  it(
+    "attaches a loop device, and detaches both",
+    withScratch(async (scratch) => {
+      await using lower = await attach(scratch.image());
+      await using upper = await attach(lower.path, { offset: 512 });
+      assertEquals(upper.size, MiB - 512);
+      Deno.writeFileSync(upper.path, new Uint8Array(512).fill(5));
+      await upper.detach();
+      await lower.detach();
+      assertEquals(Deno.readFileSync(scratch.path + "/disk.img")[512], 5);
+    }),
+  );
+
+  it(
+    "gives what is asked for",
+    withScratch(async (scratch) => {
+      const path = scratch.image(MiB + 100);
+      const sizes: [Parameters<typeof attach>[1], number][] = [
+        [{}, MiB],
+        [{ offset: 4096 }, MiB - 4096],
+        [{ sizelimit: 1000 }, 512],
+        [{ sizelimit: 2n ** 62n }, MiB],
+        [{ offset: 1024n, sizelimit: 2048 }, 2048],
+        [{ offset: 2 * MiB }, 0],
+        [{ offset: 4096, blockSize: 4096 }, MiB - 4096],
+      ];
+      for (const [options, size] of sizes) {
+        await using attachment = await attach(path, options);
+        assertEquals(attachment.size, size);
+        assertEquals(attachment.blockSize, options?.blockSize ?? 512);
+      }
+      await using readOnly = await attach(path, {
+        readOnly: true,
+        partscan: true,
+        reference: "r",
+      });
+      assert(readOnly.loop.isReadOnly());
+      assert(readOnly.loop.getStatus().partscan);
+      assertEquals(readOnly.loop.getStatus().reference, "r");
+      assertEquals(run("dd", "if=/dev/zero", `of=${readOnly.path}`).code, 1);
+      await readOnly.detach();
+    }),
+  );
+
+  it(
+    "uses direct I/O, or fails when it cannot",
+    withScratch(async (scratch) => {
+      const path = scratch.image(8 * MiB);
+      {
+        await using a = await attach(path, { directIo: true, blockSize: 4096 });
+        assert(a.loop.getStatus().directIo);
+      }
+      for (const offset of [100, 513]) {
+        const error = await rejected(() =>
+          attach(path, { directIo: true, offset })
+        );
+        assertEquals(error.code, "EINVAL");
+        assertMatch(error.message, /wanted directIo true, got false/);
+        assertEquals(scratch.devices(), []);
+      }
+      using direct = openFile(path, { directIo: true });
+      const error = await rejected(() => attach(direct, { directIo: false }));
+      assertMatch(error.message, /wanted directIo false, got true/);
+    }),
+  );
+
+  it(
+    "leaves nothing attached after a mismatch, without autoclear too",
+    withScratch(async (scratch) => {
+      const path = scratch.image(8 * MiB);
+      const error = await rejected(() =>
+        attach(path, { directIo: true, offset: 100, autoclear: false })
+      );
+      assertEquals(error.code, "EINVAL");
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "clears the read-only bit of an earlier owner",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      {
+        await using a = await attach(path, { minor: own.minor });
+        runOk("blockdev", "--setro", a.path);
+      }
+      assertEquals(attribute(own.name, "ro"), "1");
+      await using b = await attach(path, { minor: own.minor });
+      assert(!b.loop.isReadOnly());
+      Deno.writeFileSync(b.path, new Uint8Array(512).fill(1));
+      await b.detach();
+    }),
+  );
+
+  it(
+    "attaches to the device of a number, which is added when missing",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      let minor;
+      {
+        using own = new OwnDevice();
+        minor = own.minor;
+      }
+      {
+        await using a = await attach(path, { minor });
+        assertEquals(a.minor, minor);
+        const error = await rejected(() => attach(path, { minor: minor! }));
+        assertEquals(error.code, "EBUSY");
+        assertEquals(error.operation, "LOOP_CONFIGURE");
+        assertEquals(
+          error.message,
+          `Cannot attach "${path}" to "/dev/loop${minor}": device or resource busy (EBUSY): it is attached already or held exclusively`,
+        );
+        assertEquals(scratch.devices(), [a.path]);
+      }
+      runOk("losetup", `/dev/loop${minor}`, path); // it is there
+      runOk("losetup", "-d", `/dev/loop${minor}`);
+      using control = new LoopControl();
+      control.remove(minor);
+    }),
+  );
+
+  it(
+    "refuses a device as its own backing file, and a cycle of two",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const self = await rejected(() => attach(own.path, { minor: own.minor }));
+      assertEquals(self.code, "EBADF");
+      assertMatch(self.message, /leads back/);
+      await using lower = await attach(scratch.image(), { readOnly: true });
+      await using upper = await attach(lower.path, { readOnly: true });
+      assertThrows(() => lower.loop.changeFd(upper.loop.fd), LoopError);
+      await upper.detach();
+      await lower.detach();
+    }),
+  );
+
+  it(
+    "refuses files that cannot be attached, and says why",
+    withScratch(async (scratch) => {
+      const { path } = scratch;
+      runOk("mkfifo", `${path}/fifo`);
+      const cases: [string, string][] = [
+        [path, "EISDIR"],
+        ["/dev/null", "EINVAL"],
+        [`${path}/fifo`, "EINVAL"],
+        [`${path}/none`, "ENOENT"],
+        [`${path}/${"n".repeat(300)}`, "ENAMETOOLONG"],
+      ];
+      for (const [file, code] of cases) {
+        const error = await rejected(() => attach(file));
+        assertEquals(error.code, code);
+        assertEquals(error.path, file);
+      }
+      using directory = openDirectory(path);
+      assertEquals((await rejected(() => attach(directory))).code, "EISDIR");
+      assertEquals((await rejected(() => attach({ fd: 9999 }))).code, "EBADF");
+      using reading = openFile(scratch.image(), { readOnly: true });
+      const error = await rejected(() => attach(reading));
+      assertMatch(error.message, /readOnly: true/);
+      await using a = await attach(reading, { readOnly: true });
+      assert(a.loop.isReadOnly());
+      await a.detach();
+    }),
+  );
+
+  it(
+    "names readOnly where a file may be read only",
+    withScratch(async (scratch) => {
+      const mnt = `${scratch.path}/mnt`;
+      Deno.mkdirSync(mnt);
+      runOk("mount", "-t", "tmpfs", "tmpfs", mnt);
+      try {
+        Deno.writeFileSync(`${mnt}/disk.img`, new Uint8Array(4096));
+        runOk("mount", "-o", "remount,ro", mnt);
+        const error = await rejected(() => attach(`${mnt}/disk.img`));
+        assertEquals(error.code, "EROFS");
+        assertMatch(error.message, /use readOnly: true/);
+        await using a = await attach(`${mnt}/disk.img`, { readOnly: true });
+        assert(a.loop.isReadOnly());
+      } finally {
+        runOk("umount", mnt);
+      }
+    }),
+  );
+
+  it(
+    "goes past a device that somebody holds exclusively",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      let held;
+      {
+        await using first = await attach(path);
+        held = first.path;
+      }
+      using _holder = holdExclusively(held);
+      await using a = await attach(path);
+      assertNotEquals(a.path, held);
+    }),
+  );
+
+  it(
+    "rejects with the reason of an abort",
+    withScratch(async (scratch) => {
+      const controller = new AbortController();
+      controller.abort("no");
+      const path = scratch.image();
+      let reason;
+      try {
+        await attach(path, { signal: controller.signal });
+      } catch (error) {
+        reason = error;
+      }
+      assertEquals(reason, "no");
+    }),
+  );
+});
+
+describe("Attachment", onDevices, () => {
+  it(
+    "is readable and empty after it was detached",
+    withScratch(async (scratch) => {
+      const a = await attach(scratch.image());
+      const { path, minor, diskSequence } = a;
+      await a.detach();
+      await a.detach();
+      await a[Symbol.asyncDispose]();
+      assertEquals([a.path, a.minor, a.diskSequence], [
+        path,
+        minor,
+        diskSequence,
+      ]);
+      for (const call of [() => a.size, () => a.blockSize, () => a.persist()]) {
+        assertEquals(assertThrows(call, LoopError).code, "EBADF");
+      }
+      assertEquals(a.loop.fd, -1);
+    }),
+  );
+
+  it(
+    "detaches when a block is left by an exception",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      await assertRejects(
+        async () => {
+          await using a = await attach(path);
+          Deno.writeFileSync(a.path, new Uint8Array(4096).fill(8));
+          throw new Error("on the way");
+        },
+        Error,
+        "on the way",
+      );
+      assertEquals(scratch.devices(), []);
+      assertEquals(Deno.readFileSync(path)[4095], 8);
+    }),
+  );
+
+  it(
+    "detaches without autoclear, and after autoclear was turned off",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      for (const autoclear of [true, false]) {
+        await using a = await attach(path, { autoclear });
+        assertEquals(a.loop.getStatus().autoclear, autoclear);
+        if (autoclear) a.loop.setStatus({ autoclear: false });
+        Deno.writeFileSync(a.path, new Uint8Array(512).fill(6));
+        await a.detach();
+        assertEquals(scratch.devices(), []);
+        assertEquals(Deno.readFileSync(path)[0], 6);
+      }
+    }),
+  );
+
+  it(
+    "persists, and detaches then by its disk sequence number",
+    withScratch(async (scratch) => {
+      let device;
+      {
+        await using a = await attach(scratch.image());
+        device = a.persist();
+        assertEquals(a.persist(), device);
+        assertEquals(device, a.path);
+        assertEquals(a.loop.fd, -1);
+        assertEquals(assertThrows(() => a.size, LoopError).code, "EBADF");
+      }
+      assertEquals(scratch.devices(), [device]);
+      assertEquals(
+        attribute(device.replace("/dev/", ""), "loop/autoclear"),
+        "0",
+      );
+      await detach(device);
+
+      const b = await attach(scratch.image());
+      b.persist();
+      await b.detach();
+      await b.detach();
+      assertEquals(scratch.devices(), []);
+
+      const c = await attach(scratch.image());
+      runOk("losetup", "-d", c.persist());
+      await c.detach(); // free already
+    }),
+  );
+
+  it(
+    "leaves a device alone that was recycled",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const a = await attach(scratch.image(), { minor: own.minor });
+      runOk("losetup", "-d", a.persist());
+      const other = scratch.image(MiB, "other.img");
+      runOk("losetup", own.path, other);
+      const error = await assertRejects(() => a.detach(), StaleDeviceError);
+      assertEquals(error.code, "ESTALE");
+      assertEquals(scratch.devices(), [own.path]);
+      assertEquals(attribute(own.name, "loop/autoclear"), "0");
+      await assertRejects(
+        () => detach({ minor: own.minor, diskSequence: a.diskSequence }),
+        StaleDeviceError,
+      );
+      runOk("losetup", "-d", own.path);
+
+      // The same, with a handle whose descriptor was closed.
+      const b = await attach(scratch.image(), { minor: own.minor });
+      b.loop.close();
+      runOk("losetup", own.path, other);
+      await assertRejects(() => b.detach(), StaleDeviceError);
+      assertEquals(scratch.devices(), [own.path]);
+      runOk("losetup", "-d", own.path);
+      await b.detach();
+    }),
+  );
+
+  it(
+    "remembers the disk sequence number after changeFd()",
+    withScratch(async (scratch) => {
+      const a = await attach(scratch.image(), { readOnly: true });
+      const before = a.diskSequence;
+      using second = openFile(scratch.image(MiB, "second.img"));
+      a.loop.changeFd(second.fd);
+      assertGreater(a.diskSequence, before);
+      a.persist();
+      await a.detach();
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "waits for others, and is pending when they do not let go in time",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const a = await attach(path);
+      const other = holdOpen(a.path);
+      const error = await assertRejects(
+        () => a.detach({ timeout: 20 }),
+        LoopBusyError,
+        a.path,
+      );
+      assertEquals(error.code, "EBUSY");
+      assertEquals(a.loop.fd, -1);
+      await a[Symbol.asyncDispose](); // neither waits nor throws
+      const waiting = a.detach();
+      assertEquals(scratch.devices(), [a.path]);
+      setTimeout(() => other.close(), 30);
+      await waiting;
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "does not wait when it is lazy, nor longer than its signal",
+    withScratch(async (scratch) => {
+      const a = await attach(scratch.image());
+      const other = holdOpen(a.path);
+      await a.detach({ lazy: true });
+      assertEquals(scratch.devices(), [a.path]);
+      const reason = new Error("enough");
+      const error = await assertRejects(
+        () => a.detach({ signal: AbortSignal.timeout(20) }),
+        DOMException,
+      );
+      assertEquals(error.name, "TimeoutError");
+      const controller = new AbortController();
+      const waiting = a.detach({ signal: controller.signal });
+      controller.abort(reason);
+      assertEquals(await assertRejects(() => waiting), reason);
+      other.close();
+      await a.detach({ timeout: 0 });
+      assertEquals(scratch.devices(), []);
+
+      const b = await attach(scratch.image());
+      await b.detach({ lazy: true }); // nobody has it open
+      assertThrows(() => b.size, LoopError);
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "detaches once when it is asked for several times at once",
+    withScratch(async (scratch) => {
+      const a = await attach(scratch.image(64 * MiB));
+      Deno.writeFileSync(a.path, new Uint8Array(32 * MiB).fill(1));
+      await Promise.all([a.detach(), a.detach({ lazy: true }), a.detach()]);
+      assertEquals(scratch.devices(), []);
+      assertEquals(Deno.readFileSync(`${scratch.path}/disk.img`)[0], 1);
+    }),
+  );
+
+  it("is made by attach() only", () => {
+    assertThrows(
+      () => new Attachment({} as Loop),
+      TypeError,
+      "attach() makes them",
+    );
+  });
+
+  it(
+    "reports a write-back that failed, after the device was let go",
+    withScratch(async (scratch) => {
+      const mnt = `${scratch.path}/mnt`;
+      Deno.mkdirSync(mnt);
+      runOk("mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", mnt);
+      try {
+        for (const autoclear of [true, false]) {
+          const path = `${mnt}/sparse.img`;
+          Deno.createSync(path).close();
+          Deno.truncateSync(path, 8 * MiB);
+          const a = await attach(path, { autoclear });
+          Deno.writeFileSync(a.path, new Uint8Array(4 * MiB).fill(1));
+          const error = await rejected(() => a.detach());
+          assertMatch(error.code, /^(EIO|ENOSPC)$/);
+          assertEquals(error.operation, "sync_file_range");
+          assertEquals(scratch.devices(), []);
+          await a.detach();
+          Deno.removeSync(path);
+        }
+      } finally {
+        runOk("umount", mnt);
+      }
+    }),
+  );
+});
+
+describe("detach()", onDevices, () => {
+  it(
+    "detaches by path, name, number, node, and what list() gives",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const refs = [
+        (device: string) => device,
+        (device: string) => device.replace("/dev/", ""),
+        (device: string) => Number(device.replace("/dev/loop", "")),
+        (device: string) => ({
+          minor: Number(device.replace("/dev/loop", "")),
+        }),
+        (device: string) => list().find((found) => found.path === device)!,
+        (device: string) => {
+          const node = `${scratch.path}/node`;
+          runOk("cp", "-a", device, node);
+          return node;
+        },
+      ];
+      for (const ref of refs) {
+        const device = runOk("losetup", "--find", "--show", path);
+        Deno.writeFileSync(device, new Uint8Array(512).fill(refs.length));
+        await detach(ref(device));
+        assertEquals(scratch.devices(), []);
+        assertEquals(Deno.readFileSync(path)[511], refs.length);
+        Deno.writeFileSync(path, new Uint8Array(MiB));
+      }
+    }),
+  );
+
+  it(
+    "fails for a free device, one that does not exist, and a partition",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const error = await rejected(() => detach(own.path));
+      assertEquals(error.code, "ENXIO");
+      assertMatch(error.message, /no file is attached/);
+      let gone;
+      {
+        using other = new OwnDevice();
+        gone = other.path;
+      }
+      assertEquals((await rejected(() => detach(gone!))).code, "ENOENT");
+      await using a = await attach(scratch.image(), {
+        minor: own.minor,
+        partscan: true,
+      });
+      runOk("addpart", own.path, "1", "8", "8");
+      const partition = await assertRejects(
+        () => detach(`${own.path}p1`),
+        UnexpectedDevice,
+      );
+      assertMatch(partition.message, new RegExp(`use ${own.path}`));
+      await a.detach();
+      assertThrows(() => Deno.statSync(`${own.path}p1`));
+    }),
+  );
+
+  it(
+    "waits for others within its limits, and the kernel detaches when they let go",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const device = runOk("losetup", "--find", "--show", path);
+      const other = holdOpen(device);
+      await detach(device, { lazy: true });
+      await assertRejects(() => detach(device, { timeout: 10 }), LoopBusyError);
+      other.close();
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "does not touch a device of somebody else when attaching fails",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const victim = scratch.image(MiB, "victim.img");
+      runOk("losetup", own.path, victim);
+      const before = list().find(({ minor }) => minor === own.minor);
+      await rejected(() => attach(scratch.image(), { minor: own.minor }));
+      using loop = new Loop(own.minor);
+      using file = openFile(scratch.image());
+      assertThrows(() => loop.configure(file.fd), LoopError);
+      assertThrows(() => loop.setFd(file.fd), LoopError);
+      loop.close();
+      assertEquals(list().find(({ minor }) => minor === own.minor), before);
+      await detach(before!);
+    }),
+  );
+});
+
+describe("LOOP_CONFIGURE", onDevices, () => {
+  it("is said to be missing where the kernel does not know it", () => {
+    using scratch = new Scratch();
+    using own = new OwnDevice();
+    const script = `
+      import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
+      try {
+        await attach("${scratch.image()}", { minor: ${own.minor} });
+      } catch (error) {
+        console.log(error.code, error.message);
+      }`;
+    Deno.writeTextFileSync(`${scratch.path}/old.ts`, script);
+    const { stdout } = run(
+      "strace",
+      ..."-f -qq -o /dev/null -e trace=ioctl -P".split(" "),
+      own.path,
+      "-e",
+      "inject=ioctl:error=EINVAL:when=1..2",
+      Deno.execPath(),
+      ..."run -q --no-check --allow-ffi".split(" "),
+      `${scratch.path}/old.ts`,
+    );
+    assertMatch(stdout, /^EINVAL .*this kernel has no LOOP_CONFIGURE/);
+    scratch.check();
+  });
+});

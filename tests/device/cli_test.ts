@@ -1,0 +1,257 @@
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  attribute,
+  cli,
+  onDevices,
+  OwnDevice,
+  run,
+  runOk,
+  withScratch,
+} from "./support.ts";
+
+const MiB = 1 << 20;
+const CLI = new URL("../../cli.ts", import.meta.url).pathname;
+
+describe("loopdev", onDevices, () => {
+  it(
+    "attaches, lists, finds and detaches",
+    withScratch((scratch) => {
+      const path = scratch.image(2 * MiB, "a b.img");
+      const attached = cli("attach", path, "--offset", "1M", "-b", "4K");
+      assertEquals(attached.code, 0, attached.stderr);
+      assertEquals(attached.stderr, "");
+      const device = attached.stdout.trim();
+      const name = device.replace("/dev/", "");
+      assertEquals(scratch.devices(), [device]);
+      assertEquals(attribute(name, "loop/autoclear"), "0");
+      assertEquals(attribute(name, "loop/offset"), "1048576");
+      assertEquals(attribute(name, "queue/logical_block_size"), "4096");
+
+      const table = cli("list").stdout.split("\n");
+      assertMatch(table[0]!, /^NAME +SIZE +OFFSET .*BACK-FILE$/);
+      const row = table.find((line) => line.startsWith(`${device} `))!;
+      assertMatch(row, new RegExp(`^${device} +1048576 +1048576 .* ${path}$`));
+      const short = cli("list", "-n", "-O", "name,BACK-FILE").stdout;
+      assertStringIncludes(short, `${device} `);
+      assertMatch(short, new RegExp(`^${device} +${path}$`, "m"));
+
+      const { devices } = JSON.parse(cli("list", "--json").stdout);
+      const found = devices.find((
+        { path }: { path: string },
+      ) => path === device);
+      assertEquals(found.backingFile, path);
+      assertEquals(found.offset, MiB);
+      assertEquals(found.autoclear, false);
+
+      assertEquals(cli("find", path).stdout, `${device}\n`);
+      const detached = cli("detach", device);
+      assertEquals(detached, { code: 0, stdout: "", stderr: "" });
+      assertEquals(cli("find", path), { code: 1, stdout: "", stderr: "" });
+    }),
+  );
+
+  it(
+    "takes a device as path, name, number and node",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      runOk("cp", "-a", own.path, `${scratch.path}/node`);
+      for (
+        const device of [
+          own.path,
+          own.name,
+          `${own.minor}`,
+          `${scratch.path}/node`,
+        ]
+      ) {
+        const attached = cli("attach", "--device", device, path);
+        assertEquals(attached.stdout, `${own.path}\n`, attached.stderr);
+        assertEquals(cli("detach", device).code, 0);
+      }
+    }),
+  );
+
+  it(
+    "sets what losetup sees",
+    withScratch((scratch) => {
+      const path = scratch.image(8 * MiB);
+      const { stdout } = cli(
+        ..."attach -rP --direct-io -b 4096 --sizelimit 4MiB".split(" "),
+        "--loop-ref=a name",
+        "--json",
+        path,
+      );
+      const [device] = JSON.parse(stdout).devices;
+      assertEquals(device.readOnly, true);
+      assertEquals(device.sizelimit, 4 * MiB);
+      const { loopdevices } = JSON.parse(
+        runOk("losetup", "--json", "--list", "--output-all", device.path),
+      );
+      const { ro, partscan, dio, autoclear, sizelimit } = loopdevices[0];
+      assertEquals([ro, partscan, dio, autoclear, sizelimit], [
+        true,
+        true,
+        true,
+        false,
+        4 * MiB,
+      ]);
+      assertEquals(cli("detach", device.path).code, 0);
+    }),
+  );
+
+  it(
+    "tries all files and devices, and says which failed",
+    withScratch((scratch) => {
+      const a = scratch.image(MiB, "a");
+      const b = scratch.image(MiB, "b");
+      const none = `${scratch.path}/none`;
+      const attached = cli("attach", a, none, b);
+      assertEquals(attached.code, 1);
+      assertEquals(
+        attached.stderr,
+        `loopdev: Cannot open "${none}": no such file or directory (ENOENT)\n`,
+      );
+      const devices = attached.stdout.trim().split("\n");
+      assertEquals(devices.length, 2);
+      const detached = cli("detach", devices[0]!, "/dev/null", devices[1]!);
+      assertEquals(detached.code, 1);
+      assertMatch(
+        detached.stderr,
+        /^loopdev: Cannot use "\/dev\/null" as a loop device: .*\n$/,
+      );
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "warns of what is left out of the file",
+    withScratch((scratch) => {
+      const path = scratch.image(1000);
+      const warning = (...options: string[]) => {
+        const { code, stdout, stderr } = cli("attach", path, ...options);
+        assertEquals(code, 0, stderr);
+        assertEquals(cli("detach", stdout.trim()).code, 0);
+        return stderr;
+      };
+      assertMatch(warning(), /the last 488 bytes .* fill no sector/);
+      assertMatch(warning("-o", "4096"), /offset 4096 is past the end/);
+      assertMatch(warning("-o", "800"), /200 bytes .* the device is empty/);
+      assertEquals(warning("--sizelimit", "512"), "");
+    }),
+  );
+
+  it(
+    "attaches the file that was named, whatever bytes its name has",
+    withScratch((scratch) => {
+      for (const name of ["\\xff", "a\\nb", "-x", "\\xef\\xbf\\xbd", "%41?#"]) {
+        const script = `
+          cd '${scratch.path}'
+          name=$'${name}'
+          truncate -s 4096 -- "$name"
+          run() { '${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}' "$@"; }
+          dev=$(run attach -- "$name") && run find -- "$name" &&
+          run find -- "$PWD/$name" && stat -c %i -- "$name" &&
+          losetup -nO BACK-INO $dev && run detach $dev`;
+        const { code, stdout, stderr } = run("bash", "-c", script);
+        assertEquals(code, 0, stderr);
+        const [a, b, inode, theirs] = stdout.split("\n");
+        assertMatch(a!, /^\/dev\/loop\d+$/);
+        assertEquals(a, b);
+        assertEquals(inode, theirs!.trim());
+      }
+      // Two names that read the same: which one is meant?
+      const { code, stderr } = run(
+        "bash",
+        "-c",
+        `cd '${scratch.path}'; '${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}' attach $'\\xff' $'\\xfe'`,
+      );
+      assertEquals(code, 2);
+      assertMatch(stderr, /is not UTF-8/);
+    }),
+  );
+
+  it(
+    "adds and removes devices, and makes nodes",
+    withScratch((scratch) => {
+      let free;
+      {
+        using own = new OwnDevice();
+        free = own.minor;
+      }
+      assertEquals(cli("add", `${free}`).stdout, `/dev/loop${free}\n`);
+      const again = cli("add", `${free}`);
+      assertEquals([again.code, again.stdout], [1, ""]);
+      assertMatch(again.stderr, /\(EEXIST\)/);
+      assertEquals(
+        cli("mknod", `${free}`, scratch.path).stdout,
+        `${scratch.path}/loop${free}\n`,
+      );
+      const node = Deno.statSync(`${scratch.path}/loop${free}`);
+      assert(node.isBlockDevice);
+      assertEquals(node.mode! & 0o7777, 0o600);
+      assertEquals(cli("remove", `${free}`).stdout, `/dev/loop${free}\n`);
+      assertEquals(cli("remove", `${free}`).code, 1);
+    }),
+  );
+
+  it(
+    "exits with 2 for wrong usage, and changes nothing",
+    withScratch((scratch) => {
+      const path = scratch.image();
+      const wrong = [
+        [],
+        ["bogus"],
+        ["attach"],
+        ["attach", "--bogus", path],
+        ["attach", "-o", "-1", path],
+        ["attach", "-o", "1.5", path],
+        ["attach", "-b", "1000", path],
+        ["attach", "-b", "0", path],
+        ["attach", "--loop-ref", "x".repeat(64), path],
+        ["attach", "--device", "loop4294967296", path],
+        ["attach", "--device", "7", path, path],
+        ["detach"],
+        ["list", "x"],
+        ["list", "-O", "bogus"],
+        ["find"],
+        ["find", "a", "b"],
+        ["add", "x"],
+        ["add", "1048576"],
+        ["remove", "4294967296"],
+        ["mknod", "0"],
+      ];
+      for (const args of wrong) {
+        const { code, stdout, stderr } = cli(...args);
+        assertEquals([code, stdout], [2, ""], args.join(" "));
+        assertMatch(stderr, /^loopdev: .*\nloopdev: see loopdev.* --help\n$/);
+        assertEquals(scratch.devices(), []);
+      }
+    }),
+  );
+
+  it("prints help and version without any permission", () => {
+    const bare = (...args: string[]) =>
+      run(Deno.execPath(), "run", "-q", "--no-prompt", CLI, ...args);
+    const commands = "attach detach list find add remove mknod".split(" ");
+    const help = bare("--help");
+    assertEquals([help.code, help.stderr], [0, ""]);
+    for (const command of commands) {
+      assertStringIncludes(help.stdout, `\n  ${command} `);
+      const { code, stdout, stderr } = bare(command, "--help");
+      assertEquals([code, stderr], [0, ""]);
+      assertStringIncludes(stdout, "Examples:\n");
+      assertStringIncludes(stdout, `Usage: loopdev ${command}`);
+      assertStringIncludes(stdout, "--allow-ffi");
+    }
+    assertMatch(bare("--version").stdout, /^loopdev \d+\.\d+\.\d+\n$/);
+    const denied = bare("list");
+    assertEquals(denied.code, 1);
+    assertMatch(denied.stderr, /^loopdev: Requires ffi access .*\n$/);
+  });
+});

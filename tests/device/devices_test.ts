@@ -1,0 +1,307 @@
+import {
+  attach,
+  find,
+  list,
+  type LoopDevice,
+  LoopError,
+  openMemory,
+} from "@loopdev/loopdev";
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  attribute,
+  onDevices,
+  OwnDevice,
+  run,
+  runOk,
+  Scratch,
+  withScratch,
+} from "./support.ts";
+
+const MiB = 1 << 20;
+
+function only(devices: LoopDevice[], path: string): LoopDevice {
+  const found = devices.find((device) => device.path === path);
+  assert(found !== undefined, `${path} is not listed`);
+  return found;
+}
+
+/** What losetup says of a device. */
+function losetup(path: string): Record<string, unknown> {
+  const { loopdevices } = JSON.parse(
+    runOk("losetup", "--json", "--list", "--output-all", path),
+  );
+  return loopdevices[0];
+}
+
+/** Combinations of everything that can be asked for. */
+function* combinations(): Generator<Parameters<typeof attach>[1] & object> {
+  const offsets = [0, 4096, 512 * 1024];
+  const sizelimits = [0, 8192, 2 ** 40];
+  const blockSizes = [undefined, 512, 4096];
+  for (let index = 0; index < 36; index++) {
+    yield {
+      offset: offsets[index % 3]!,
+      sizelimit: sizelimits[Math.floor(index / 3) % 3]!,
+      blockSize: blockSizes[(index + Math.floor(index / 9)) % 3],
+      readOnly: index % 2 === 0,
+      partscan: index % 4 < 2,
+      autoclear: index % 8 < 4,
+      ...(index % 5 === 0 && { directIo: true, blockSize: 4096 }),
+    };
+  }
+}
+
+describe("list()", onDevices, () => {
+  it(
+    "equals losetup and sysfs for every combination of options",
+    withScratch(async (scratch) => {
+      const path = scratch.image(4 * MiB, "a file");
+      let count = 0;
+      for (const options of combinations()) {
+        await using a = await attach(path, options);
+        const device = only(list(), a.path);
+        const status = a.loop.getStatus();
+        const theirs = losetup(a.path);
+        const name = device.name;
+        assertEquals(
+          {
+            name: device.path,
+            "back-file": device.backingFile,
+            offset: device.offset,
+            sizelimit: device.sizelimit,
+            autoclear: device.autoclear,
+            ro: device.readOnly,
+            dio: device.directIo,
+            partscan: device.partscan,
+            "log-sec": device.blockSize,
+            "back-ino": Number(status.backingInode),
+          },
+          {
+            name: theirs["name"],
+            "back-file": theirs["back-file"],
+            offset: theirs["offset"],
+            sizelimit: theirs["sizelimit"],
+            autoclear: theirs["autoclear"],
+            ro: theirs["ro"],
+            dio: theirs["dio"],
+            partscan: theirs["partscan"],
+            "log-sec": theirs["log-sec"],
+            "back-ino": theirs["back-ino"],
+          } as Record<string, unknown>,
+        );
+        assertEquals({
+          offset: status.offset,
+          sizelimit: status.sizelimit,
+          autoclear: status.autoclear,
+          readOnly: status.readOnly,
+          directIo: status.directIo,
+          partscan: status.partscan,
+        }, {
+          offset: device.offset,
+          sizelimit: device.sizelimit,
+          autoclear: device.autoclear,
+          readOnly: device.readOnly,
+          directIo: device.directIo,
+          partscan: device.partscan,
+        });
+        assertEquals(device.size, Number(attribute(name, "size")) * 512);
+        assertEquals(device.size, a.size);
+        assertEquals(device.diskSequence, Number(attribute(name, "diskseq")));
+        assertEquals(device.diskSequence, a.diskSequence);
+        assertEquals(device.minor, a.minor);
+        assertEquals(device.deleted, false);
+        assertEquals(options.directIo ?? false, device.directIo);
+        count++;
+      }
+      assertEquals(count, 36);
+    }),
+  );
+
+  it(
+    "is in numeric order, and plain data",
+    withScratch(async (scratch) => {
+      using a = new OwnDevice();
+      using b = new OwnDevice();
+      await using first = await attach(scratch.image(), { minor: a.minor });
+      await using second = await attach(scratch.image(), { minor: b.minor });
+      const devices = list();
+      const numbers = devices.map(({ minor }) => minor);
+      assertEquals(numbers, [...numbers].sort((x, y) => x - y));
+      assertEquals(JSON.parse(JSON.stringify(devices)), devices);
+      await first.detach();
+      await second.detach();
+      assert(!list().some(({ minor }) => minor === a.minor));
+    }),
+  );
+
+  it(
+    "tells deleted files from files of that name, and follows renaming",
+    withScratch(async (scratch) => {
+      const { path } = scratch;
+      const literal = scratch.image(MiB, "x (deleted)");
+      await using a = await attach(literal);
+      assertEquals(only(list(), a.path).backingFile, literal);
+      assertEquals(only(list(), a.path).deleted, false);
+
+      await using b = await attach(scratch.image(MiB, "y"));
+      Deno.renameSync(`${path}/y`, `${path}/z`);
+      assertEquals(only(list(), b.path).backingFile, `${path}/z`);
+      Deno.removeSync(`${path}/z`);
+      const deleted = only(list(), b.path);
+      assertEquals([deleted.backingFile, deleted.deleted], [`${path}/z`, true]);
+      // Another file takes the name that the kernel shows.
+      scratch.image(MiB, "z (deleted)");
+      assertEquals(only(list(), b.path).deleted, true);
+
+      // Deleted, with a name that ends so itself.
+      Deno.removeSync(literal);
+      assertEquals(only(list(), a.path).backingFile, literal);
+      assertEquals(only(list(), a.path).deleted, true);
+      await a.detach();
+      await b.detach();
+    }),
+  );
+
+  it(
+    "gives odd names, and names longer than the kernel can tell",
+    withScratch(async (scratch) => {
+      const name = 'new\nline, "quote", \\ and é';
+      await using a = await attach(scratch.image(512, `${name}\n`));
+      assertEquals(
+        only(list(), a.path).backingFile,
+        `${scratch.path}/${name}\n`,
+      );
+      runOk("bash", "-c", `truncate -s 512 '${scratch.path}/'$'\\xff'`);
+      await using b = await attach(new URL(`file://${scratch.path}/%ff`));
+      assertEquals(
+        only(list(), b.path).backingFile,
+        `${scratch.path}/\ufffd`,
+      );
+      // Deno cannot make a path this long in one go.
+      const part = "d".repeat(250);
+      runOk(
+        "bash",
+        "-c",
+        `cd '${scratch.path}'; for i in $(seq 17); do mkdir ${part}; cd ${part}; done; truncate -s 512 f; exec '${Deno.execPath()}' run -q --no-check --allow-ffi '${
+          new URL("../../cli.ts", import.meta.url).pathname
+        }' attach f > '${scratch.path}/out'`,
+      );
+      const device = Deno.readTextFileSync(`${scratch.path}/out`).trim();
+      assertEquals(only(list(), device).backingFile, "");
+      assertEquals(only(list(), device).size, 512);
+      runOk("losetup", "-d", device);
+      runOk("bash", "-c", `rm -rf '${scratch.path}/${part}'`);
+      await a.detach();
+      await b.detach();
+    }),
+  );
+
+  it(
+    "saturates a limit that no number holds",
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image(), {
+        sizelimit: 2n ** 63n - 1n,
+      });
+      assertEquals(only(list(), a.path).sizelimit, Number.MAX_SAFE_INTEGER);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "sees what a file in memory is called",
+    withScratch(async () => {
+      using memory = openMemory(4096);
+      await using a = await attach(memory);
+      const device = only(list(), a.path);
+      assertEquals(device.backingFile, "/memfd:loopdev");
+      assertEquals(device.deleted, true);
+      await a.detach();
+    }),
+  );
+
+  it("opens nothing under /dev, and needs no right", () => {
+    using scratch = new Scratch();
+    const script = `
+      import { list } from "${new URL("../../mod.ts", import.meta.url)}";
+      console.log(list().length);`;
+    Deno.writeTextFileSync(`${scratch.path}/list.ts`, script);
+    const image = scratch.image();
+    const device = runOk("losetup", "--find", "--show", image);
+    const log = `${scratch.path}/log`;
+    const output = run(
+      "strace",
+      ..."-f -qq -e trace=openat,open,ioctl -o".split(" "),
+      log,
+      Deno.execPath(),
+      ..."run -q --no-check --allow-ffi".split(" "),
+      `${scratch.path}/list.ts`,
+    );
+    assert(Number(output.stdout) >= 1, output.stderr);
+    const trace = Deno.readTextFileSync(log);
+    assert(trace.includes("loop/backing_file"));
+    const opened = trace.split("\n").filter((line) => /\/dev\/loop/.test(line));
+    assertEquals(opened, []);
+    runOk("losetup", "-d", device);
+    scratch.check();
+  });
+});
+
+describe("find()", onDevices, () => {
+  it(
+    "finds by device and inode, not by name",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const other = scratch.image(MiB, "other.img");
+      await using a = await attach(path);
+      await using b = await attach(path, { offset: 4096 });
+      const paths = (file: string | URL, options = {}) =>
+        find(file, options).map(({ path }) => path).sort();
+      const both = [a.path, b.path].sort();
+      assertEquals(paths(path), both);
+      assertEquals(paths(new URL(`file://${path}`)), both);
+      Deno.symlinkSync(path, `${scratch.path}/symbolic`);
+      Deno.linkSync(path, `${scratch.path}/hard`);
+      assertEquals(paths(`${scratch.path}/symbolic`), both);
+      assertEquals(paths(`${scratch.path}/hard`), both);
+      assertEquals(paths(path, { offset: 4096 }), [b.path]);
+      assertEquals(paths(path, { offset: 0n }), [a.path]);
+      assertEquals(paths(other), []);
+      assertEquals(
+        assertThrows(() => find(`${scratch.path}/none`), LoopError).code,
+        "ENOENT",
+      );
+      // The name goes to another file, and the file has another name only.
+      Deno.removeSync(path);
+      assertEquals(paths(`${scratch.path}/hard`), both);
+      scratch.image();
+      assertEquals(paths(path), []);
+      await a.detach();
+      await b.detach();
+    }),
+  );
+
+  it(
+    "finds through a bind mount, and a device by any of its nodes",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const there = `${scratch.path}/there.img`;
+      Deno.createSync(there).close();
+      runOk("mount", "--bind", path, there);
+      try {
+        await using a = await attach(path);
+        assertEquals(find(there).map(({ path }) => path), [a.path]);
+        await using b = await attach(a.path);
+        runOk("cp", "-a", a.path, `${scratch.path}/node`);
+        assertEquals(
+          find(`${scratch.path}/node`).map(({ path }) => path),
+          [b.path],
+        );
+        await b.detach();
+        await a.detach();
+      } finally {
+        runOk("umount", there);
+      }
+    }),
+  );
+});
