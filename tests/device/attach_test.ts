@@ -629,6 +629,35 @@ describe("detach()", onDevices, () => {
   );
 });
 
+describe("attach() and detach()", onDevices, () => {
+  it("take one LOOP_CONFIGURE, and open everything with O_CLOEXEC", () => {
+    using scratch = new Scratch();
+    const log = `${scratch.path}/log`;
+    Deno.writeTextFileSync(
+      `${scratch.path}/once.ts`,
+      `import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
+       await using device = await attach("${scratch.image()}");`,
+    );
+    const { code, stderr } = run(
+      "strace",
+      ..."-f -qq -e trace=openat,open,ioctl -o".split(" "),
+      log,
+      Deno.execPath(),
+      ..."run -q --no-check --allow-ffi".split(" "),
+      `${scratch.path}/once.ts`,
+    );
+    assertEquals(code, 0, stderr);
+    const trace = Deno.readTextFileSync(log);
+    assertEquals(trace.match(/LOOP_CONFIGURE/g)?.length, 1);
+    assertEquals(trace.match(/LOOP_SET_STATUS64|LOOP_CLR_FD/g), null);
+    const ours = / open(at)?\(AT_FDCWD, "(.*\.img|\/dev\/loop.*|\/sys\/.*)"/;
+    const opens = trace.split("\n").filter((line) => ours.test(line));
+    assert(opens.length >= 3, trace);
+    assertEquals(opens.filter((line) => !line.includes("O_CLOEXEC")), []);
+    scratch.check();
+  });
+});
+
 describe("LOOP_CONFIGURE", onDevices, () => {
   it("is said to be missing where the kernel does not know it", () => {
     using scratch = new Scratch();

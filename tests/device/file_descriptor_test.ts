@@ -45,11 +45,10 @@ describe("openFile()", onDevices, () => {
     "refuses everything else with its kind, and does not hang on a FIFO",
     withScratch((scratch) => {
       runOk("mkfifo", `${scratch.path}/fifo`);
-      runOk(
-        "python3",
-        "-c",
-        `import socket; socket.socket(socket.AF_UNIX).bind("${scratch.path}/socket")`,
-      );
+      using _socket = Deno.listen({
+        transport: "unix",
+        path: `${scratch.path}/socket`,
+      });
       const refused = (path: string, errno: string, kind: string) => {
         for (const readOnly of [false, true]) {
           const error = assertThrows(

@@ -1,0 +1,18 @@
+/**
+ * Attaches a file, looks at the device, and detaches it:
+ *
+ *     deno run --allow-ffi examples/attach.ts disk.img
+ *
+ * Without a file it attaches one in memory.
+ */
+import { attach, list, openMemory } from "@loopdev/loopdev";
+
+using memory = openMemory(16 * 1024 * 1024);
+{
+  await using device = await attach(Deno.args[0] ?? memory);
+  console.log(
+    `${device.path} has ${device.size} bytes in blocks of ${device.blockSize}`,
+  );
+  console.log(list().find(({ minor }) => minor === device.minor));
+} // detached here, also when the block is left by an exception
+console.log("detached");

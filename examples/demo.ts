@@ -1,0 +1,144 @@
+/**
+ * Shows what this is for, on a real image, and proves that it worked:
+ *
+ *     deno task demo [IMAGE]
+ *
+ * Without an image it makes one, attaches it, writes to it, detaches it, and looks for
+ * what was written in the image. An image of yours is attached read-only and shown.
+ */
+import { attach, list, LoopError } from "@loopdev/loopdev";
+import { basename } from "@std/path/posix/basename";
+import { printTable } from "../lib/cli/list.ts";
+
+const MiB = 1024 * 1024;
+const MESSAGE = "written through a loop device\n";
+
+/** What the user can do something about: one line, without a stack. */
+class Problem extends Error {}
+
+function say(step: string): void {
+  console.log(`\n# ${step}`);
+}
+
+/** Runs a command; `false` when there is none of that name. */
+async function run(command: string, ...args: string[]): Promise<boolean> {
+  console.log(`$ ${command} ${args.join(" ")}`);
+  let output;
+  try {
+    output = await new Deno.Command(command, { args }).output();
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+  if (output.success) return true;
+  throw new Problem(
+    `${command} failed: ${new TextDecoder().decode(output.stderr).trim()}`,
+  );
+}
+
+/** Attaches an image of the user's, read-only. */
+async function show(image: string): Promise<void> {
+  say(`Attach ${image} read-only`);
+  await using device = await attach(image, { readOnly: true });
+  printTable(list().filter(({ minor }) => minor === device.minor));
+  say("All about it");
+  console.log(list().find(({ minor }) => minor === device.minor));
+  console.log(device.loop.getStatus());
+  say(`Detach ${device.path}`);
+  await device.detach();
+  console.log("It is free.");
+}
+
+/** Makes an image, writes to it through a device, and finds that in the image. */
+async function make(directory: string): Promise<void> {
+  const image = `${directory}/disk.img`;
+  say("Make an image of 64 MiB");
+  await Deno.writeFile(image, new Uint8Array());
+  await Deno.truncate(image, 64 * MiB);
+  const hasFileSystem = await run("mkfs.ext4", "-q", image);
+  if (!hasFileSystem) console.log("(there is no mkfs.ext4: raw blocks, then)");
+
+  say("Attach it");
+  await using device = await attach(image, { reference: "demo" });
+  console.log(`It is ${device.path} now.`);
+
+  say("List it, as loopdev list does");
+  printTable(list().filter(({ minor }) => minor === device.minor));
+
+  if (hasFileSystem) await writeFile(device.path, `${directory}/mnt`);
+  else await writeBlock(device.path);
+
+  say(`Detach ${device.path}`);
+  await device.detach();
+  console.log("It is free, and what was written is in the image.");
+
+  say(`Look for it in ${basename(image)}`);
+  if (hasFileSystem) await run("fsck.ext4", "-f", "-n", image);
+  const at = find(await Deno.readFile(image), MESSAGE);
+  if (at < 0) throw new Problem("the data is not in the image");
+  console.log(`Found ${JSON.stringify(MESSAGE)} at byte ${at}.`);
+}
+
+/** Writes a file to the file system of a device. */
+async function writeFile(device: string, directory: string): Promise<void> {
+  say("Mount it, write a file, unmount it");
+  await Deno.mkdir(directory);
+  await run("mount", device, directory);
+  try {
+    await Deno.writeTextFile(`${directory}/hello.txt`, MESSAGE);
+    console.log(`wrote ${directory}/hello.txt`);
+  } finally {
+    await run("umount", directory);
+  }
+}
+
+/** Writes a block of a device. */
+async function writeBlock(device: string): Promise<void> {
+  say("Write its first block");
+  const block = new Uint8Array(512);
+  new TextEncoder().encodeInto(MESSAGE, block);
+  await Deno.writeFile(device, block, { create: false });
+}
+
+function find(bytes: Uint8Array, text: string): number {
+  const wanted = new TextEncoder().encode(text);
+  for (let at = bytes.indexOf(wanted[0]!); at >= 0;) {
+    if (wanted.every((byte, index) => bytes[at + index] === byte)) return at;
+    at = bytes.indexOf(wanted[0]!, at + 1);
+  }
+  return -1;
+}
+
+/** Why it cannot work here, if that can be told. */
+function obstacle(): string | undefined {
+  if (Deno.build.os !== "linux") return "loop devices exist on Linux only";
+  if (Deno.uid() !== 0) return "attaching a file needs root: try sudo";
+  try {
+    Deno.statSync("/dev/loop-control");
+  } catch {
+    return "there is no /dev/loop-control: load the driver with modprobe loop";
+  }
+  return undefined;
+}
+
+async function main(): Promise<void> {
+  const reason = obstacle();
+  if (reason !== undefined) throw new Problem(reason);
+  const [image] = Deno.args;
+  if (image !== undefined) return await show(image);
+  const directory = await Deno.makeTempDir({ prefix: "loopdev-demo-" });
+  try {
+    await make(directory);
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+  console.log("\nThe image is removed; nothing is left behind.");
+}
+
+try {
+  await main();
+} catch (error) {
+  if (!(error instanceof Problem || error instanceof LoopError)) throw error;
+  console.error(`demo: ${error.message}`);
+  Deno.exitCode = 1;
+}

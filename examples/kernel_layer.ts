@@ -1,0 +1,36 @@
+/**
+ * The ioctls by hand: find a device, bind a file, change it, unbind.
+ *
+ *     deno run --allow-ffi examples/kernel_layer.ts
+ *
+ * attach() and detach() do this with all the care that others deserve; here is what
+ * is below them.
+ */
+import { Loop, LoopControl, LoopError, openMemory } from "@loopdev/loopdev";
+
+using control = new LoopControl();
+using memory = openMemory(8 * 1024 * 1024);
+
+/** Binds the first device that nobody else takes in between. */
+function bind(): Loop {
+  for (;;) {
+    const loop = new Loop(control.getUnbound());
+    try {
+      // Detached by the kernel at the last close, whatever happens here.
+      loop.configure(memory.fd, { autoclear: true, reference: "example" });
+      return loop;
+    } catch (error) {
+      loop.close();
+      if (!(error instanceof LoopError && error.code === "EBUSY")) throw error;
+    }
+  }
+}
+
+using loop = bind();
+console.log(loop.path, loop.getStatus());
+
+loop.setStatus({ offset: 1024 * 1024 });
+loop.setBlockSize(4096);
+console.log(`${loop.getSize()} bytes in blocks of ${loop.getBlockSize()}`);
+
+loop.clearFd(); // marked: the kernel detaches when the descriptor is closed

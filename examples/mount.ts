@@ -1,0 +1,27 @@
+/**
+ * Attach, mount, unmount, detach, in the right order, also when something fails:
+ *
+ *     deno run --allow-ffi --allow-run=mount,umount examples/mount.ts disk.img /mnt COMMAND...
+ *
+ * runs COMMAND while the file system of disk.img is mounted on /mnt, so add it to
+ * --allow-run.
+ */
+import { attach } from "@loopdev/loopdev";
+
+/** Runs a command that must succeed. */
+async function run(command: string, ...args: string[]): Promise<void> {
+  const { success } = await new Deno.Command(command, { args }).spawn().status;
+  if (!success) throw new Error(`Cannot ${command} ${args.join(" ")}`);
+}
+
+const [image, directory, command, ...args] = Deno.args;
+if (image === undefined || directory === undefined || command === undefined) {
+  console.error("usage: mount.ts IMAGE DIRECTORY COMMAND...");
+  Deno.exit(2);
+}
+
+await using stack = new AsyncDisposableStack();
+const device = stack.use(await attach(image));
+await run("mount", device.path, directory);
+stack.defer(() => run("umount", directory)); // before the device is detached
+await run(command, ...args);

@@ -1,0 +1,193 @@
+import {
+  attach,
+  type Attachment,
+  Loop,
+  LOOP_CLR_FD,
+  LoopControl,
+  LoopError,
+  openFile,
+} from "@loopdev/loopdev";
+import { assert, assertEquals, assertGreater } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { ioctlValue } from "../../lib/sys/libc.ts";
+import { onDevices, Scratch } from "../device/support.ts";
+import { BLOCK, BLOCKS, content } from "./writer.ts";
+
+const RUNS = 500;
+
+/** The second process. */
+class Writer implements AsyncDisposable {
+  readonly #process: Deno.ChildProcess;
+  readonly #input: WritableStreamDefaultWriter<Uint8Array>;
+  readonly #lines: AsyncGenerator<string>;
+
+  constructor() {
+    this.#process = new Deno.Command(Deno.execPath(), {
+      args: [
+        ..."run -q --no-check --allow-ffi".split(" "),
+        new URL("writer.ts", import.meta.url).pathname,
+      ],
+      stdin: "piped",
+      stdout: "piped",
+    }).spawn();
+    this.#input = this.#process.stdin.getWriter();
+    this.#lines = lines(this.#process.stdout);
+  }
+
+  /** Begins to write; resolves after the first write. */
+  async start(minor: number, sequence: number, run: number): Promise<void> {
+    await this.#input.write(
+      new TextEncoder().encode(`${minor} ${sequence} ${run}\n`),
+    );
+    assertEquals((await this.#lines.next()).value, "started");
+  }
+
+  /** What was written by the time that the device was gone. */
+  async result(): Promise<Record<number, number | null>> {
+    return JSON.parse((await this.#lines.next()).value);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#input.close();
+    await this.#process.status;
+  }
+}
+
+async function* lines(
+  stream: ReadableStream<Uint8Array>,
+): AsyncGenerator<string> {
+  let text = "";
+  for await (const chunk of stream.pipeThrough(new TextDecoderStream())) {
+    text += chunk;
+    for (let end; (end = text.indexOf("\n")) >= 0;) {
+      yield text.slice(0, end);
+      text = text.slice(end + 1);
+    }
+  }
+}
+
+/** Attaches a file, calls `write` while it is attached, and detaches. */
+type Sequence = (
+  path: string,
+  write: (minor: number, sequence: number) => Promise<void>,
+) => Promise<void>;
+
+async function during(
+  write: Parameters<Sequence>[1],
+  { minor, diskSequence }: Attachment,
+): Promise<void> {
+  await write(minor, diskSequence);
+}
+
+const SEQUENCES: Record<string, Sequence> = {
+  "Attachment.detach() with autoclear": async (path, write) => {
+    const a = await attach(path);
+    await during(write, a);
+    await a.detach();
+  },
+  "Attachment.detach() without autoclear": async (path, write) => {
+    const a = await attach(path, { autoclear: false });
+    await during(write, a);
+    await a.detach();
+  },
+  "Loop.clearFd() and close()": async (path, write) => {
+    const loop = bindFree(path);
+    const { minor } = loop;
+    await write(minor, loop.getDiskSequence());
+    loop.clearFd();
+    loop.close();
+    await untilUnbound(minor);
+  },
+  "leaving an await using block by an exception": async (path, write) => {
+    try {
+      await using a = await attach(path);
+      await during(write, a);
+      throw new RangeError("on purpose");
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+    }
+  },
+};
+
+/** What loses data: `LOOP_CLR_FD` from the only descriptor, though everything was written back just before. */
+const unsafe: Sequence = async (path, write) => {
+  const loop = bindFree(path);
+  const { minor } = loop;
+  await write(minor, loop.getDiskSequence());
+  loop.sync();
+  ioctlValue(loop.fd, LOOP_CLR_FD, 0n);
+  loop.close();
+  await untilUnbound(minor);
+};
+
+/** Binds the kernel layer's way. */
+function bindFree(path: string): Loop {
+  using control = new LoopControl();
+  using file = openFile(path);
+  for (;;) {
+    const loop = new Loop(control.getUnbound());
+    try {
+      loop.configure(file.fd);
+      return loop;
+    } catch (error) {
+      loop.close();
+      if (!(error instanceof LoopError && error.code === "EBUSY")) throw error;
+    }
+  }
+}
+
+async function untilUnbound(minor: number): Promise<void> {
+  for (;;) {
+    try {
+      Deno.statSync(`/sys/block/loop${minor}/loop`);
+    } catch {
+      return;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1));
+  }
+}
+
+/** Runs a sequence over and over; how many complete writes there were, and how many are missing in the file. */
+async function count(
+  sequence: Sequence,
+): Promise<{ complete: number; missing: number }> {
+  using scratch = new Scratch();
+  await using writer = new Writer();
+  const path = scratch.image(BLOCKS * BLOCK);
+  let [complete, missing] = [0, 0];
+  for (let run = 1; run <= RUNS; run++) {
+    await sequence(path, async (minor, diskSequence) => {
+      await writer.start(minor, diskSequence, run);
+      const end = performance.now() + Math.random();
+      while (performance.now() < end); // setTimeout is too coarse
+    });
+    const file = Deno.readFileSync(path);
+    for (const [block, write] of Object.entries(await writer.result())) {
+      if (write === null) continue;
+      complete++;
+      const at = Number(block) * BLOCK;
+      const found = file.subarray(at, at + BLOCK);
+      const expected = content(run, write);
+      if (found.some((byte, index) => byte !== expected[index])) missing++;
+    }
+  }
+  scratch.check();
+  return { complete, missing };
+}
+
+describe("no write is lost whose close returned", onDevices, () => {
+  for (const [name, sequence] of Object.entries(SEQUENCES)) {
+    it(`${name}, ${RUNS} times`, async () => {
+      const { complete, missing } = await count(sequence);
+      console.log(`${name}: ${complete} writes in ${RUNS} runs`);
+      assert(complete >= RUNS);
+      assertEquals(missing, 0);
+    });
+  }
+
+  it("and this test is known to bite", async () => {
+    const { complete, missing } = await count(unsafe);
+    console.log(`LOOP_CLR_FD alone: ${missing} of ${complete} writes lost`);
+    assertGreater(missing, 0);
+  });
+});
