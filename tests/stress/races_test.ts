@@ -46,9 +46,9 @@ describe(
     });
 
     it("beside somebody who holds the lowest unbound device exclusively", async () => {
-      using scratch = new Scratch();
       const lowest = `/dev/loop${lowestUnbound()}`;
       using _holder = holdExclusively(lowest);
+      using scratch = new Scratch();
       const devices = await cycleAtOnce(scratch);
       assert(!devices.has(lowest));
     });
