@@ -21,7 +21,8 @@
  * @module
  */
 export { attach, Attachment, type AttachOptions } from "./lib/attach.ts";
-export { detach, type DetachOptions, type DeviceRef } from "./lib/detach.ts";
+export { detach, type DetachOptions } from "./lib/detach.ts";
+export type { DeviceRef } from "./lib/device_ref.ts";
 export {
   find,
   type FindOptions,
@@ -42,6 +43,8 @@ export {
   type OpenFileOptions,
   openMemory,
 } from "./lib/file_descriptor.ts";
+export type { Holder } from "./lib/holder.ts";
+export { holders } from "./lib/holders.ts";
 export {
   type ConfigureOptions,
   Loop,

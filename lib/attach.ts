@@ -6,8 +6,9 @@ import {
   checkSignal,
 } from "./arguments.ts";
 import {
+  type BackingFile,
   checkDetachOptions,
-  detach,
+  detachBinding,
   type DetachOptions,
   isFree,
   release,
@@ -21,7 +22,7 @@ import { check, LoopError, quote } from "./errors.ts";
 import {
   checkBackingFile,
   checkStat,
-  type FileDescriptor,
+  FileDescriptor,
   openFile,
 } from "./file_descriptor.ts";
 import {
@@ -33,6 +34,8 @@ import {
   Loop,
 } from "./loop.ts";
 import { LoopControl } from "./loop_control.ts";
+import { lockRange, refuseOverlap } from "./overlap.ts";
+import { removeStalePartitions } from "./stale_partitions.ts";
 import {
   deviceNumberOf,
   hasSysfs,
@@ -55,11 +58,16 @@ import {
   EROFS,
 } from "./sys/errno.ts";
 import {
+  AT_FDCWD,
+  cString,
+  directIoAlignment,
   ioctlPointer,
   O_ACCMODE,
+  O_DIRECT,
   O_PATH,
   O_RDONLY,
   O_WRONLY,
+  openAt,
   openFlags,
   S_IFBLK,
   S_IFMT,
@@ -77,6 +85,14 @@ export interface AttachOptions extends ConfigureOptions {
    * @default {true}
    */
   autoclear?: boolean | undefined;
+  /**
+   * `"refuse"`: an error, `EBUSY`, when any byte of the range is behind a loop device
+   * already, whoever attached it. The bytes are locked (`F_OFD_SETLK`) as long as the
+   * device is attached, so that among users of this library, and QEMU, there is no race.
+   *
+   * @default {"allow"}
+   */
+  overlap?: "allow" | "refuse" | undefined;
   /** This device; it is added when it does not exist, and no other is tried. Without it the first free one. */
   minor?: number | undefined;
   /** Ends the trying. */
@@ -96,7 +112,7 @@ export interface AttachOptions extends ConfigureOptions {
  * detach before; a write-back error is reported only then.
  *
  * Two read-write devices over the same bytes of a file corrupt them: each has a page
- * cache of its own.
+ * cache of its own. With `overlap: "refuse"` that is an error.
  *
  * Requires `--allow-ffi`, and root or the group of the device nodes.
  *
@@ -128,20 +144,33 @@ export async function attach(
   file: string | URL | { readonly fd: number },
   options: AttachOptions = {},
 ): Promise<Attachment> {
-  checkOptions(options, [...CONFIGURE_OPTIONS, "minor", "signal"]);
+  checkOptions(options, [...CONFIGURE_OPTIONS, "minor", "overlap", "signal"]);
   const signal = checkSignal(options.signal);
   const minor = options.minor === undefined
     ? undefined
     : checkMinor(options.minor);
+  const refusesOverlap = checkOverlap(options.overlap) === "refuse";
   const wanted = { ...options, autoclear: options.autoclear ?? true };
   const config = encodeOptions(wanted);
   signal?.throwIfAborted();
 
-  using backing = openBacking(file, options.readOnly ?? false);
+  const readOnly = options.readOnly ?? false;
+  using backing = openBacking(file, { readOnly, refusesOverlap });
+  const claim = {
+    ...backing.description,
+    start: config.info.offset,
+    length: config.info.sizelimit,
+    readOnly,
+  };
+  if (refusesOverlap) {
+    lockRange(claim);
+    refuseOverlap(claim, undefined);
+  }
   config.fd = backing.fd;
   const tryDevice = (minor: number): BoundLoop => {
-    const loop = new BoundLoop(minor, { readOnly: options.readOnly });
+    const loop = new BoundLoop(minor, { readOnly });
     try {
+      removeStalePartitions(loop);
       bind(loop, config, backing.name);
       return loop;
     } catch (error) {
@@ -154,13 +183,22 @@ export async function attach(
     : bindThis(tryDevice, minor);
   try {
     verify(loop, wanted, config, backing);
-    loop.remember();
+    // Who does not lock may have attached it since we looked.
+    if (refusesOverlap) refuseOverlap(claim, loop);
     return new Attachment(loop);
   } catch (error) {
     // Ours beyond doubt: this descriptor has been open since it was bound.
     releaseNow(loop);
     throw error;
   }
+}
+
+function checkOverlap(value: unknown): "allow" | "refuse" {
+  if (value === undefined) return "allow";
+  if (value === "allow" || value === "refuse") return value;
+  throw new TypeError(
+    `Cannot use ${String(value)} as overlap: it must be "allow" or "refuse"`,
+  );
 }
 
 /**
@@ -276,7 +314,11 @@ export class Attachment implements AsyncDisposable {
     const { minor, diskSequence } = this;
     if (isBound(minor) || !hasSysfs()) {
       try {
-        await detach({ minor, diskSequence }, options);
+        await detachBinding(
+          { minor, diskSequence },
+          this.#loop.backing,
+          options,
+        );
       } catch (error) {
         const free = error instanceof LoopError && error.errno === ENXIO;
         if (!free) throw error;
@@ -339,14 +381,18 @@ export class Attachment implements AsyncDisposable {
 class BoundLoop extends Loop {
   /** The disk sequence number of the binding; 0 before Linux 5.15. */
   diskSequence = 0;
+  /** What is bound. */
+  backing: BackingFile | undefined;
 
-  remember(): void {
+  /** Notes what tells this binding from any other, once the descriptor is closed. */
+  remember({ device, inode }: BackingFile): void {
+    this.backing = { device, inode };
     this.diskSequence = sequenceOf(this) ?? 0;
   }
 
   override changeFd(fd: number): void {
     super.changeFd(fd);
-    this.remember();
+    this.remember(this.getInfo());
   }
 }
 
@@ -372,6 +418,36 @@ class Backing implements Disposable {
   /** How large it is now. */
   currentSize(): bigint {
     return this.#isBlockDevice ? this.#deviceSize() : this.#examine().size;
+  }
+
+  /** What {@linkcode lockRange} and {@linkcode refuseOverlap} want to know. */
+  get description(): { fd: number; name: string; stat: Stat } {
+    return { fd: this.fd, name: this.name, stat: this.stat };
+  }
+
+  /** Another open file description of the same file. */
+  reopen(): Backing {
+    const action = `Cannot open ${this.name} again`;
+    const flags = check(openFlags(this.fd), () => ({
+      action,
+      operation: "fcntl",
+    }));
+    const descriptor = new FileDescriptor(
+      check(
+        openAt(
+          AT_FDCWD,
+          cString(`/proc/self/fd/${this.fd}`),
+          flags & (O_ACCMODE | O_DIRECT),
+        ),
+        () => ({ action, operation: "open" }),
+      ),
+    );
+    try {
+      return new Backing(descriptor.fd, this.name, descriptor);
+    } catch (error) {
+      descriptor.close();
+      throw error;
+    }
   }
 
   get #isBlockDevice(): boolean {
@@ -401,10 +477,12 @@ class Backing implements Disposable {
 
 function openBacking(
   file: string | URL | { readonly fd: number },
-  readOnly: boolean,
+  { readOnly, refusesOverlap }: { readOnly: boolean; refusesOverlap: boolean },
 ): Backing {
   if (typeof file === "object" && file !== null && "fd" in file) {
-    return borrowed(checkDescriptor(file.fd, "fd"), readOnly);
+    const backing = borrowed(checkDescriptor(file.fd, "fd"), readOnly);
+    // A lock belongs to an open file description, and the caller's may live longer.
+    return refusesOverlap ? backing.reopen() : backing;
   }
   const descriptor = readOnly
     ? openFile(file, { readOnly })
@@ -578,12 +656,13 @@ class Candidates {
 
 /** Throws unless the device is what was asked for. */
 function verify(
-  loop: Loop,
+  loop: BoundLoop,
   wanted: AttachOptions,
   config: LoopConfig,
   backing: Backing,
 ): void {
   const info = loop.getInfo();
+  loop.remember(info);
   const flags = decodeFlags(info.flags);
   const readOnly = wanted.readOnly ?? false;
 
@@ -616,9 +695,9 @@ function verify(
     "directIo",
     flags.directIo,
     wanted.directIo,
-    wanted.directIo
-      ? ": its file system has no direct I/O, or offset or block size do not fit its blocks"
-      : ": the descriptor was opened for direct I/O",
+    flags.directIo
+      ? ": the descriptor was opened for direct I/O"
+      : `: ${whyNoDirectIo(backing, config)}`,
     EINVAL,
   );
   expect("readOnly", flags.readOnly, readOnly);
@@ -635,6 +714,20 @@ function verify(
     ? first <= size && size <= last
     : last <= size && size <= first;
   if (!between) expect("size", size, last);
+}
+
+/** What the kernel, which drops the wish in silence, had against direct I/O. */
+function whyNoDirectIo(backing: Backing, config: LoopConfig): string {
+  const alignment = directIoAlignment(backing.fd);
+  if (alignment === 0) return `${backing.name} has no direct I/O`;
+  const { offset } = config.info;
+  if (alignment !== undefined && offset % BigInt(alignment) !== 0n) {
+    return `offset ${offset} is no multiple of ${alignment}, the block size below the file`;
+  }
+  if (alignment !== undefined && config.blockSize < alignment) {
+    return `the block size must be at least ${alignment}, that below the file`;
+  }
+  return "the file system has no direct I/O, or offset or block size do not fit its blocks";
 }
 
 /** How large a device over a file of that size is: whole sectors of what is left behind the offset. */

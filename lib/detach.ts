@@ -1,18 +1,14 @@
 /** Detaching: nothing that was written is lost, and the device is free when it is done. */
 import {
   checkBoolean,
-  checkMinor,
   checkOptions,
   checkSignal,
   checkTimeout,
 } from "./arguments.ts";
-import {
-  check,
-  LoopBusyError,
-  LoopError,
-  quote,
-  StaleDeviceError,
-} from "./errors.ts";
+import { type DeviceRef, minorOf, recycled, sequenceIn } from "./device_ref.ts";
+import { check, LoopBusyError, LoopError, quote } from "./errors.ts";
+import { describeHolder } from "./holder.ts";
+import { findHolders, type Findings } from "./holders.ts";
 import { Loop, reopen } from "./loop.ts";
 import { diskSequenceOf, hasSysfs, isBound } from "./loop_sysfs.ts";
 import { EBUSY, EINVAL, ENOTTY, ENXIO } from "./sys/errno.ts";
@@ -23,17 +19,11 @@ import {
   writeBack,
   writeBackElsewhere,
 } from "./sys/libc.ts";
-import { LO_FLAGS_AUTOCLEAR, LOOP_CLR_FD } from "./sys/loop_uapi.ts";
-
-/**
- * A loop device: its path (`/dev/loop3`), name (`loop3`) or number, or what
- * {@linkcode list} gives. With a disk sequence number its identity is checked: a
- * device that was recycled meanwhile is left alone.
- */
-export type DeviceRef =
-  | string
-  | number
-  | { readonly minor: number; readonly diskSequence?: number };
+import {
+  LO_FLAGS_AUTOCLEAR,
+  LOOP_CLR_FD,
+  type LoopInfo64,
+} from "./sys/loop_uapi.ts";
 
 /** How {@linkcode detach} waits. The limits are for the waiting for others, not for writing back. */
 export interface DetachOptions {
@@ -104,21 +94,48 @@ export async function detach(
   device: DeviceRef,
   options: DetachOptions = {},
 ): Promise<void> {
+  await detachBinding(device, undefined, options);
+}
+
+/** What a device was bound to: tells bindings apart before Linux 5.15, which has no disk sequence numbers. */
+export interface BackingFile {
+  readonly device: bigint;
+  readonly inode: bigint;
+}
+
+/** The same, with something more to recognise the binding by. */
+export async function detachBinding(
+  device: DeviceRef,
+  backing: BackingFile | undefined,
+  options: DetachOptions,
+): Promise<void> {
   const waiting = checkDetachOptions(options);
-  using loop = openBound(device);
+  using loop = openBound(device, backing);
   const released = await release(loop);
   if (!waiting.lazy) await untilFree(released, waiting);
   if (released.failure !== undefined) throw released.failure;
 }
 
 /** Opens a device to which a file is attached, and the right one. */
-function openBound(device: DeviceRef): Loop {
+function openBound(
+  device: DeviceRef,
+  backing: BackingFile | undefined,
+): Loop {
+  const expected = sequenceIn(device);
   // For reading: that a device was open for writing makes udev look at it again.
   const loop = typeof device === "string"
     ? Loop.open(device, { readOnly: true })
     : new Loop(minorOf(device), { readOnly: true });
   try {
-    checkBinding(loop, sequenceIn(device));
+    const info = boundInfo(loop);
+    const actual = sequenceOf(loop);
+    if (expected !== undefined && actual !== undefined) {
+      if (actual !== expected) throw recycled("detach", loop.path);
+    } else if (backing !== undefined) {
+      const isSame = info.device === backing.device &&
+        info.inode === backing.inode;
+      if (!isSame) throw recycled("detach", loop.path);
+    }
     return loop;
   } catch (error) {
     loop.close();
@@ -126,41 +143,9 @@ function openBound(device: DeviceRef): Loop {
   }
 }
 
-function minorOf(device: Exclude<DeviceRef, string>): number {
-  if (typeof device === "object" && device !== null) {
-    return checkMinor(device.minor);
-  }
-  return checkMinor(device);
-}
-
-/** The disk sequence number in a reference, where it has one. */
-function sequenceIn(device: DeviceRef): number | undefined {
-  if (typeof device !== "object") return undefined;
-  const { diskSequence } = device;
-  if (diskSequence === undefined) return undefined;
-  if (!Number.isSafeInteger(diskSequence)) {
-    throw new TypeError(
-      `Cannot use ${diskSequence} as diskSequence: it must be an integer`,
-    );
-  }
-  return diskSequence || undefined; // 0 before Linux 5.15
-}
-
-function checkBinding(loop: Loop, expected: number | undefined): void {
-  checkAttached(loop);
-  if (expected === undefined) return;
-  const actual = sequenceOf(loop);
-  if (actual === undefined || actual === expected) return;
-  throw new StaleDeviceError(
-    `Cannot detach ${quote(loop.path)}`,
-    loop.path,
-    `it is bound to something else by now (disk sequence ${actual}, expected ${expected})`,
-  );
-}
-
-function checkAttached(loop: Loop): void {
+function boundInfo(loop: Loop): LoopInfo64 {
   try {
-    loop.getInfo();
+    return loop.getInfo();
   } catch (error) {
     if (!isErrno(error, ENXIO)) throw error;
     throw new LoopError(`Cannot detach ${quote(loop.path)}`, {
@@ -343,17 +328,37 @@ export async function untilFree(
     signal?.throwIfAborted();
     const left = deadline - performance.now();
     if (left <= 0) {
-      throw new LoopBusyError(`Cannot detach ${quote(device.path)}`, {
-        errno: EBUSY,
-        operation: "detach",
-        path: device.path,
-        hint:
-          "somebody else has it open; the kernel detaches it when they let go",
-        cause: device.failure,
-      });
+      throw busyError(device);
     }
     await sleep(Math.min(pause, left), signal);
     pause = Math.min(2 * pause, LONGEST_PAUSE);
+  }
+}
+
+function busyError({ minor, path, failure }: Released): LoopBusyError {
+  const { holders, isPartial } = holdersOrNone(minor);
+  const disk = `/dev/loop${minor}`;
+  const who = holders.length === 0
+    ? ["somebody else has it open"]
+    : holders.map((holder) => describeHolder(holder, disk));
+  if (isPartial) who.push("what other users do cannot be seen");
+  return new LoopBusyError(`Cannot detach ${quote(path)}`, {
+    errno: EBUSY,
+    operation: "detach",
+    path,
+    hint: `${who.join("; ")}; the kernel detaches it when they let go`,
+    holders,
+    cause: failure,
+  });
+}
+
+/** That nobody can be found must not hide that the device is busy. */
+function holdersOrNone(minor: number): Findings {
+  try {
+    return findHolders(minor);
+  } catch (error) {
+    if (error instanceof LoopError) return { holders: [], isPartial: true };
+    throw error;
   }
 }
 

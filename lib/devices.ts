@@ -117,17 +117,20 @@ export function find(
     ? undefined
     : checkBytes(options.offset, "offset");
   const path = checkPath(file);
-  const wanted = identityOf(
-    checkStat(
-      statAt(AT_FDCWD, path.bytes),
-      `Cannot examine ${quote(path.text)}`,
-      path.text,
-    ),
+  const stat = checkStat(
+    statAt(AT_FDCWD, path.bytes),
+    `Cannot examine ${quote(path.text)}`,
+    path.text,
   );
+  return devicesOver(stat).filter((device) =>
+    offset === undefined || BigInt(device.offset) === offset
+  );
+}
+
+/** The devices that a file is attached to. */
+export function devicesOver(file: Stat): LoopDevice[] {
+  const wanted = identityOf(file);
   return readAll()
-    .filter(({ device }) =>
-      offset === undefined || BigInt(device.offset) === offset
-    )
     .filter((found) => isBackedBy(found, wanted))
     .map(({ device }) => device);
 }

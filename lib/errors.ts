@@ -1,4 +1,5 @@
 /** The errors of this library. */
+import type { Holder } from "./holder.ts";
 import { ENODEV, errnoMessage, errnoName, ESTALE } from "./sys/errno.ts";
 
 /** What went wrong, beside what was tried. */
@@ -67,11 +68,38 @@ export class LoopError extends Error {
  * A device did not become free in time: somebody else has it open.
  *
  * The kernel frees it when they let go; nothing has to be repeated. Only
- * {@linkcode detach} and {@linkcode Attachment.detach} throw it.
+ * {@linkcode detach} and {@linkcode Attachment.detach} throw it. A write-back error is
+ * its `cause`.
+ *
+ * @example Who is in the way
+ * ```ts
+ * import { attach, Loop, LoopBusyError, openMemory } from "@loopdev/loopdev";
+ * import { assertEquals, assertRejects } from "@std/assert";
+ *
+ * using memory = openMemory(1 << 20);
+ * const device = await attach(memory);
+ * using _other = Loop.open(device.path);
+ * const error = await assertRejects(
+ *   () => device.detach({ timeout: 10 }),
+ *   LoopBusyError,
+ * );
+ * assertEquals(error.holders[0]?.kind, "process");
+ * ```
  */
 export class LoopBusyError extends LoopError {
   /** The name of the class. */
   override readonly name: string = "LoopBusyError";
+  /** Who keeps it busy, as far as that can be seen. */
+  readonly holders: Holder[];
+
+  /** An error with the holders that were found. */
+  constructor(
+    action: string,
+    details: LoopErrorDetails & { holders: Holder[] },
+  ) {
+    super(action, details);
+    this.holders = details.holders;
+  }
 }
 
 /**

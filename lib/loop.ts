@@ -186,7 +186,7 @@ export interface MknodOptions {
 const NODE = Symbol("node");
 
 interface InternalOptions extends LoopOptions {
-  [NODE]?: FilePath;
+  [NODE]?: FilePath | undefined;
 }
 
 /** A device that is open, on Linux 5.0 to 5.18 busy for a moment: how often to ask again. */
@@ -308,11 +308,9 @@ export class Loop implements Disposable {
    */
   static open(path: string, options: LoopOpenOptions = {}): Loop {
     checkOptions(options, ["readOnly"]);
-    const node = checkPath(path);
-    const minor = minorOfName(path);
-    if (minor !== undefined) return new Loop(minor, options);
+    const { minor, node } = locate(path);
     const internal: InternalOptions = { ...options, [NODE]: node };
-    return new Loop(minorOfNode(node), internal);
+    return new Loop(minor, internal);
   }
 
   /** The open descriptor; -1 once it is closed. */
@@ -1192,10 +1190,18 @@ export function nodeIn(dirFd: number, name: string): FilePath {
   };
 }
 
-/** The loop number in `loop3` or `/dev/loop3`. */
-function minorOfName(path: string): number | undefined {
+/**
+ * Which loop device `loop3`, `/dev/loop3` or the path of another node means, and that
+ * node. It is not opened.
+ */
+export function locate(
+  path: string,
+): { minor: number; node: FilePath | undefined } {
+  const node = checkPath(path);
   const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(path)?.[1];
-  return digits === undefined ? undefined : checkMinor(Number(digits));
+  return digits === undefined
+    ? { minor: minorOfNode(node), node }
+    : { minor: checkMinor(Number(digits)), node: undefined };
 }
 
 /** The loop number of the device that a node stands for. */

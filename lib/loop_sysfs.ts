@@ -45,14 +45,52 @@ export function hasSysfs(): boolean {
  * Without sysfs it is taken to be that.
  */
 export function deviceNumberOf(minor: number): number | undefined {
-  const path = `${BLOCK}/loop${minor}/dev`;
+  const number = readDeviceNumber(`${BLOCK}/loop${minor}/dev`);
+  if (number !== undefined || hasSysfs()) return number;
+  return deviceNumber(LOOP_MAJOR, minor);
+}
+
+function readDeviceNumber(path: string): number | undefined {
   const text = readText(path);
   if (typeof text === "string") {
-    const [major, number] = text.split(":").map(Number);
-    return deviceNumber(major!, number!);
+    const [major, minor] = text.split(":").map(Number);
+    return deviceNumber(major!, minor!);
   }
   throwUnless(GONE, text, path);
-  return hasSysfs() ? undefined : deviceNumber(LOOP_MAJOR, minor);
+  return undefined;
+}
+
+/** A partition of a loop device, as the kernel has it. */
+export interface KernelPartition {
+  /** 1 for `loop3p1`. */
+  readonly number: number;
+  /** `loop3p1` */
+  readonly name: string;
+}
+
+/** The partitions that the kernel has for a device, in order. An unbound device may have some of its last owner. */
+export function partitionsOf(minor: number): KernelPartition[] {
+  const path = `${BLOCK}/loop${minor}`;
+  const names = listDirectory(path);
+  if (typeof names === "number") {
+    throwUnless(GONE, names, path);
+    return [];
+  }
+  return names
+    .map((name) => ({
+      name,
+      number: Number(/^loop\d+p(\d+)$/.exec(name)?.[1]),
+    }))
+    .filter(({ number }) => !Number.isNaN(number))
+    .sort((a, b) => a.number - b.number);
+}
+
+/** The device number of a partition, as `st_rdev` has it; `undefined` when it has gone. */
+export function partitionNumberOf(
+  minor: number,
+  { name }: KernelPartition,
+): number | undefined {
+  return readDeviceNumber(`${BLOCK}/loop${minor}/${name}/dev`);
 }
 
 /** Whether a file is attached to a device. That it is being detached does not count as free. */

@@ -1,7 +1,7 @@
 /** The arguments of a command. */
 import { parseArgs } from "@std/cli/parse-args";
 import { checkMinor } from "../arguments.ts";
-import type { DeviceRef } from "../detach.ts";
+import type { DeviceRef } from "../device_ref.ts";
 import { quote } from "../errors.ts";
 import { Loop } from "../loop.ts";
 

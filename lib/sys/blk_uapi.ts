@@ -1,4 +1,8 @@
-/** `<linux/fs.h>`: what every block device understands. Numbers of 64-bit architectures. */
+/**
+ * `<linux/fs.h>` and `<linux/blkpg.h>`: what every block device understands. Numbers of
+ * 64-bit architectures.
+ */
+import { addressOf, ioctlPointer } from "./libc.ts";
 
 /** Makes a device read-only or writable again; stays when the backing file goes. Argument: `const int *`. */
 export const BLKROSET = 0x125d;
@@ -12,3 +16,27 @@ export const BLKSSZGET = 0x1268;
 export const BLKGETSIZE64 = 0x80081272;
 /** The disk sequence number, Linux 5.15. Argument: `u64 *`. */
 export const BLKGETDISKSEQ = 0x80081280;
+/** Adds, resizes or removes a partition. Argument: `struct blkpg_ioctl_arg *`. */
+export const BLKPG = 0x1269;
+
+/** `BLKPG_DEL_PARTITION`, linux/blkpg.h. */
+const BLKPG_DEL_PARTITION = 2;
+
+/** `struct blkpg_partition`. The kernel gets its address, so it lives as long as the program. */
+const partition = new Uint8Array(152);
+const partitionView = new DataView(partition.buffer);
+
+/** `BLKPG` with `BLKPG_DEL_PARTITION`: removes a partition. */
+export function deletePartition(fd: number, number: number): number {
+  return blkpg(fd, BLKPG_DEL_PARTITION, number);
+}
+
+function blkpg(fd: number, operation: number, number: number): number {
+  partitionView.setInt32(16, number, true); // pno
+  const argument = new Uint8Array(24); // struct blkpg_ioctl_arg
+  const view = new DataView(argument.buffer);
+  view.setInt32(0, operation, true); // op
+  view.setInt32(8, partition.length, true); // datalen
+  view.setBigUint64(16, addressOf(partition), true); // data
+  return ioctlPointer(fd, BLKPG, argument);
+}

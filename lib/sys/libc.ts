@@ -70,8 +70,8 @@ const SYMBOLS = {
     parameters: [],
     result: "pointer",
   },
-  /** `void *memcpy(void *to, const void *from, size_t size)`: unlike `Deno.UnsafePointerView` allowed under a narrow grant. */
-  memcpy: { parameters: ["buffer", "pointer", "usize"], result: "pointer" },
+  /** `void *memcpy(void *to, const void *from, size_t size)`: unlike `Deno.UnsafePointer` allowed under a narrow grant. Gives the address of `to`. */
+  memcpy: { parameters: ["buffer", "pointer", "usize"], result: "usize" },
 } as const satisfies Deno.ForeignLibraryInterface;
 
 /** System call numbers, `asm/unistd_64.h` and `asm-generic/unistd.h`. */
@@ -242,11 +242,42 @@ export function ioctlPointer(
   return answer(lib().ioctlPointer(fd, request, argument));
 }
 
+/**
+ * The address of an array, for a structure that points to another. The array must live
+ * as long, and have more than 64 bytes: V8 moves smaller ones about.
+ */
+export function addressOf(bytes: Uint8Array): bigint {
+  return lib().memcpy(bytes, null, 0n);
+}
+
+// linux/fcntl.h
 const F_GETFL = 3;
+const F_OFD_SETLK = 37;
+const F_RDLCK = 0;
+const F_WRLCK = 1;
 
 /** The flags that a descriptor was opened with: `fcntl(fd, F_GETFL)`. */
 export function openFlags(fd: number): number {
   return answer(lib().fcntl(fd, F_GETFL, null));
+}
+
+/**
+ * Locks a byte range for the open file description, without waiting: `fcntl(fd,
+ * F_OFD_SETLK)`. A length of 0 goes to the end of the file, wherever that will be.
+ */
+export function tryLockRange(
+  fd: number,
+  exclusive: boolean,
+  start: bigint,
+  length: bigint,
+): number {
+  // asm-generic/fcntl.h: struct flock, SEEK_SET
+  const lock = new Uint8Array(32);
+  const view = new DataView(lock.buffer);
+  view.setInt16(0, exclusive ? F_WRLCK : F_RDLCK, true); // l_type
+  view.setBigInt64(8, start, true); // l_start
+  view.setBigInt64(16, length, true); // l_len
+  return answer(lib().fcntl(fd, F_OFD_SETLK, lock));
 }
 
 /** `fsync(2)`. */
@@ -358,27 +389,37 @@ export function majorMinor(device: number): [major: number, minor: number] {
 }
 
 // linux/stat.h: struct statx
-const STATX_BASIC_STATS = 0x7ffn;
+const STATX_BASIC_STATS = 0x7ff;
+const STATX_DIOALIGN = 0x2000;
 const AT_EMPTY_PATH = 0x1000;
 const AT_STATX_SYNC_AS_STAT = 0;
 const statxBytes = new Uint8Array(256);
 const statxView = new DataView(statxBytes.buffer);
+
+function statxCall(
+  directory: number,
+  path: CString,
+  flags: number,
+  mask: number,
+): number {
+  return answer(
+    lib().syscall(
+      NUMBERS.statx,
+      BigInt(directory),
+      path,
+      BigInt(flags),
+      BigInt(mask),
+      statxBytes,
+    ),
+  );
+}
 
 function statx(
   directory: number,
   path: CString,
   flags: number,
 ): Stat | number {
-  const result = answer(
-    lib().syscall(
-      NUMBERS.statx,
-      BigInt(directory),
-      path,
-      BigInt(flags),
-      STATX_BASIC_STATS,
-      statxBytes,
-    ),
-  );
+  const result = statxCall(directory, path, flags, STATX_BASIC_STATS);
   if (result < 0) return result;
   return {
     mode: statxView.getUint16(28, true), // stx_mode
@@ -405,6 +446,18 @@ const EMPTY = cString("");
 /** `statx(2)` of a descriptor. */
 export function statOf(fd: number): Stat | number {
   return statx(fd, EMPTY, AT_EMPTY_PATH);
+}
+
+/**
+ * What offsets of direct I/O to a file must be multiples of, in bytes: 0 when it has no
+ * direct I/O, `undefined` when that cannot be told (before Linux 6.1, and on some file
+ * systems).
+ */
+export function directIoAlignment(fd: number): number | undefined {
+  const result = statxCall(fd, EMPTY, AT_EMPTY_PATH, STATX_DIOALIGN);
+  const mask = statxView.getUint32(0, true); // stx_mask
+  if (result < 0 || (mask & STATX_DIOALIGN) === 0) return undefined;
+  return statxView.getUint32(156, true); // stx_dio_offset_align
 }
 
 /** `readlinkat(2)`: how many bytes of the target were put into the buffer. */

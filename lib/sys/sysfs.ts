@@ -44,6 +44,25 @@ export function readText(
   return typeof bytes === "number" ? bytes : decoder.decode(bytes);
 }
 
+/** A file of any length, which its kernel makes line by line: `/proc/self/mountinfo`. */
+export function readWhole(path: string): string | number {
+  const fd = openAt(AT_FDCWD, cString(path), O_RDONLY);
+  if (fd < 0) return fd;
+  const decoder = new TextDecoder();
+  let text = "";
+  try {
+    for (let offset = 0;;) {
+      const size = pread(fd, page, offset);
+      if (size < 0) return size;
+      if (size === 0) return text;
+      text += decoder.decode(page.subarray(0, size), { stream: true });
+      offset += size;
+    }
+  } finally {
+    close(fd);
+  }
+}
+
 /** The target of a symbolic link. */
 export function readLink(path: string): string | number {
   const size = readLinkAt(AT_FDCWD, cString(path), page);

@@ -1,0 +1,79 @@
+/** Keeping a file from being attached twice over the same bytes. */
+import { devicesOver } from "./devices.ts";
+import { LoopError } from "./errors.ts";
+import { EACCES, EAGAIN, EBUSY } from "./sys/errno.ts";
+import { type Stat, tryLockRange } from "./sys/libc.ts";
+
+/** The bytes of a file that a device shows. */
+export interface Range {
+  /** The first byte. */
+  readonly start: bigint;
+  /** How many; 0 means to the end of the file, wherever that will be. */
+  readonly length: bigint;
+}
+
+/** What is to be attached. */
+export interface Claim extends Range {
+  readonly fd: number;
+  /** For messages. */
+  readonly name: string;
+  readonly stat: Stat;
+  readonly readOnly: boolean;
+}
+
+/**
+ * Locks the bytes for the open file description that will be bound. The loop device
+ * keeps it open, so the lock lasts as long as the binding, also when this process is
+ * gone: among those who lock there is no race.
+ */
+export function lockRange(claim: Claim): void {
+  const result = tryLockRange(
+    claim.fd,
+    !claim.readOnly, // a lock that excludes all needs a descriptor for writing
+    claim.start,
+    claim.length,
+  );
+  if (result >= 0) return;
+  const isTaken = result === -EAGAIN || result === -EACCES;
+  throw new LoopError(`Cannot attach ${claim.name}`, {
+    errno: isTaken ? EBUSY : -result,
+    operation: "fcntl",
+    hint: isTaken
+      ? "some of its bytes are locked: they are behind another loop device or in use by a virtual machine"
+      : "its bytes cannot be locked, so that they are not behind another loop device cannot be assured",
+  });
+}
+
+/**
+ * Throws when a device shows some of the bytes already. With `before`, only bindings
+ * older than that disk sequence number count: of two who bind at once one stays.
+ */
+export function refuseOverlap(
+  claim: Claim,
+  before: { minor: number; diskSequence: number } | undefined,
+): void {
+  for (const device of devicesOver(claim.stat)) {
+    const isOlder = before === undefined ||
+      (device.minor !== before.minor &&
+        (before.diskSequence === 0 ||
+          device.diskSequence < before.diskSequence));
+    const other = {
+      start: BigInt(device.offset),
+      length: BigInt(device.sizelimit),
+    };
+    if (!isOlder || !overlap(claim, other)) continue;
+    throw new LoopError(`Cannot attach ${claim.name}`, {
+      errno: EBUSY,
+      operation: "attach",
+      path: device.path,
+      hint: `some of its bytes are behind ${device.path} already`,
+    });
+  }
+}
+
+/** Whether two ranges have a byte in common. */
+export function overlap(a: Range, b: Range): boolean {
+  const startsBeforeEnd = (one: Range, other: Range) =>
+    other.length === 0n || one.start < other.start + other.length;
+  return startsBeforeEnd(a, b) && startsBeforeEnd(b, a);
+}

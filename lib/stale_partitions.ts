@@ -1,0 +1,37 @@
+/**
+ * Partitions that the last owner of a device left behind. The kernel drops partitions
+ * at a detach only where it was told to scan for them; others stay, and would show
+ * parts of the next file, or be in the way of its partitions.
+ */
+import { LoopError, quote } from "./errors.ts";
+import { type Loop, reopen } from "./loop.ts";
+import { isBound, partitionsOf } from "./loop_sysfs.ts";
+import { deletePartition } from "./sys/blk_uapi.ts";
+import { ENXIO } from "./sys/errno.ts";
+import { O_EXCL, O_RDONLY } from "./sys/libc.ts";
+
+/**
+ * Removes them from a device to which nothing is attached. It is held exclusively
+ * meanwhile: nobody can attach to it, so they are nobody's.
+ *
+ * @throws {LoopError} `EBUSY` when somebody uses the device or one of them
+ */
+export function removeStalePartitions(loop: Loop): void {
+  if (partitionsOf(loop.minor).length === 0) return;
+  using exclusive = reopen(
+    loop,
+    O_RDONLY | O_EXCL,
+    "remove old partitions of",
+  );
+  if (isBound(loop.minor)) return; // somebody else's by now
+  for (const { name, number } of partitionsOf(loop.minor)) {
+    const result = deletePartition(exclusive.fd, number);
+    if (result >= 0 || result === -ENXIO) continue;
+    throw new LoopError(`Cannot remove ${quote(`/dev/${name}`)}`, {
+      errno: -result,
+      operation: "BLKPG",
+      path: loop.path,
+      hint: "an earlier user of the device left it behind",
+    });
+  }
+}
