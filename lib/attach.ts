@@ -1,10 +1,7 @@
 /** Attaching: a file becomes a device that is what was asked for, or nothing stays. */
-import {
-  checkDescriptor,
-  checkMinor,
-  checkOptions,
-  checkSignal,
-} from "./arguments.ts";
+import { bindAny, bindThis } from "./allocation.ts";
+import { checkMinor, checkOptions, checkSignal } from "./arguments.ts";
+import { openBacking } from "./backing.ts";
 import {
   type BackingFile,
   checkDetachOptions,
@@ -15,16 +12,9 @@ import {
   type Released,
   releaseNow,
   sequenceOf,
-  sleep,
   untilFree,
 } from "./detach.ts";
 import { check, LoopError, quote } from "./errors.ts";
-import {
-  checkBackingFile,
-  checkStat,
-  FileDescriptor,
-  openFile,
-} from "./file_descriptor.ts";
 import {
   bind,
   CONFIGURE_OPTIONS,
@@ -33,49 +23,12 @@ import {
   encodeOptions,
   Loop,
 } from "./loop.ts";
-import { LoopControl } from "./loop_control.ts";
+import { hasSysfs, isBound } from "./loop_sysfs.ts";
 import { lockRange, refuseOverlap } from "./overlap.ts";
 import { removeStalePartitions } from "./stale_partitions.ts";
-import {
-  deviceNumberOf,
-  hasSysfs,
-  isBound,
-  loopNumbers,
-} from "./loop_sysfs.ts";
-import { BLKGETSIZE64, BLKROSET } from "./sys/blk_uapi.ts";
-import {
-  EACCES,
-  EAGAIN,
-  EBADF,
-  EBUSY,
-  EEXIST,
-  EINVAL,
-  EIO,
-  ENODEV,
-  ENOENT,
-  ENXIO,
-  EPERM,
-  EROFS,
-} from "./sys/errno.ts";
-import {
-  AT_FDCWD,
-  cString,
-  directIoAlignment,
-  ioctlPointer,
-  O_ACCMODE,
-  O_DIRECT,
-  O_PATH,
-  O_RDONLY,
-  O_WRONLY,
-  openAt,
-  openFlags,
-  S_IFBLK,
-  S_IFMT,
-  type Stat,
-  statOf,
-  writeBack,
-} from "./sys/libc.ts";
-import type { LoopConfig } from "./sys/loop_uapi.ts";
+import { EBADF, ENXIO } from "./sys/errno.ts";
+import { writeBack } from "./sys/libc.ts";
+import { verify } from "./verification.ts";
 
 /** How {@linkcode attach} attaches. Sizes and offsets are bytes. */
 export interface AttachOptions extends ConfigureOptions {
@@ -157,7 +110,7 @@ export async function attach(
   const readOnly = options.readOnly ?? false;
   using backing = openBacking(file, { readOnly, refusesOverlap });
   const claim = {
-    ...backing.description,
+    backing,
     start: config.info.offset,
     length: config.info.sizelimit,
     readOnly,
@@ -182,7 +135,7 @@ export async function attach(
     ? await bindAny(tryDevice, backing.name, signal)
     : bindThis(tryDevice, minor);
   try {
-    verify(loop, wanted, config, backing);
+    loop.remember(verify(loop, wanted, config, backing));
     // Who does not lock may have attached it since we looked.
     if (refusesOverlap) refuseOverlap(claim, loop);
     return new Attachment(loop);
@@ -394,358 +347,4 @@ class BoundLoop extends Loop {
     super.changeFd(fd);
     this.remember(this.getInfo());
   }
-}
-
-/** The backing file of an attachment to be. */
-class Backing implements Disposable {
-  readonly #owned: FileDescriptor | undefined;
-  readonly fd: number;
-  /** For messages. */
-  readonly name: string;
-  readonly stat: Stat;
-  /** How large it was when it was opened, in bytes. */
-  readonly size: bigint;
-
-  constructor(fd: number, name: string, owned?: FileDescriptor) {
-    this.fd = fd;
-    this.name = name;
-    this.#owned = owned;
-    this.stat = this.#examine();
-    checkBackingFile(this.stat, `Cannot attach ${name}`);
-    this.size = this.#isBlockDevice ? this.#deviceSize() : this.stat.size;
-  }
-
-  /** How large it is now. */
-  currentSize(): bigint {
-    return this.#isBlockDevice ? this.#deviceSize() : this.#examine().size;
-  }
-
-  /** What {@linkcode lockRange} and {@linkcode refuseOverlap} want to know. */
-  get description(): { fd: number; name: string; stat: Stat } {
-    return { fd: this.fd, name: this.name, stat: this.stat };
-  }
-
-  /** Another open file description of the same file. */
-  reopen(): Backing {
-    const action = `Cannot open ${this.name} again`;
-    const flags = check(openFlags(this.fd), () => ({
-      action,
-      operation: "fcntl",
-    }));
-    const descriptor = new FileDescriptor(
-      check(
-        openAt(
-          AT_FDCWD,
-          cString(`/proc/self/fd/${this.fd}`),
-          flags & (O_ACCMODE | O_DIRECT),
-        ),
-        () => ({ action, operation: "open" }),
-      ),
-    );
-    try {
-      return new Backing(descriptor.fd, this.name, descriptor);
-    } catch (error) {
-      descriptor.close();
-      throw error;
-    }
-  }
-
-  get #isBlockDevice(): boolean {
-    return (this.stat.mode & S_IFMT) === S_IFBLK;
-  }
-
-  #examine(): Stat {
-    return checkStat(statOf(this.fd), `Cannot attach ${this.name}`);
-  }
-
-  #deviceSize(): bigint {
-    const size = new BigUint64Array(1);
-    check(
-      ioctlPointer(this.fd, BLKGETSIZE64, new Uint8Array(size.buffer)),
-      () => ({
-        action: `Cannot find the size of ${this.name}`,
-        operation: "BLKGETSIZE64",
-      }),
-    );
-    return size[0]!;
-  }
-
-  [Symbol.dispose](): void {
-    this.#owned?.close();
-  }
-}
-
-function openBacking(
-  file: string | URL | { readonly fd: number },
-  { readOnly, refusesOverlap }: { readOnly: boolean; refusesOverlap: boolean },
-): Backing {
-  if (typeof file === "object" && file !== null && "fd" in file) {
-    const backing = borrowed(checkDescriptor(file.fd, "fd"), readOnly);
-    // A lock belongs to an open file description, and the caller's may live longer.
-    return refusesOverlap ? backing.reopen() : backing;
-  }
-  const descriptor = readOnly
-    ? openFile(file, { readOnly })
-    : openForWriting(file);
-  try {
-    const name = file instanceof URL ? file.href : file;
-    return new Backing(descriptor.fd, quote(name), descriptor);
-  } catch (error) {
-    descriptor.close();
-    throw error;
-  }
-}
-
-function openForWriting(file: string | URL): FileDescriptor {
-  try {
-    return openFile(file);
-  } catch (error) {
-    if (
-      error instanceof LoopError &&
-      [EACCES, EPERM, EROFS].includes(error.errno) && canRead(file)
-    ) {
-      throw new LoopError(`Cannot open ${quote(error.path!)} for writing`, {
-        errno: error.errno,
-        operation: error.operation,
-        path: error.path,
-        hint: "use readOnly: true to attach it for reading",
-      });
-    }
-    throw error;
-  }
-}
-
-function canRead(file: string | URL): boolean {
-  try {
-    openFile(file, { readOnly: true }).close();
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-function borrowed(fd: number, readOnly: boolean): Backing {
-  const backing = new Backing(fd, `descriptor ${fd}`);
-  const action = `Cannot attach ${backing.name}`;
-  const flags = check(openFlags(fd), () => ({ action, operation: "fcntl" }));
-  const access = flags & O_ACCMODE;
-  if ((flags & O_PATH) !== 0 || access === O_WRONLY) {
-    throw new LoopError(action, {
-      errno: EBADF,
-      operation: "fcntl",
-      hint: "it is not open for reading",
-    });
-  }
-  if (access === O_RDONLY && !readOnly) {
-    throw new LoopError(`${action} for writing`, {
-      errno: EACCES,
-      operation: "fcntl",
-      hint:
-        "it is open for reading only; use readOnly: true to attach it for reading",
-    });
-  }
-  return backing;
-}
-
-/** What others can do to a device between its number being found and the file being bound. */
-const RACES = [EBUSY, ENXIO, ENODEV, ENOENT, EACCES, EAGAIN];
-const MAX_TRIES = 64;
-const MAX_MILLISECONDS = 2000;
-/** So often it is tried again at once. */
-const EAGER_TRIES = 4;
-const PAUSE_MILLISECONDS = 4;
-
-/** Binds one particular device. */
-function bindThis(
-  tryDevice: (minor: number) => BoundLoop,
-  minor: number,
-): BoundLoop {
-  if (deviceNumberOf(minor) === undefined) {
-    using control = new LoopControl();
-    try {
-      control.add(minor);
-    } catch (error) {
-      const exists = error instanceof LoopError && error.errno === EEXIST;
-      if (!exists) throw error;
-    }
-  }
-  return tryDevice(minor);
-}
-
-/** Binds the first device that can be had. */
-async function bindAny(
-  tryDevice: (minor: number) => BoundLoop,
-  file: string,
-  signal: AbortSignal | undefined,
-): Promise<BoundLoop> {
-  using control = new LoopControl();
-  const candidates = new Candidates(control);
-  const deadline = performance.now() + MAX_MILLISECONDS;
-  for (let tries = 1;; tries++) {
-    const minor = candidates.next();
-    try {
-      return tryDevice(minor);
-    } catch (error) {
-      if (!(error instanceof LoopError) || !RACES.includes(error.errno)) {
-        throw error;
-      }
-      candidates.failed(minor);
-      if (tries >= MAX_TRIES || performance.now() >= deadline) {
-        throw new LoopError(`Cannot attach ${file}`, {
-          errno: error.errno,
-          operation: error.operation,
-          path: error.path,
-          hint:
-            `tried ${candidates.count} loop devices ${tries} times; the last answer: ${error.message}`,
-        });
-      }
-    }
-    if (tries >= EAGER_TRIES) {
-      await sleep(1 + Math.random() * PAUSE_MILLISECONDS, signal);
-    }
-    signal?.throwIfAborted();
-  }
-}
-
-/**
- * Which device to try next. `LOOP_CTL_GET_FREE` gives the lowest unbound one, and
- * gives it for ever when it cannot be bound: somebody holds it exclusively, or its
- * node is missing. So a number that has failed twice is set aside.
- */
-class Candidates {
-  static readonly #MAX_ADDED = 2;
-  readonly #control: LoopControl;
-  readonly #failures = new Map<number, number>();
-  /** How many failures set a number aside. */
-  #patience = 2;
-  #added = 0;
-
-  constructor(control: LoopControl) {
-    this.#control = control;
-  }
-
-  /** How many devices were tried. */
-  get count(): number {
-    return this.#failures.size;
-  }
-
-  failed(minor: number): void {
-    this.#failures.set(minor, (this.#failures.get(minor) ?? 0) + 1);
-  }
-
-  next(): number {
-    const free = this.#control.getUnbound();
-    if (this.#isEligible(free)) return free;
-    const others = hasSysfs() ? loopNumbers() : [];
-    const other = others.find((minor) =>
-      this.#isEligible(minor) && !isBound(minor)
-    );
-    if (other !== undefined) return other;
-    if (this.#added < Candidates.#MAX_ADDED) {
-      this.#added++;
-      return this.#control.add();
-    }
-    this.#patience += 2; // all over again
-    return free;
-  }
-
-  #isEligible(minor: number): boolean {
-    return (this.#failures.get(minor) ?? 0) < this.#patience;
-  }
-}
-
-/** Throws unless the device is what was asked for. */
-function verify(
-  loop: BoundLoop,
-  wanted: AttachOptions,
-  config: LoopConfig,
-  backing: Backing,
-): void {
-  const info = loop.getInfo();
-  loop.remember(info);
-  const flags = decodeFlags(info.flags);
-  const readOnly = wanted.readOnly ?? false;
-
-  const expect = <T>(
-    what: string,
-    got: T,
-    want: T | undefined,
-    hint = "",
-    errno = EIO,
-  ): void => {
-    if (want === undefined || got === want) return;
-    throw new LoopError(
-      `Cannot attach ${backing.name} to ${quote(loop.path)} as asked`,
-      {
-        errno,
-        operation: "LOOP_CONFIGURE",
-        path: loop.path,
-        hint: `wanted ${what} ${want}, got ${got}${hint}`,
-      },
-    );
-  };
-  expect("backing device", Number(info.device), backing.stat.device);
-  expect("backing inode", info.inode, backing.stat.inode);
-  expect("offset", info.offset, config.info.offset);
-  expect("sizelimit", info.sizelimit, config.info.sizelimit);
-  expect("reference", info.fileName, config.info.fileName);
-  expect("autoclear", flags.autoclear, wanted.autoclear);
-  expect("partscan", flags.partscan, wanted.partscan);
-  expect(
-    "directIo",
-    flags.directIo,
-    wanted.directIo,
-    flags.directIo
-      ? ": the descriptor was opened for direct I/O"
-      : `: ${whyNoDirectIo(backing, config)}`,
-    EINVAL,
-  );
-  expect("readOnly", flags.readOnly, readOnly);
-  if (!readOnly && loop.isReadOnly()) makeWritable(loop);
-  expect("readOnly", loop.isReadOnly(), readOnly);
-  expect("block size", loop.getBlockSize(), wanted.blockSize);
-
-  const size = BigInt(loop.getSize());
-  const first = deviceSize(backing.size, config);
-  if (size === first) return;
-  // The file may have grown or shrunk before or after the kernel looked.
-  const last = deviceSize(backing.currentSize(), config);
-  const between = first < last
-    ? first <= size && size <= last
-    : last <= size && size <= first;
-  if (!between) expect("size", size, last);
-}
-
-/** What the kernel, which drops the wish in silence, had against direct I/O. */
-function whyNoDirectIo(backing: Backing, config: LoopConfig): string {
-  const alignment = directIoAlignment(backing.fd);
-  if (alignment === 0) return `${backing.name} has no direct I/O`;
-  const { offset } = config.info;
-  if (alignment !== undefined && offset % BigInt(alignment) !== 0n) {
-    return `offset ${offset} is no multiple of ${alignment}, the block size below the file`;
-  }
-  if (alignment !== undefined && config.blockSize < alignment) {
-    return `the block size must be at least ${alignment}, that below the file`;
-  }
-  return "the file system has no direct I/O, or offset or block size do not fit its blocks";
-}
-
-/** How large a device over a file of that size is: whole sectors of what is left behind the offset. */
-function deviceSize(fileSize: bigint, { info }: LoopConfig): bigint {
-  let size = fileSize > info.offset ? fileSize - info.offset : 0n;
-  if (info.sizelimit !== 0n && info.sizelimit < size) size = info.sizelimit;
-  return size & ~511n;
-}
-
-/** `BLKROSET` of an earlier owner outlives the binding. */
-function makeWritable(loop: Loop): void {
-  check(
-    ioctlPointer(loop.fd, BLKROSET, new Uint8Array(4)),
-    () => ({
-      action: `Cannot make ${quote(loop.path)} writable`,
-      operation: "BLKROSET",
-      path: loop.path,
-      hint: "an earlier user of the device had made it read-only",
-    }),
-  );
 }

@@ -99,7 +99,7 @@ class Targets {
 export function findHolders(minor: number): Findings {
   const targets = new Targets(minor);
   const found: Holder[] = [...blocks(targets), ...swaps(targets)];
-  const namespaces = new Set<string>();
+  const namespaces = new Set<string | number>();
   let isPartial = false;
   for (const pid of processes()) {
     const seen = [
@@ -129,17 +129,15 @@ function processes(): number[] {
 function mountsOf(
   pid: number,
   targets: Targets,
-  namespaces: Set<string>,
+  namespaces: Set<string | number>,
   found: Holder[],
 ): boolean {
-  const link = `/proc/${pid}/ns/mnt`;
-  const namespace = readLink(link);
-  if (typeof namespace === "number") return maySkip(namespace, link);
+  const namespace = readLink(`/proc/${pid}/ns/mnt`);
   if (namespaces.has(namespace)) return true;
   const path = `/proc/${pid}/mountinfo`;
   const text = readWhole(path);
   if (typeof text === "number") return maySkip(text, path);
-  namespaces.add(namespace);
+  if (typeof namespace === "string") namespaces.add(namespace);
   for (const mount of parseMounts(text)) {
     // Btrfs mounts have a number of their own, but name their device.
     const device = targets.byNumber(mount.device) ??

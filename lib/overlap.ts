@@ -1,8 +1,9 @@
 /** Keeping a file from being attached twice over the same bytes. */
+import type { Backing } from "./backing.ts";
 import { devicesOver } from "./devices.ts";
 import { LoopError } from "./errors.ts";
 import { EACCES, EAGAIN, EBUSY } from "./sys/errno.ts";
-import { type Stat, tryLockRange } from "./sys/libc.ts";
+import { tryLockRange } from "./sys/libc.ts";
 
 /** The bytes of a file that a device shows. */
 export interface Range {
@@ -14,10 +15,7 @@ export interface Range {
 
 /** What is to be attached. */
 export interface Claim extends Range {
-  readonly fd: number;
-  /** For messages. */
-  readonly name: string;
-  readonly stat: Stat;
+  readonly backing: Backing;
   readonly readOnly: boolean;
 }
 
@@ -28,14 +26,14 @@ export interface Claim extends Range {
  */
 export function lockRange(claim: Claim): void {
   const result = tryLockRange(
-    claim.fd,
+    claim.backing.fd,
     !claim.readOnly, // a lock that excludes all needs a descriptor for writing
     claim.start,
     claim.length,
   );
   if (result >= 0) return;
   const isTaken = result === -EAGAIN || result === -EACCES;
-  throw new LoopError(`Cannot attach ${claim.name}`, {
+  throw new LoopError(`Cannot attach ${claim.backing.name}`, {
     errno: isTaken ? EBUSY : -result,
     operation: "fcntl",
     hint: isTaken
@@ -52,7 +50,7 @@ export function refuseOverlap(
   claim: Claim,
   before: { minor: number; diskSequence: number } | undefined,
 ): void {
-  for (const device of devicesOver(claim.stat)) {
+  for (const device of devicesOver(claim.backing.stat)) {
     const isOlder = before === undefined ||
       (device.minor !== before.minor &&
         (before.diskSequence === 0 ||
@@ -62,7 +60,7 @@ export function refuseOverlap(
       length: BigInt(device.sizelimit),
     };
     if (!isOlder || !overlap(claim, other)) continue;
-    throw new LoopError(`Cannot attach ${claim.name}`, {
+    throw new LoopError(`Cannot attach ${claim.backing.name}`, {
       errno: EBUSY,
       operation: "attach",
       path: device.path,

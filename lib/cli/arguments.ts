@@ -3,7 +3,7 @@ import { parseArgs } from "@std/cli/parse-args";
 import { checkMinor } from "../arguments.ts";
 import type { DeviceRef } from "../device_ref.ts";
 import { quote } from "../errors.ts";
-import { Loop } from "../loop.ts";
+import { Loop, type LoopOpenOptions } from "../loop.ts";
 
 /** The command line is wrong; nothing was done. */
 export class UsageError extends Error {
@@ -16,6 +16,8 @@ export interface Options {
   readonly values?: Readonly<Record<string, string>>;
   /** Options that do not. */
   readonly flags?: Readonly<Record<string, string>>;
+  /** Options that can be turned on and off: `--autoclear`, `--no-autoclear`. */
+  readonly switches?: readonly string[];
 }
 
 /** What a command was given. */
@@ -26,15 +28,19 @@ export interface Arguments {
   value(name: string): string | undefined;
   /** Whether a flag was given. */
   flag(name: string): boolean;
+  /** What a switch was turned to; `undefined` when it was not given. */
+  switched(name: string): boolean | undefined;
 }
 
 /** Parses the arguments of a command. Everything behind `--` is an operand. */
 export function parse(args: string[], options: Options = {}): Arguments {
-  const { values = {}, flags = {} } = options;
+  const { values = {}, flags = {}, switches = [] } = options;
   const names = [...Object.entries(values), ...Object.entries(flags)];
   const parsed = parseArgs(args, {
     string: ["_", ...Object.keys(values)], // file names stay text: 007, 1e3
-    boolean: Object.keys(flags),
+    boolean: [...Object.keys(flags), ...switches],
+    negatable: switches,
+    default: Object.fromEntries(switches.map((name) => [name, undefined])),
     alias: Object.fromEntries(names.filter(([, letter]) => letter !== "")),
     unknown: (arg, key) => {
       if (key === undefined) return true;
@@ -49,6 +55,7 @@ export function parse(args: string[], options: Options = {}): Arguments {
       return value;
     },
     flag: (name) => parsed[name] === true,
+    switched: (name) => parsed[name] as boolean | undefined,
   };
 }
 
@@ -87,6 +94,14 @@ export function parseMinor(text: string): number {
   return asUsage(() => checkMinor(Number(text)));
 }
 
+/** Opens a device. */
+export function openDevice(text: string, options: LoopOpenOptions): Loop {
+  const device = parseDevice(text);
+  return typeof device === "number"
+    ? new Loop(device, options)
+    : Loop.open(device, options);
+}
+
 /** The number of a device, which need not exist when it is given by name. */
 export function minorOf(text: string): number {
   const digits = /^(?:(?:\/dev\/)?loop)?(\d+)$/.exec(text)?.[1];
@@ -114,6 +129,15 @@ export function parseSize(text: string, name: string): bigint {
   const divisor = 10n ** BigInt(fraction.length);
   if (scaled % divisor !== 0n) throw wrong("it is no whole number of bytes");
   return scaled / divisor;
+}
+
+/** Milliseconds: `5s`, `500ms`. */
+export function parseTimeout(text: string): number {
+  const [, digits, unit] = /^(\d+(?:\.\d+)?)(ms|s)$/.exec(text) ?? [];
+  if (digits === undefined) {
+    throw new UsageError(`${quote(text)} is no time: one is 5s or 500ms`);
+  }
+  return Number(digits) * (unit === "s" ? 1000 : 1);
 }
 
 /** A size for an option that may be absent. */

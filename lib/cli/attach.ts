@@ -17,7 +17,8 @@ import { fileOf } from "./files.ts";
 import { type Command, report } from "./main.ts";
 import { print, printJson, warn } from "./output.ts";
 
-const OPTIONS = {
+/** The options of the commands that attach. */
+export const ATTACH_OPTIONS = {
   values: {
     offset: "o",
     sizelimit: "",
@@ -29,9 +30,20 @@ const OPTIONS = {
     "read-only": "r",
     partscan: "P",
     "direct-io": "",
-    json: "",
+    nooverlap: "L",
   },
 };
+
+/** What their help says of them. */
+export const ATTACH_HELP = `  -o, --offset SIZE        begin there in the file
+      --sizelimit SIZE     at most so large
+  -b, --sector-size SIZE   logical block size: 512, 1024, 2048, 4096 ...
+  -r, --read-only          nobody can write through the device
+  -P, --partscan           have the kernel look for partitions
+      --direct-io          bypass the page cache of the file; fails where it cannot
+      --loop-ref NAME      a name of at most 63 bytes to keep with the device
+  -L, --nooverlap          fail when some of the bytes are behind a device already
+      --device DEV         this device, and no other`;
 
 const HELP = `Attach files to loop devices, which outlive the command.
 
@@ -44,14 +56,7 @@ Examples:
 Usage: loopdev attach FILE... [options]
 
 Options:
-  -o, --offset SIZE        begin there in the file
-      --sizelimit SIZE     at most so large
-  -b, --sector-size SIZE   logical block size: 512, 1024, 2048, 4096 ...
-  -r, --read-only          nobody can write through the device
-  -P, --partscan           have the kernel look for partitions
-      --direct-io          bypass the page cache of the file; fails where it cannot
-      --loop-ref NAME      a name of at most 63 bytes to keep with the device
-      --device DEV         this device, and no other
+${ATTACH_HELP}
       --json               print {"devices": [...]}, with the fields of list --json
 
 Prints one device a line, in the order of the files. All files are tried; the exit
@@ -60,15 +65,12 @@ status is 1 when one failed. Permissions: deno run --allow-ffi, and mostly root.
 export const command: Command = { help: HELP, run };
 
 async function run(args: string[]): Promise<number> {
-  const given = parse(args, OPTIONS);
+  const given = parse(args, {
+    ...ATTACH_OPTIONS,
+    flags: { ...ATTACH_OPTIONS.flags, json: "" },
+  });
   const files = given.operands.map(fileOf);
-  if (files.length === 0) throw new UsageError("FILE is missing");
-  const options = attachOptions(given);
-  const device = given.value("device");
-  if (device !== undefined && files.length > 1) {
-    throw new UsageError("--device takes one FILE");
-  }
-  if (device !== undefined) options.minor = minorOf(device);
+  const options = { ...attachOptions(given, files.length), autoclear: false };
 
   let status = 0;
   const attached: LoopDevice[] = [];
@@ -91,10 +93,18 @@ async function run(args: string[]): Promise<number> {
   return status;
 }
 
-/** The options that commands which attach have in common. */
-export function attachOptions(given: Arguments): AttachOptions {
+/** The options for the library, checked. */
+export function attachOptions(
+  given: Arguments,
+  fileCount: number,
+): AttachOptions {
+  if (fileCount === 0) throw new UsageError("FILE is missing");
+  const device = given.value("device");
+  if (device !== undefined && fileCount > 1) {
+    throw new UsageError("--device takes one FILE");
+  }
   const sectorSize = given.value("sector-size");
-  const options: AttachOptions = {
+  const configuration = {
     offset: optionalSize(given, "offset"),
     sizelimit: optionalSize(given, "sizelimit"),
     blockSize: sectorSize === undefined
@@ -105,16 +115,19 @@ export function attachOptions(given: Arguments): AttachOptions {
     partscan: given.flag("partscan") || undefined,
     directIo: given.flag("direct-io") || undefined,
     reference: given.value("loop-ref"),
-    autoclear: false,
   };
-  asUsage(() => encodeOptions(options));
-  return options;
+  asUsage(() => encodeOptions(configuration));
+  return {
+    ...configuration,
+    overlap: given.flag("nooverlap") ? "refuse" : "allow",
+    minor: device === undefined ? undefined : minorOf(device),
+  };
 }
 
 const SECTOR = 512n;
 
 /** What the device leaves out of the file, where the user may not have meant that. */
-function warnings(
+export function warnings(
   file: string | URL,
   options: AttachOptions,
   deviceSize: number,

@@ -1,32 +1,86 @@
 import { detach } from "../detach.ts";
-import { parse, parseDevice, UsageError } from "./arguments.ts";
+import type { DeviceRef } from "../device_ref.ts";
+import { find, list, type LoopDevice } from "../devices.ts";
+import { LoopError, quote } from "../errors.ts";
+import { Loop } from "../loop.ts";
+import { GONE } from "../loop_sysfs.ts";
+import { parse, parseDevice, parseTimeout, UsageError } from "./arguments.ts";
+import { fileOf } from "./files.ts";
 import { type Command, report } from "./main.ts";
+import { fail } from "./output.ts";
 
 const HELP = `Detach loop devices, and wait until they are free.
 
 Examples:
   loopdev detach /dev/loop0
   loopdev detach 3 4 5
+  loopdev detach --file disk.img             all devices of a file
+  loopdev detach --loop-ref "build 7"        all devices of that name
+  loopdev detach /dev/loop0 --timeout 30s
 
-Usage: loopdev detach DEV...
+Usage: loopdev detach [DEV...] [options]
 
-What was written through a device is in the file when the command ends. A device that
-others have open is waited for, 5 seconds; the kernel detaches it when they let go.
-All devices are tried; the exit status is 1 when one failed.
+Options:
+      --file FILE       the devices that FILE is attached to
+      --loop-ref NAME   the devices attached with that --loop-ref
+      --lazy            do not wait for others that have it open
+      --timeout TIME    wait so long for them: 5s (the default), 500ms ...
+
+What was written through a device is in the file when the command ends. When others
+have a device open, they are named, and the kernel detaches it when they let go.
+All devices are tried; the exit status is 1 when one failed, or there was none.
 Permissions: deno run --allow-ffi, and mostly root.`;
 
 export const command: Command = { help: HELP, run };
 
 async function run(args: string[]): Promise<number> {
-  const devices = parse(args).operands.map(parseDevice);
-  if (devices.length === 0) throw new UsageError("DEV is missing");
+  const given = parse(args, {
+    values: { file: "", "loop-ref": "", timeout: "" },
+    flags: { lazy: "" },
+  });
+  const file = given.value("file");
+  const reference = given.value("loop-ref");
+  const timeout = given.value("timeout");
+  const options = {
+    lazy: given.flag("lazy"),
+    timeout: timeout === undefined ? undefined : parseTimeout(timeout),
+  };
+  const devices: DeviceRef[] = given.operands.map(parseDevice);
+  if (devices.length + Number(file !== undefined) === 0 && !reference) {
+    throw new UsageError("DEV is missing");
+  }
   let status = 0;
+  const add = (found: LoopDevice[], whose: string): void => {
+    devices.push(...found);
+    if (found.length > 0) return;
+    fail(`there is no device ${whose}`);
+    status = 1;
+  };
+  if (file !== undefined) add(find(fileOf(file)), `of file ${quote(file)}`);
+  if (reference !== undefined) {
+    add(findByReference(reference), `with reference ${quote(reference)}`);
+  }
   for (const device of devices) {
     try {
-      await detach(device);
+      await detach(device, options);
     } catch (error) {
       status = report(error);
     }
   }
   return status;
+}
+
+/** The devices of a reference, which only the devices themselves tell. */
+function findByReference(reference: string): LoopDevice[] {
+  return list().filter((device) => {
+    try {
+      using loop = new Loop(device.minor, { readOnly: true });
+      return loop.getInfo().fileName === reference;
+    } catch (error) {
+      if (error instanceof LoopError && GONE.includes(error.errno)) {
+        return false;
+      }
+      throw error;
+    }
+  });
 }

@@ -16,9 +16,14 @@ export interface Command {
 // needs --allow-read, and is lost to deno compile.
 const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   attach: () => import("./attach.ts"),
+  run: () => import("./run.ts"),
   detach: () => import("./detach.ts"),
   list: () => import("./list.ts"),
   find: () => import("./find.ts"),
+  show: () => import("./show.ts"),
+  set: () => import("./set.ts"),
+  swap: () => import("./swap.ts"),
+  resize: () => import("./resize.ts"),
   add: () => import("./add.ts"),
   remove: () => import("./remove.ts"),
   mknod: () => import("./mknod.ts"),
@@ -31,15 +36,22 @@ Examples:
   loopdev attach -r -P disk.img      read-only, with its partitions
   loopdev list                       what is attached
   loopdev find disk.img              where a file is attached
+  loopdev show /dev/loop0            everything about a device, and who uses it
   loopdev detach /dev/loop0          detach, and wait until it is free
 
 Usage: loopdev <command> [options]
 
 Commands:
   attach FILE...     attach files to devices that outlive the command
+  run FILE... -- COMMAND...
+                     attach files, run a command, detach them
   detach DEV...      detach devices and wait until they are free
   list               attached devices
   find FILE          devices of a file; exit status 1 when there is none
+  show DEV           everything about one device
+  set DEV            change a live device
+  swap DEV FILE      exchange the file of a read-only device
+  resize DEV         take over the present size of the file
   add [N]            add a device
   remove [N]         remove a device that nobody uses
   mknod DEV DIR      make a node of a device in a directory

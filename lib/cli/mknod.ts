@@ -1,6 +1,5 @@
 import { openDirectory } from "../file_descriptor.ts";
-import { Loop } from "../loop.ts";
-import { parse, parseDevice, UsageError } from "./arguments.ts";
+import { openDevice, parse, UsageError } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command } from "./main.ts";
 import { print } from "./output.ts";
@@ -23,16 +22,9 @@ function run(args: string[]): number {
   if (device === undefined || directory === undefined || more.length > 0) {
     throw new UsageError("mknod takes DEV and DIR");
   }
-  using loop = openLoop(device);
+  using loop = openDevice(device, { readOnly: true });
   using target = openDirectory(fileOf(directory));
   loop.mknod({ dirFd: target.fd });
   print(`${directory.replace(/\/+$/, "")}/${loop.name}`);
   return 0;
-}
-
-function openLoop(text: string): Loop {
-  const device = parseDevice(text);
-  return typeof device === "number"
-    ? new Loop(device, { readOnly: true })
-    : Loop.open(device, { readOnly: true });
 }

@@ -32,7 +32,7 @@ export function table<T>(
 }
 
 /** A name on one line, which can do nothing to a terminal. */
-function escapeControls(text: string): string {
+export function escapeControls(text: string): string {
   return text.replace(
     // deno-lint-ignore no-control-regex
     /[\x00-\x1f\x7f-\x9f\u2028\u2029]/g,

@@ -1,0 +1,126 @@
+/** Which device gets the file: races with others are retried, within bounds. */
+import { sleep } from "./detach.ts";
+import { LoopError } from "./errors.ts";
+import { LoopControl } from "./loop_control.ts";
+import {
+  deviceNumberOf,
+  hasSysfs,
+  isBound,
+  loopNumbers,
+} from "./loop_sysfs.ts";
+import {
+  EACCES,
+  EAGAIN,
+  EBUSY,
+  EEXIST,
+  ENODEV,
+  ENOENT,
+  ENXIO,
+} from "./sys/errno.ts";
+
+/** What others can do to a device between its number being found and the file being bound. */
+const RACES = [EBUSY, ENXIO, ENODEV, ENOENT, EACCES, EAGAIN];
+const MAX_TRIES = 64;
+const MAX_MILLISECONDS = 2000;
+/** So often it is tried again at once. */
+const EAGER_TRIES = 4;
+const PAUSE_MILLISECONDS = 4;
+
+/** Binds one particular device. */
+export function bindThis<T>(
+  tryDevice: (minor: number) => T,
+  minor: number,
+): T {
+  if (deviceNumberOf(minor) === undefined) {
+    using control = new LoopControl();
+    try {
+      control.add(minor);
+    } catch (error) {
+      const exists = error instanceof LoopError && error.errno === EEXIST;
+      if (!exists) throw error;
+    }
+  }
+  return tryDevice(minor);
+}
+
+/** Binds the first device that can be had. */
+export async function bindAny<T>(
+  tryDevice: (minor: number) => T,
+  file: string,
+  signal: AbortSignal | undefined,
+): Promise<T> {
+  using control = new LoopControl();
+  const candidates = new Candidates(control);
+  const deadline = performance.now() + MAX_MILLISECONDS;
+  for (let tries = 1;; tries++) {
+    const minor = candidates.next();
+    try {
+      return tryDevice(minor);
+    } catch (error) {
+      if (!(error instanceof LoopError) || !RACES.includes(error.errno)) {
+        throw error;
+      }
+      candidates.failed(minor);
+      if (tries >= MAX_TRIES || performance.now() >= deadline) {
+        throw new LoopError(`Cannot attach ${file}`, {
+          errno: error.errno,
+          operation: error.operation,
+          path: error.path,
+          hint:
+            `tried ${candidates.count} loop devices ${tries} times; the last answer: ${error.message}`,
+        });
+      }
+    }
+    if (tries >= EAGER_TRIES) {
+      await sleep(1 + Math.random() * PAUSE_MILLISECONDS, signal);
+    }
+    signal?.throwIfAborted();
+  }
+}
+
+/**
+ * Which device to try next. `LOOP_CTL_GET_FREE` gives the lowest unbound one, and
+ * gives it for ever when it cannot be bound: somebody holds it exclusively, or its
+ * node is missing. So a number that has failed twice is set aside.
+ */
+class Candidates {
+  static readonly #MAX_ADDED = 2;
+  readonly #control: LoopControl;
+  readonly #failures = new Map<number, number>();
+  /** How many failures set a number aside. */
+  #patience = 2;
+  #added = 0;
+
+  constructor(control: LoopControl) {
+    this.#control = control;
+  }
+
+  /** How many devices were tried. */
+  get count(): number {
+    return this.#failures.size;
+  }
+
+  failed(minor: number): void {
+    this.#failures.set(minor, (this.#failures.get(minor) ?? 0) + 1);
+  }
+
+  next(): number {
+    const free = this.#control.getUnbound();
+    if (this.#isEligible(free)) return free;
+    const others = hasSysfs() ? loopNumbers() : [];
+    const other = others.find((minor) =>
+      this.#isEligible(minor) && !isBound(minor)
+    );
+    if (other !== undefined) return other;
+    if (this.#added < Candidates.#MAX_ADDED) {
+      this.#added++;
+      return this.#control.add();
+    }
+    this.#patience += 2; // all over again
+    return free;
+  }
+
+  #isEligible(minor: number): boolean {
+    return (this.#failures.get(minor) ?? 0) < this.#patience;
+  }
+}

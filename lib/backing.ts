@@ -1,0 +1,174 @@
+/** The file of an attachment to be. */
+import { checkDescriptor } from "./arguments.ts";
+import { check, LoopError, quote } from "./errors.ts";
+import {
+  checkBackingFile,
+  checkStat,
+  FileDescriptor,
+  openFile,
+} from "./file_descriptor.ts";
+import { BLKGETSIZE64 } from "./sys/blk_uapi.ts";
+import { EACCES, EBADF, EPERM, EROFS } from "./sys/errno.ts";
+import {
+  AT_FDCWD,
+  cString,
+  ioctlPointer,
+  O_ACCMODE,
+  O_DIRECT,
+  O_PATH,
+  O_RDONLY,
+  O_WRONLY,
+  openAt,
+  openFlags,
+  S_IFBLK,
+  S_IFMT,
+  type Stat,
+  statOf,
+} from "./sys/libc.ts";
+
+/** The backing file of an attachment to be. */
+export class Backing implements Disposable {
+  readonly #owned: FileDescriptor | undefined;
+  readonly fd: number;
+  /** For messages. */
+  readonly name: string;
+  readonly stat: Stat;
+  /** How large it was when it was opened, in bytes. */
+  readonly size: bigint;
+
+  constructor(fd: number, name: string, owned?: FileDescriptor) {
+    this.fd = fd;
+    this.name = name;
+    this.#owned = owned;
+    this.stat = this.#examine();
+    checkBackingFile(this.stat, `Cannot attach ${name}`);
+    this.size = this.#isBlockDevice ? this.#deviceSize() : this.stat.size;
+  }
+
+  /** How large it is now. */
+  currentSize(): bigint {
+    return this.#isBlockDevice ? this.#deviceSize() : this.#examine().size;
+  }
+
+  /** Another open file description of the same file. */
+  reopen(): Backing {
+    const action = `Cannot open ${this.name} again`;
+    const flags = check(openFlags(this.fd), () => ({
+      action,
+      operation: "fcntl",
+    }));
+    const descriptor = new FileDescriptor(
+      check(
+        openAt(
+          AT_FDCWD,
+          cString(`/proc/self/fd/${this.fd}`),
+          flags & (O_ACCMODE | O_DIRECT),
+        ),
+        () => ({ action, operation: "open" }),
+      ),
+    );
+    try {
+      return new Backing(descriptor.fd, this.name, descriptor);
+    } catch (error) {
+      descriptor.close();
+      throw error;
+    }
+  }
+
+  get #isBlockDevice(): boolean {
+    return (this.stat.mode & S_IFMT) === S_IFBLK;
+  }
+
+  #examine(): Stat {
+    return checkStat(statOf(this.fd), `Cannot attach ${this.name}`);
+  }
+
+  #deviceSize(): bigint {
+    const size = new BigUint64Array(1);
+    check(
+      ioctlPointer(this.fd, BLKGETSIZE64, new Uint8Array(size.buffer)),
+      () => ({
+        action: `Cannot find the size of ${this.name}`,
+        operation: "BLKGETSIZE64",
+      }),
+    );
+    return size[0]!;
+  }
+
+  [Symbol.dispose](): void {
+    this.#owned?.close();
+  }
+}
+
+/** Opens a file to be attached, or takes the descriptor that the caller has. */
+export function openBacking(
+  file: string | URL | { readonly fd: number },
+  { readOnly, refusesOverlap }: { readOnly: boolean; refusesOverlap: boolean },
+): Backing {
+  if (typeof file === "object" && file !== null && "fd" in file) {
+    const backing = borrowed(checkDescriptor(file.fd, "fd"), readOnly);
+    // A lock belongs to an open file description, and the caller's may live longer.
+    return refusesOverlap ? backing.reopen() : backing;
+  }
+  const descriptor = readOnly
+    ? openFile(file, { readOnly })
+    : openForWriting(file);
+  try {
+    const name = file instanceof URL ? file.href : file;
+    return new Backing(descriptor.fd, quote(name), descriptor);
+  } catch (error) {
+    descriptor.close();
+    throw error;
+  }
+}
+
+function openForWriting(file: string | URL): FileDescriptor {
+  try {
+    return openFile(file);
+  } catch (error) {
+    if (
+      error instanceof LoopError &&
+      [EACCES, EPERM, EROFS].includes(error.errno) && canRead(file)
+    ) {
+      throw new LoopError(`Cannot open ${quote(error.path!)} for writing`, {
+        errno: error.errno,
+        operation: error.operation,
+        path: error.path,
+        hint: "use readOnly: true to attach it for reading",
+      });
+    }
+    throw error;
+  }
+}
+
+function canRead(file: string | URL): boolean {
+  try {
+    openFile(file, { readOnly: true }).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function borrowed(fd: number, readOnly: boolean): Backing {
+  const backing = new Backing(fd, `descriptor ${fd}`);
+  const action = `Cannot attach ${backing.name}`;
+  const flags = check(openFlags(fd), () => ({ action, operation: "fcntl" }));
+  const access = flags & O_ACCMODE;
+  if ((flags & O_PATH) !== 0 || access === O_WRONLY) {
+    throw new LoopError(action, {
+      errno: EBADF,
+      operation: "fcntl",
+      hint: "it is not open for reading",
+    });
+  }
+  if (access === O_RDONLY && !readOnly) {
+    throw new LoopError(`${action} for writing`, {
+      errno: EACCES,
+      operation: "fcntl",
+      hint:
+        "it is open for reading only; use readOnly: true to attach it for reading",
+    });
+  }
+  return backing;
+}

@@ -1,0 +1,94 @@
+import { attach } from "../attach.ts";
+import { LoopError, quote } from "../errors.ts";
+import { parse, UsageError } from "./arguments.ts";
+import { ATTACH_HELP, ATTACH_OPTIONS, attachOptions } from "./attach.ts";
+import { fileOf } from "./files.ts";
+import { type Command, report } from "./main.ts";
+import { fail } from "./output.ts";
+
+const HELP = `Attach files, run a command, and detach them, also when it fails.
+
+Examples:
+  loopdev run disk.img -- sh -c 'mkfs.ext4 $LOOPDEV'
+  loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'
+
+Usage: loopdev run FILE... [options] -- COMMAND...
+
+Options:
+${ATTACH_HELP}
+
+COMMAND finds the devices in LOOPDEV, in the order of the files, with a blank between
+them. The exit status is that of COMMAND; 1 when it could not be run, or a device
+could not be attached or detached. An interrupt is for COMMAND: the devices are
+detached when it has ended, and by the kernel when this process is killed.
+Permissions: deno run --allow-ffi --allow-run, and mostly root.`;
+
+export const command: Command = { help: HELP, run };
+
+async function run(args: string[]): Promise<number> {
+  const end = args.indexOf("--");
+  const [program, ...programArgs] = end < 0 ? [] : args.slice(end + 1);
+  if (program === undefined) {
+    throw new UsageError("COMMAND is missing: it stands behind --");
+  }
+  const given = parse(args.slice(0, end), ATTACH_OPTIONS);
+  const files = given.operands.map(fileOf);
+  const options = attachOptions(given, files.length);
+
+  let status = 1;
+  try {
+    await using devices = new AsyncDisposableStack();
+    const paths: string[] = [];
+    for (const file of files) {
+      paths.push(devices.use(await attach(file, options)).path);
+    }
+    status = await runCommand(program, programArgs, paths.join(" "));
+  } catch (error) {
+    return report(error) && (status || 1);
+  }
+  return status;
+}
+
+async function runCommand(
+  program: string,
+  args: string[],
+  devices: string,
+): Promise<number> {
+  let child;
+  try {
+    child = new Deno.Command(program, { args, env: { LOOPDEV: devices } })
+      .spawn();
+  } catch (error) {
+    if (!(error instanceof Error) || error instanceof LoopError) throw error;
+    fail(`Cannot run ${quote(program)}: ${error.message}`);
+    return 1;
+  }
+  using _signals = forwardSignals(child);
+  return (await child.status).code;
+}
+
+/** What would end this process is for the command. A terminal sends its interrupts to both. */
+function forwardSignals(child: Deno.ChildProcess): Disposable {
+  const toBoth = Deno.stdin.isTerminal();
+  const handlers = (["SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP"] as const)
+    .map((signal) => {
+      const isFromTerminal = signal === "SIGINT" || signal === "SIGQUIT";
+      const forward = (): void => {
+        if (toBoth && isFromTerminal) return;
+        try {
+          child.kill(signal);
+        } catch {
+          // it has ended
+        }
+      };
+      Deno.addSignalListener(signal, forward);
+      return [signal, forward] as const;
+    });
+  return {
+    [Symbol.dispose](): void {
+      for (const [signal, forward] of handlers) {
+        Deno.removeSignalListener(signal, forward);
+      }
+    },
+  };
+}

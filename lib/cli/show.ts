@@ -1,0 +1,101 @@
+import { list } from "../devices.ts";
+import { LoopError, quote } from "../errors.ts";
+import { describeHolder } from "../holder.ts";
+import { findHolders } from "../holders.ts";
+import { Loop } from "../loop.ts";
+import { partitionsOf } from "../loop_sysfs.ts";
+import { EACCES, ENXIO, EPERM } from "../sys/errno.ts";
+import { minorOf, only, parse } from "./arguments.ts";
+import type { Command } from "./main.ts";
+import { print, printJson, warn } from "./output.ts";
+import { escapeControls, formatSize } from "./table.ts";
+
+const HELP = `Show everything about one loop device, and who keeps it busy.
+
+Examples:
+  loopdev show /dev/loop0
+  loopdev show 0 --json | jq '.devices[0].holders'
+
+Usage: loopdev show DEV [options]
+
+Options:
+      --json    print {"devices": [...]}: the fields of list --json, the reference, the
+                partitions that the kernel has, and the holders
+
+Holders are mounts, swap, block devices on top, and processes that have it open; those
+of other users are seen as root only. Permissions: deno run --allow-ffi.`;
+
+export const command: Command = { help: HELP, run };
+
+function run(args: string[]): number {
+  const given = parse(args, { flags: { json: "" } });
+  const minor = minorOf(only(given.operands, "DEV"));
+  const device = list().find((device) => device.minor === minor);
+  if (device === undefined) {
+    const path = `/dev/loop${minor}`;
+    throw new LoopError(`Cannot show ${quote(path)}`, {
+      errno: ENXIO,
+      operation: "open",
+      path,
+      hint: "no file is attached to it",
+    });
+  }
+  const { holders, isPartial } = findHolders(minor);
+  const details = {
+    ...device,
+    reference: referenceOf(minor),
+    partitions: partitionsOf(minor).map(({ name }) => `/dev/${name}`),
+    holders,
+  };
+  if (isPartial) warn("what other users do cannot be seen");
+  if (given.flag("json")) {
+    printJson({ devices: [details] });
+    return 0;
+  }
+
+  const human = (bytes: number): string =>
+    bytes < 1024 ? `${bytes}` : `${bytes} (${formatSize(bytes)})`;
+  const rows: [string, string][] = [
+    ["device", device.path],
+    ["backing file", device.backingFile],
+    ["deleted", yes(device.deleted)],
+    ["size", human(device.size)],
+    ["offset", human(device.offset)],
+    ["sizelimit", human(device.sizelimit)],
+    ["block size", `${device.blockSize}`],
+    ["read-only", yes(device.readOnly)],
+    ["autoclear", yes(device.autoclear)],
+    ["partscan", yes(device.partscan)],
+    ["direct I/O", yes(device.directIo)],
+    ["reference", details.reference ?? "(it may not be opened)"],
+    ["disk sequence", `${device.diskSequence}`],
+    ["partitions", details.partitions.join(" ")],
+    ...(holders.length === 0 ? [["holders", "none"] as [string, string]] : []),
+    ...holders.map((holder, index): [string, string] => [
+      index === 0 ? "holders" : "",
+      describeHolder(holder, device.path),
+    ]),
+  ];
+  const width = Math.max(...rows.map(([key]) => key.length));
+  for (const [key, value] of rows) {
+    print(`${key.padEnd(width)}  ${escapeControls(value)}`.trimEnd());
+  }
+  return 0;
+}
+
+/** The reference, which only the device itself tells; `null` when it may not be opened. */
+function referenceOf(minor: number): string | null {
+  try {
+    using loop = new Loop(minor, { readOnly: true });
+    return loop.getInfo().fileName;
+  } catch (error) {
+    const isForbidden = error instanceof LoopError &&
+      (error.errno === EACCES || error.errno === EPERM);
+    if (isForbidden) return null;
+    throw error;
+  }
+}
+
+function yes(value: boolean): string {
+  return value ? "yes" : "no";
+}

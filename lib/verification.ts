@@ -1,0 +1,104 @@
+/** Whether a device is what was asked for: the kernel drops some wishes in silence, and has had bugs. */
+import type { Backing } from "./backing.ts";
+import { check, LoopError, quote } from "./errors.ts";
+import { type ConfigureOptions, decodeFlags, type Loop } from "./loop.ts";
+import { BLKROSET } from "./sys/blk_uapi.ts";
+import { EINVAL, EIO } from "./sys/errno.ts";
+import { directIoAlignment, ioctlPointer } from "./sys/libc.ts";
+import type { LoopConfig, LoopInfo64 } from "./sys/loop_uapi.ts";
+
+/** Throws unless the device is what was asked for. */
+export function verify(
+  loop: Loop,
+  wanted: ConfigureOptions,
+  config: LoopConfig,
+  backing: Backing,
+): LoopInfo64 {
+  const info = loop.getInfo();
+  const flags = decodeFlags(info.flags);
+  const readOnly = wanted.readOnly ?? false;
+
+  const mismatch = (what: string, want: unknown, got: unknown): LoopError => {
+    const isDirectIo = what === "directIo";
+    const why = isDirectIo ? `: ${whyDirectIo(backing, config, info)}` : "";
+    return new LoopError(
+      `Cannot attach ${backing.name} to ${quote(loop.path)} as asked`,
+      {
+        errno: isDirectIo ? EINVAL : EIO,
+        operation: "LOOP_CONFIGURE",
+        path: loop.path,
+        hint: `wanted ${what} ${want}, got ${got}${why}`,
+      },
+    );
+  };
+  const expect = <T>(what: string, want: T | undefined, got: T): void => {
+    if (want !== undefined && got !== want) throw mismatch(what, want, got);
+  };
+  expect("backing device", backing.stat.device, Number(info.device));
+  expect("backing inode", backing.stat.inode, info.inode);
+  expect("offset", config.info.offset, info.offset);
+  expect("sizelimit", config.info.sizelimit, info.sizelimit);
+  expect("reference", config.info.fileName, info.fileName);
+  expect("autoclear", wanted.autoclear, flags.autoclear);
+  expect("partscan", wanted.partscan, flags.partscan);
+  expect("directIo", wanted.directIo, flags.directIo);
+  expect("readOnly", readOnly, flags.readOnly);
+  let isReadOnly = loop.isReadOnly();
+  if (isReadOnly && !readOnly) {
+    makeWritable(loop);
+    isReadOnly = loop.isReadOnly();
+  }
+  expect("readOnly", readOnly, isReadOnly);
+  expect("block size", wanted.blockSize, loop.getBlockSize());
+
+  const size = BigInt(loop.getSize());
+  const first = deviceSize(backing.size, config);
+  if (size !== first) {
+    // The file may have grown or shrunk before or after the kernel looked.
+    const last = deviceSize(backing.currentSize(), config);
+    const [least, most] = first < last ? [first, last] : [last, first];
+    if (size < least || size > most) throw mismatch("size", last, size);
+  }
+  return info;
+}
+
+/** Why direct I/O is not as asked for. The kernel drops the wish in silence. */
+function whyDirectIo(
+  backing: Backing,
+  config: LoopConfig,
+  info: LoopInfo64,
+): string {
+  if (decodeFlags(info.flags).directIo) {
+    return "the descriptor was opened for direct I/O";
+  }
+  const alignment = directIoAlignment(backing.fd);
+  if (alignment === 0) return "the file has no direct I/O";
+  const { offset } = config.info;
+  if (alignment !== undefined && offset % BigInt(alignment) !== 0n) {
+    return `offset ${offset} is no multiple of ${alignment}, the block size below the file`;
+  }
+  if (alignment !== undefined && config.blockSize < alignment) {
+    return `the block size must be at least ${alignment}, that below the file`;
+  }
+  return "the file has no direct I/O, or offset or block size do not fit the blocks below it";
+}
+
+/** How large a device over a file of that size is: whole sectors of what is left behind the offset. */
+function deviceSize(fileSize: bigint, { info }: LoopConfig): bigint {
+  let size = fileSize > info.offset ? fileSize - info.offset : 0n;
+  if (info.sizelimit !== 0n && info.sizelimit < size) size = info.sizelimit;
+  return size & ~511n;
+}
+
+/** `BLKROSET` of an earlier owner outlives the binding. */
+function makeWritable(loop: Loop): void {
+  check(
+    ioctlPointer(loop.fd, BLKROSET, new Uint8Array(4)),
+    () => ({
+      action: `Cannot make ${quote(loop.path)} writable`,
+      operation: "BLKROSET",
+      path: loop.path,
+      hint: "an earlier user of the device had made it read-only",
+    }),
+  );
+}

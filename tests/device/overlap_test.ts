@@ -1,0 +1,284 @@
+import { attach, Loop, LoopError, openFile } from "@loopdev/loopdev";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { overlap } from "../../lib/overlap.ts";
+import {
+  onDevices,
+  OwnDevice,
+  runOk,
+  type Scratch,
+  withScratch,
+} from "./support.ts";
+
+const MiB = 1 << 20;
+
+async function refused(
+  file: Parameters<typeof attach>[0],
+  options: Parameters<typeof attach>[1] = {},
+): Promise<LoopError> {
+  const error = await assertRejects(
+    () => attach(file, { ...options, overlap: "refuse" }),
+    LoopError,
+  );
+  assertEquals(error.code, "EBUSY");
+  return error;
+}
+
+/** Attaches with losetup, which does not lock. */
+function losetup(...args: string[]): string {
+  return runOk("losetup", "--find", "--show", ...args);
+}
+
+describe('attach() with overlap: "refuse"', onDevices, () => {
+  it(
+    "refuses a file that is attached, by whatever name and whomever",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      Deno.linkSync(path, `${scratch.path}/hard`);
+      Deno.symlinkSync(path, `${scratch.path}/symbolic`);
+      const bound = scratch.image(0, "bound");
+      runOk("mount", "--bind", path, bound);
+      try {
+        const names = [
+          path,
+          `${scratch.path}/hard`,
+          `${scratch.path}/symbolic`,
+          bound,
+        ];
+        const device = losetup(path);
+        for (const name of names) {
+          const error = await refused(name);
+          assertEquals(error.path, device);
+          assertMatch(error.message, new RegExp(`behind ${device} already`));
+          await refused(name, { readOnly: true });
+        }
+        runOk("losetup", "-d", device);
+
+        await using a = await attach(path, { overlap: "refuse" });
+        for (const name of names) {
+          assertMatch((await refused(name)).message, /locked/);
+          await refused(name, { readOnly: true });
+        }
+        using file = openFile(path);
+        await refused(file);
+        assertEquals(scratch.devices(), [a.path]);
+        await a.detach();
+        await using b = await attach(path, { overlap: "refuse" });
+        await b.detach();
+      } finally {
+        runOk("umount", bound);
+      }
+    }),
+  );
+
+  it(
+    "allows ranges that have no byte in common",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const options = { overlap: "refuse" as const };
+      await using a = await attach(path, {
+        ...options,
+        offset: 4096,
+        sizelimit: 4096,
+      });
+      await using b = await attach(path, {
+        ...options,
+        offset: 8192,
+        sizelimit: 4096,
+      });
+      await using c = await attach(path, { ...options, sizelimit: 4096 });
+      await refused(path);
+      await refused(path, { offset: 4608, sizelimit: 512 });
+      await refused(path, { sizelimit: 4608 });
+      await refused(path, { offset: 8192 });
+      await using d = await attach(path, { ...options, offset: 12288 });
+      assertEquals(scratch.devices().length, 4);
+      await refused(path, { offset: 2n ** 40n });
+      for (const attachment of [a, b, c, d]) await attachment.detach();
+    }),
+  );
+
+  it(
+    "allows by default, as losetup does",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      await using a = await attach(path);
+      await using b = await attach(path, { overlap: "allow" });
+      assertEquals(scratch.devices().length, 2);
+      await a.detach();
+      await b.detach();
+    }),
+  );
+
+  it(
+    "locks as long as the device is attached, by whomever it is detached",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const a = await attach(path, { overlap: "refuse" });
+      const device = a.persist();
+      await refused(path);
+      runOk("losetup", "-d", device);
+      await using b = await attach(path, { overlap: "refuse" });
+      await b.detach();
+      await a.detach();
+    }),
+  );
+
+  it(
+    "does not leave its lock on a descriptor of the caller's",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      using file = openFile(path);
+      {
+        await using a = await attach(file, { overlap: "refuse" });
+        assert(a.size === MiB);
+      }
+      await using b = await attach(path, { overlap: "refuse" });
+      await refused(file);
+      await b.detach();
+      await using c = await attach(file, { overlap: "refuse" });
+      await c.detach();
+    }),
+  );
+
+  it(
+    "lets one of many have it, when all ask at once",
+    withScratch(async (scratch: Scratch) => {
+      const path = scratch.image();
+      for (const readOnly of [false, true]) {
+        const script = `
+          import { attach, LoopError } from "${new URL(
+          "../../mod.ts",
+          import.meta.url,
+        )}";
+          try {
+            const a = await attach("${path}", { overlap: "refuse", readOnly: ${readOnly} });
+            console.log("got");
+            for await (const _ of Deno.stdin.readable); // until all have asked
+            await a.detach();
+          } catch (error) {
+            console.log(error.code);
+          }`;
+        Deno.writeTextFileSync(`${scratch.path}/ask.ts`, script);
+        const children = Array.from(
+          { length: 6 },
+          () =>
+            new Deno.Command(Deno.execPath(), {
+              args: [
+                ..."run -q --no-check --allow-ffi".split(" "),
+                `${scratch.path}/ask.ts`,
+              ],
+              stdin: "piped",
+              stdout: "piped",
+            }).spawn(),
+        );
+        const answers: string[] = [];
+        const readers = children.map((child) => child.stdout.getReader());
+        for (const reader of readers) {
+          const { value } = await reader.read();
+          answers.push(new TextDecoder().decode(value).trim());
+        }
+        for (const [index, child] of children.entries()) {
+          await child.stdin.close();
+          await child.status;
+          await readers[index]!.cancel();
+        }
+        assertEquals(answers.sort(), [
+          ...Array(5).fill("EBUSY"),
+          "got",
+        ]);
+        scratch.check();
+      }
+    }),
+  );
+
+  it(
+    "sees a block device by any of its nodes",
+    withScratch(async (scratch) => {
+      await using lower = await attach(scratch.image());
+      const device = losetup(lower.path);
+      runOk("cp", "-a", lower.path, `${scratch.path}/node`);
+      const error = await refused(`${scratch.path}/node`);
+      assertEquals(error.path, device);
+      runOk("losetup", "-d", device);
+      await lower.detach();
+    }),
+  );
+});
+
+describe("overlap()", () => {
+  it("knows ranges without an end", () => {
+    const range = (start: number, length: number) => ({
+      start: BigInt(start),
+      length: BigInt(length),
+    });
+    const cases: [number, number, number, number, boolean][] = [
+      [0, 0, 0, 0, true],
+      [0, 512, 512, 512, false],
+      [0, 513, 512, 512, true],
+      [512, 0, 0, 512, false],
+      [512, 0, 0, 513, true],
+      [1024, 0, 4096, 512, true],
+      [100, 50, 120, 5, true],
+    ];
+    for (const [start, length, otherStart, otherLength, expected] of cases) {
+      const a = range(start, length);
+      const b = range(otherStart, otherLength);
+      assertEquals(overlap(a, b), expected);
+      assertEquals(overlap(b, a), expected);
+    }
+  });
+});
+
+describe("attach()", onDevices, () => {
+  it(
+    "removes the partitions that an earlier owner left behind",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      const leaveBehind = () => {
+        runOk("losetup", own.path, path);
+        runOk("addpart", own.path, "1", "8", "8");
+        runOk("addpart", own.path, "7", "64", "8");
+        runOk("losetup", "-d", own.path);
+      };
+      leaveBehind();
+      assert(Deno.statSync(`${own.path}p7`).isBlockDevice);
+      {
+        await using a = await attach(path, { minor: own.minor });
+        const left = [...Deno.readDirSync(`/sys/block/${own.name}`)]
+          .filter(({ name }) => /p\d+$/.test(name));
+        assertEquals(left, []);
+        assertEquals(a.minor, own.minor);
+      }
+
+      leaveBehind();
+      using partition = Deno.openSync(`${own.path}p1`);
+      const error = await assertRejects(
+        () => attach(path, { minor: own.minor }),
+        LoopError,
+      );
+      assertEquals(error.code, "EBUSY");
+      partition.close();
+      await using b = await attach(path, { minor: own.minor });
+      await b.detach();
+    }),
+  );
+
+  it(
+    "does not touch the partitions of a device that somebody has attached",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      runOk("losetup", own.path, scratch.image(MiB, "theirs"));
+      runOk("addpart", own.path, "1", "8", "8");
+      await assertRejects(
+        () => attach(scratch.image(), { minor: own.minor }),
+        LoopError,
+      );
+      assert(Deno.statSync(`${own.path}p1`).isBlockDevice);
+      runOk("delpart", own.path, "1");
+      using loop = new Loop(own.minor);
+      assertEquals(loop.getStatus().autoclear, false);
+    }),
+  );
+});
