@@ -265,6 +265,7 @@ export class Attachment implements AsyncDisposable {
   /** Once the descriptor is closed, the disk sequence number tells whether it is still our binding. */
   async #detachByReference(options: DetachOptions): Promise<void> {
     const { minor, diskSequence } = this;
+    this.#state = "persisted"; // disposal neither waits nor throws a second time
     if (isBound(minor) || !hasSysfs()) {
       try {
         await detachBinding(

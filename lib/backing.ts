@@ -8,11 +8,12 @@ import {
   openFile,
 } from "./file_descriptor.ts";
 import { BLKGETSIZE64 } from "./sys/blk_uapi.ts";
-import { EACCES, EBADF, EPERM, EROFS } from "./sys/errno.ts";
+import { EACCES, EBADF, EPERM, EROFS, ETXTBSY } from "./sys/errno.ts";
 import {
   AT_FDCWD,
   cString,
   ioctlPointer,
+  isSealed,
   O_ACCMODE,
   O_DIRECT,
   O_PATH,
@@ -100,12 +101,40 @@ export class Backing implements Disposable {
   }
 }
 
+/** How a file is to be opened. */
+interface OpenOptions {
+  readonly readOnly: boolean;
+  readonly refusesOverlap: boolean;
+}
+
 /** Opens a file to be attached, or takes the descriptor that the caller has. */
 export function openBacking(
   file: string | URL | { readonly fd: number },
-  { readOnly, refusesOverlap }: { readOnly: boolean; refusesOverlap: boolean },
+  options: OpenOptions,
+): Backing {
+  const backing = openAny(file, options);
+  if (options.readOnly || !isSealed(backing.fd)) return backing;
+  using _closed = backing;
+  throw new LoopError(`Cannot attach ${backing.name} for writing`, {
+    errno: EPERM,
+    operation: "fcntl",
+    hint:
+      "it is sealed against writing; use readOnly: true to attach it for reading",
+  });
+}
+
+function openAny(
+  file: string | URL | { readonly fd: number },
+  { readOnly, refusesOverlap }: OpenOptions,
 ): Backing {
   if (typeof file === "object" && file !== null && "fd" in file) {
+    if (file.fd === -1) {
+      throw new LoopError("Cannot attach a descriptor", {
+        errno: EBADF,
+        operation: "attach",
+        hint: "it is closed",
+      });
+    }
     const backing = borrowed(checkDescriptor(file.fd, "fd"), readOnly);
     // A lock belongs to an open file description, and the caller's may live longer.
     return refusesOverlap ? backing.reopen() : backing;
@@ -128,7 +157,7 @@ function openForWriting(file: string | URL): FileDescriptor {
   } catch (error) {
     if (
       error instanceof LoopError &&
-      [EACCES, EPERM, EROFS].includes(error.errno) && canRead(file)
+      [EACCES, EPERM, EROFS, ETXTBSY].includes(error.errno) && canRead(file)
     ) {
       throw new LoopError(`Cannot open ${quote(error.path!)} for writing`, {
         errno: error.errno,

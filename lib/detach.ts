@@ -94,7 +94,16 @@ export async function detach(
   device: DeviceRef,
   options: DetachOptions = {},
 ): Promise<void> {
+  if (isAttachment(device)) return await device.detach(options);
   await detachBinding(device, undefined, options);
+}
+
+/** An `Attachment` is a reference too, but its own descriptor keeps the device busy. */
+function isAttachment(
+  device: DeviceRef,
+): device is DeviceRef & { detach(options: DetachOptions): Promise<void> } {
+  return typeof device === "object" && device !== null &&
+    "detach" in device && typeof device.detach === "function";
 }
 
 /** What a device was bound to: tells bindings apart before Linux 5.15, which has no disk sequence numbers. */
@@ -322,16 +331,28 @@ export async function untilFree(
   device: Released,
   { timeout, signal }: Waiting,
 ): Promise<void> {
+  if (isFree(device)) return;
   const deadline = performance.now() + timeout;
   let pause = FIRST_PAUSE;
-  while (!isFree(device)) {
+  do {
     signal?.throwIfAborted();
     const left = deadline - performance.now();
-    if (left <= 0) {
-      throw busyError(device);
-    }
+    if (left <= 0) throw busyError(device);
     await sleep(Math.min(pause, left), signal);
     pause = Math.min(2 * pause, LONGEST_PAUSE);
+  } while (!isFree(device));
+  settle(device.minor);
+}
+
+/**
+ * When somebody else was the last to close, the kernel may still be dropping the
+ * partitions. Opening the device waits for that.
+ */
+function settle(minor: number): void {
+  try {
+    new Loop(minor, { readOnly: true }).close();
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
   }
 }
 
@@ -342,6 +363,7 @@ function busyError({ minor, path, failure }: Released): LoopBusyError {
     ? ["somebody else has it open"]
     : holders.map((holder) => describeHolder(holder, disk));
   if (isPartial) who.push("what other users do cannot be seen");
+  if (failure !== undefined) who.push(failure.message);
   return new LoopBusyError(`Cannot detach ${quote(path)}`, {
     errno: EBUSY,
     operation: "detach",

@@ -27,6 +27,11 @@ export function sequenceIn(device: DeviceRef): number | undefined {
   if (typeof device !== "object" || device === null) return undefined;
   const { diskSequence } = device;
   if (diskSequence === undefined) return undefined;
+  if (typeof diskSequence !== "number") {
+    throw new TypeError(
+      `Cannot use ${String(diskSequence)} as diskSequence: it must be a number`,
+    );
+  }
   if (!Number.isSafeInteger(diskSequence) || diskSequence < 0) {
     throw new RangeError(
       `Cannot use ${diskSequence} as diskSequence: it must be an integer, 0 or more`,

@@ -4,7 +4,19 @@ import { LoopError, quote } from "./errors.ts";
 import { checkStat, FileDescriptor } from "./file_descriptor.ts";
 import { Loop } from "./loop.ts";
 import { BLOCK, GONE, loopNumbers, throwUnless } from "./loop_sysfs.ts";
-import { EACCES, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM } from "./sys/errno.ts";
+import {
+  EACCES,
+  EIO,
+  ELOOP,
+  ENAMETOOLONG,
+  ENODEV,
+  ENOENT,
+  ENOTCONN,
+  ENOTDIR,
+  ENXIO,
+  EPERM,
+  ESTALE,
+} from "./sys/errno.ts";
 import { AT_FDCWD, S_IFBLK, S_IFMT, type Stat, statAt } from "./sys/libc.ts";
 import { openDirectoryAt, readBytes, readText } from "./sys/sysfs.ts";
 
@@ -20,9 +32,9 @@ export interface LoopDevice {
   size: number;
   /** The logical block size. */
   blockSize: number;
-  /** Where in the backing file the device begins. */
+  /** Where in the backing file the device begins. Above 2^53-1 it is given as that; {@linkcode Loop.getInfo} is exact. */
   offset: number;
-  /** How large the device is at most; 0 means no limit. A limit above 2^53-1, which limits nothing, is given as 2^53-1. */
+  /** How large the device is at most; 0 means no limit. Above 2^53-1, which limits nothing, it is given as that. */
   sizelimit: number;
   /** Whether the device cannot be written. */
   readOnly: boolean;
@@ -85,9 +97,10 @@ export function list(): LoopDevice[] {
  * The devices that a file is attached to, by device and inode and not by name: hard
  * links, symbolic links and bind mounts are seen through.
  *
- * Devices are not opened but those whose backing file has no name that leads to it
- * from here. Where another mount namespace gives another file that name, its word is
- * taken. Requires `--allow-ffi`.
+ * Of each device the path of its backing file is looked at; it is opened, to make sure,
+ * only where that leads to the file, or nowhere from here. So a device whose path leads
+ * to another file from here, because something is mounted over it or in another mount
+ * namespace, is not found. Requires `--allow-ffi`.
  *
  * @param file The file. Relative to the working directory.
  * @throws {LoopError} `ENOENT`, `EACCES` … when the file cannot be examined
@@ -122,36 +135,58 @@ export function find(
     `Cannot examine ${quote(path.text)}`,
     path.text,
   );
-  return devicesOver(stat).filter((device) =>
-    offset === undefined || BigInt(device.offset) === offset
-  );
-}
-
-/** The devices that a file is attached to. */
-export function devicesOver(file: Stat): LoopDevice[] {
-  const wanted = identityOf(file);
-  return readAll()
-    .filter((found) => isBackedBy(found, wanted))
+  return devicesOver(stat)
+    .filter((found) => offset === undefined || found.offset === offset)
     .map(({ device }) => device);
 }
 
-/** A device, and its backing file as the kernel names it: bytes, ending in a NUL. */
-interface Found {
+/** A device, and what does not fit into plain data. */
+export interface Found {
   readonly device: LoopDevice;
+  /** Where in the backing file the device begins, exactly. */
+  readonly offset: bigint;
+  /** How large the device is at most, exactly. */
+  readonly sizelimit: bigint;
+  /** The backing file as the kernel names it: bytes, ending in a NUL. */
   readonly backingPath: Uint8Array;
 }
 
-/** Says that a path leads nowhere from here. */
-const UNREACHABLE = [ENOENT, ENOTDIR, EACCES];
+/** The devices that a file is attached to. */
+export function devicesOver(file: Stat): Found[] {
+  const wanted = identityOf(file);
+  return readAll().filter((found) => isBackedBy(found, wanted));
+}
+
+/** What a path is said to lead to when it leads to no file from here. */
+const UNREACHABLE = [
+  EACCES,
+  EIO,
+  ELOOP,
+  ENAMETOOLONG,
+  ENODEV,
+  ENOENT,
+  ENOTCONN,
+  ENOTDIR,
+  ENXIO,
+  EPERM,
+  ESTALE,
+];
 
 function isBackedBy({ device, backingPath }: Found, file: Identity): boolean {
+  let isNamed = false;
   if (!device.deleted && device.backingFile !== "") {
     const stat = statAt(AT_FDCWD, backingPath);
-    if (typeof stat !== "number") return isSameFile(identityOf(stat), file);
-    throwUnless(UNREACHABLE, stat, device.backingFile);
+    if (typeof stat === "number") {
+      throwUnless(UNREACHABLE, stat, device.backingFile);
+    } else {
+      isNamed = isSameFile(identityOf(stat), file);
+      if (!isNamed) return false;
+    }
   }
-  const backing = backingOf(device.minor);
-  return backing !== undefined && isSameFile(backing, file);
+  // A name is not proof: another file may have been mounted over it.
+  const backing = backingOf(device.minor, device.diskSequence);
+  if (backing === "gone") return false;
+  return backing === "secret" ? isNamed : isSameFile(backing, file);
 }
 
 /** What tells files from one another. */
@@ -172,15 +207,22 @@ function isSameFile(a: Identity, b: Identity): boolean {
     (a.rdevice !== 0 || (a.device === b.device && a.inode === b.inode));
 }
 
-/** The backing file of a device, asked of the device itself; `undefined` when it was detached, or we may not ask. */
-function backingOf(minor: number): Identity | undefined {
+/** The backing file of a device, asked of the device itself; or that it was detached, or may not be asked. */
+function backingOf(
+  minor: number,
+  diskSequence: number,
+): Identity | "gone" | "secret" {
   try {
     using loop = new Loop(minor, { readOnly: true });
     const { device, inode, rdevice } = loop.getInfo();
+    if (diskSequence !== 0 && loop.getDiskSequence() !== diskSequence) {
+      return "gone";
+    }
     return { device: Number(device), inode, rdevice: Number(rdevice) };
   } catch (error) {
-    const known = [...GONE, EACCES, EPERM];
-    if (error instanceof LoopError && known.includes(error.errno)) return;
+    if (!(error instanceof LoopError)) throw error;
+    if (GONE.includes(error.errno)) return "gone";
+    if (UNREACHABLE.includes(error.errno)) return "secret";
     throw error;
   }
 }
@@ -255,8 +297,12 @@ function readAttributes(
   ) return undefined;
 
   const name = `loop${minor}`;
-  const deleted = isDeleted(minor, backingPath);
+  const sequence = Number(diskSequence);
+  const deleted = isDeleted(minor, sequence, backingPath);
   return {
+    offset: BigInt(offset),
+    sizelimit: BigInt(sizelimit),
+    backingPath,
     device: {
       minor,
       name,
@@ -273,9 +319,8 @@ function readAttributes(
         backingPath.subarray(0, -1 - (deleted ? DELETED.length : 0)),
       ),
       deleted,
-      diskSequence: Number(diskSequence),
+      diskSequence: sequence,
     },
-    backingPath,
   };
 }
 
@@ -290,7 +335,11 @@ function saturated(text: string): number {
 }
 
 /** Whether ` (deleted)` at the end of a path is the kernel's remark, and not part of a name. */
-function isDeleted(minor: number, backingPath: Uint8Array): boolean {
+function isDeleted(
+  minor: number,
+  diskSequence: number,
+  backingPath: Uint8Array,
+): boolean {
   const end = backingPath.subarray(-1 - DELETED.length, -1);
   if (
     end.length < DELETED.length ||
@@ -298,9 +347,10 @@ function isDeleted(minor: number, backingPath: Uint8Array): boolean {
   ) return false;
   const stat = statAt(AT_FDCWD, backingPath);
   if (typeof stat === "number") {
-    throwUnless(UNREACHABLE, stat, decoder.decode(backingPath));
+    throwUnless(UNREACHABLE, stat, decoder.decode(backingPath.subarray(0, -1)));
     return true;
   }
-  const backing = backingOf(minor);
-  return backing === undefined || !isSameFile(backing, identityOf(stat));
+  const backing = backingOf(minor, diskSequence);
+  return typeof backing === "string" ||
+    !isSameFile(backing, identityOf(stat));
 }

@@ -135,12 +135,17 @@ export class UnexpectedDevice extends LoopError {
     expectedMinor: number,
     rdev: number,
     mode: number,
-    details: { path?: string | undefined; hint?: string | undefined } = {},
+    details: {
+      path?: string | undefined;
+      hint?: string | undefined;
+      /** What the node should have been, when not a loop device. */
+      wanted?: string;
+    } = {},
   ) {
     const what = details.path === undefined
       ? "the node"
       : JSON.stringify(details.path);
-    super(`Cannot use ${what} as ${wanted(expectedMinor)}`, {
+    super(`Cannot use ${what} as ${details.wanted ?? wanted(expectedMinor)}`, {
       errno: ENODEV,
       operation: "stat",
       path: details.path,

@@ -7,7 +7,7 @@ import {
   type FilePath,
 } from "./arguments.ts";
 import { check, LoopError, quote } from "./errors.ts";
-import { EACCES, EINVAL, EISDIR, EPERM, EROFS } from "./sys/errno.ts";
+import { EINVAL, EISDIR } from "./sys/errno.ts";
 import {
   AT_FDCWD,
   close,
@@ -155,12 +155,6 @@ export function openFile(
     descriptor.close();
     throw error;
   }
-}
-
-/** Whether an error means that a file may be read but not written. */
-export function isReadOnlyFile(error: unknown): boolean {
-  return error instanceof LoopError && error.operation === "open" &&
-    [EACCES, EPERM, EROFS].includes(error.errno);
 }
 
 function stat(directory: number, file: FilePath): Stat {

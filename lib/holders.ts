@@ -10,7 +10,7 @@ import {
   partitionsOf,
   throwUnless,
 } from "./loop_sysfs.ts";
-import { EACCES, EPERM, ESRCH } from "./sys/errno.ts";
+import { EACCES, EINVAL, EPERM, ESRCH } from "./sys/errno.ts";
 import {
   AT_FDCWD,
   cString,
@@ -111,8 +111,8 @@ export function findHolders(minor: number): Findings {
   return { holders: found, isPartial };
 }
 
-/** A process that ended while we looked. */
-const ENDED = [...GONE, ESRCH];
+/** A process that has ended; the mounts of one that its parent has not noticed yet are `EINVAL`. */
+const ENDED = [...GONE, ESRCH, EINVAL];
 /** A process of somebody else. */
 const FORBIDDEN = [EACCES, EPERM];
 
@@ -197,8 +197,8 @@ function blocks(targets: Targets): Holder[] {
     else for (const name of names) found.push({ kind: "block", device, name });
     const stat = statAt(AT_FDCWD, cString(device));
     if (typeof stat === "number") continue;
-    for (const { name } of devicesOver(stat)) {
-      found.push({ kind: "block", device, name });
+    for (const { device: upper } of devicesOver(stat)) {
+      found.push({ kind: "block", device, name: upper.name });
     }
   }
   return found;

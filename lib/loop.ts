@@ -32,6 +32,7 @@ import {
   BLKSSZGET,
 } from "./sys/blk_uapi.ts";
 import {
+  EACCES,
   EAGAIN,
   EBADF,
   EBUSY,
@@ -276,6 +277,7 @@ export class Loop implements Disposable {
         action: `Cannot open ${quote(this.path)}`,
         operation: "open",
         path: this.path,
+        hint: { [EACCES]: "root and the group of the node may open it" },
       }),
     );
     try {
@@ -1197,7 +1199,14 @@ export function nodeIn(dirFd: number, name: string): FilePath {
 export function locate(
   path: string,
 ): { minor: number; node: FilePath | undefined } {
-  const node = checkPath(path);
+  if (typeof path !== "string") {
+    throw new TypeError(
+      "Cannot find the device: it must be a path, name or number",
+    );
+  }
+  // A partition by its name alone: to be refused as one.
+  const isPartition = /^loop\d+p\d+$/.test(path);
+  const node = checkPath(isPartition ? `/dev/${path}` : path);
   const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(path)?.[1];
   return digits === undefined
     ? { minor: minorOfNode(node), node }

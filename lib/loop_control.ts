@@ -4,7 +4,15 @@ import { check, LoopError, quote, UnexpectedDevice } from "./errors.ts";
 import { checkStat, FileDescriptor, fileType } from "./file_descriptor.ts";
 import { nodeIn } from "./loop.ts";
 import { isBound, loopNumbers } from "./loop_sysfs.ts";
-import { EBADF, EBUSY, EEXIST, EINVAL, ENODEV, ENOENT } from "./sys/errno.ts";
+import {
+  EACCES,
+  EBADF,
+  EBUSY,
+  EEXIST,
+  EINVAL,
+  ENODEV,
+  ENOENT,
+} from "./sys/errno.ts";
 import {
   AT_FDCWD,
   deviceNumber,
@@ -28,8 +36,7 @@ export interface LoopControlOptions {
 }
 
 /** `LOOP_CTRL_MINOR` in linux/miscdevice.h, under `MISC_MAJOR` in linux/major.h. */
-const CONTROL_MINOR = 237;
-const CONTROL_DEVICE = deviceNumber(10, CONTROL_MINOR);
+const CONTROL_DEVICE = deviceNumber(10, 237);
 
 /**
  * The open `/dev/loop-control` (Linux 3.1). Each method is one ioctl of
@@ -81,6 +88,7 @@ export class LoopControl implements Disposable {
       hint: {
         [ENOENT]: "load the driver with modprobe loop",
         [ENODEV]: "this kernel has no loop driver",
+        [EACCES]: "root and the group of the node may open it",
       },
     };
     const found = statAt(dirFd, node.bytes);
@@ -89,8 +97,9 @@ export class LoopControl implements Disposable {
     if (
       (stat.mode & S_IFMT) !== S_IFCHR || stat.rdevice !== CONTROL_DEVICE
     ) {
-      throw new UnexpectedDevice(CONTROL_MINOR, stat.rdevice, stat.mode, {
+      throw new UnexpectedDevice(-1, stat.rdevice, stat.mode, {
         path: node.text,
+        wanted: "loop-control",
         hint: `it is ${fileType(stat.mode)}, not character device 10:237`,
       });
     }

@@ -50,16 +50,14 @@ export function refuseOverlap(
   claim: Claim,
   before: { minor: number; diskSequence: number } | undefined,
 ): void {
-  for (const device of devicesOver(claim.backing.stat)) {
+  for (const { device, offset, sizelimit } of devicesOver(claim.backing.stat)) {
     const isOlder = before === undefined ||
       (device.minor !== before.minor &&
         (before.diskSequence === 0 ||
           device.diskSequence < before.diskSequence));
-    const other = {
-      start: BigInt(device.offset),
-      length: BigInt(device.sizelimit),
-    };
-    if (!isOlder || !overlap(claim, other)) continue;
+    if (!isOlder || !overlap(claim, { start: offset, length: sizelimit })) {
+      continue;
+    }
     throw new LoopError(`Cannot attach ${claim.backing.name}`, {
       errno: EBUSY,
       operation: "attach",

@@ -1,5 +1,5 @@
 import { LoopControl } from "../loop_control.ts";
-import { only, parse, parseMinor } from "./arguments.ts";
+import { only, parse, parseNumber } from "./arguments.ts";
 import type { Command } from "./main.ts";
 import { print } from "./output.ts";
 
@@ -19,7 +19,7 @@ function run(args: string[]): number {
   const { operands } = parse(args);
   const minor = operands.length === 0
     ? undefined
-    : parseMinor(only(operands, "N"));
+    : parseNumber(only(operands, "N"));
   using control = new LoopControl();
   print(`/dev/loop${control.add(minor)}`);
   return 0;

@@ -1,14 +1,13 @@
 /** The arguments of a command. */
 import { parseArgs } from "@std/cli/parse-args";
 import { checkMinor } from "../arguments.ts";
-import type { DeviceRef } from "../device_ref.ts";
+import { minorOf } from "../device_ref.ts";
 import { quote } from "../errors.ts";
 import { Loop, type LoopOpenOptions } from "../loop.ts";
+import { exact } from "./files.ts";
+import { UsageError } from "./usage_error.ts";
 
-/** The command line is wrong; nothing was done. */
-export class UsageError extends Error {
-  override readonly name = "UsageError";
-}
+export { UsageError };
 
 /** The options of a command: long name to the letter, or to `""` where there is none. */
 export interface Options {
@@ -34,29 +33,87 @@ export interface Arguments {
 
 /** Parses the arguments of a command. Everything behind `--` is an operand. */
 export function parse(args: string[], options: Options = {}): Arguments {
-  const { values = {}, flags = {}, switches = [] } = options;
-  const names = [...Object.entries(values), ...Object.entries(flags)];
-  const parsed = parseArgs(args, {
-    string: ["_", ...Object.keys(values)], // file names stay text: 007, 1e3
-    boolean: [...Object.keys(flags), ...switches],
-    negatable: switches,
-    default: Object.fromEntries(switches.map((name) => [name, undefined])),
-    alias: Object.fromEntries(names.filter(([, letter]) => letter !== "")),
-    unknown: (arg, key) => {
-      if (key === undefined) return true;
-      throw new UsageError(`there is no option ${arg.replace(/=.*/s, "")}`);
-    },
+  const parsed = parseArgs(spell(args, options), {
+    string: [
+      "_", // file names stay text: 007, 1e3
+      ...Object.keys(options.values ?? {}),
+      ...Object.keys(options.flags ?? {}),
+      ...options.switches ?? [],
+    ],
   });
+  const value = (name: string) => parsed[name] as string | undefined;
   return {
     operands: parsed._.map(String),
-    value: (name) => {
-      const value = parsed[name] as string | undefined;
-      if (value === "") throw new UsageError(`--${name} takes a value`);
-      return value;
+    value,
+    flag: (name) => value(name) !== undefined,
+    switched: (name) => {
+      const text = value(name);
+      return text === undefined ? undefined : text === ON;
     },
-    flag: (name) => parsed[name] === true,
-    switched: (name) => parsed[name] as boolean | undefined,
   };
+}
+
+const ON = "on";
+const OFF = "off";
+
+/**
+ * Spells every option out as `--name=value`, and refuses what is none: the parser would
+ * take the word behind a flag for its value, and `-r5` for something else than `-r`.
+ */
+function spell(args: string[], options: Options): string[] {
+  const { values = {}, flags = {}, switches = [] } = options;
+  const byLetter = new Map(
+    [...Object.entries(values), ...Object.entries(flags)]
+      .map(([name, letter]) => [letter, name]),
+  );
+  const spelled: string[] = [];
+  const rest = [...args];
+  const takeValue = (option: string, attached: string | undefined): string => {
+    const value = attached ?? rest.shift();
+    if (value === undefined || value === "") {
+      throw new UsageError(`${option} takes a value`);
+    }
+    return exact(value);
+  };
+  for (let arg; (arg = rest.shift()) !== undefined;) {
+    if (arg === "--") return [...spelled, arg, ...rest];
+    const long = /^--([^=]+)(?:=(.*))?$/s.exec(arg);
+    if (long !== null) {
+      const [, name = "", attached] = long;
+      const positive = name.replace(/^no-/, "");
+      if (Object.hasOwn(values, name)) {
+        spelled.push(`--${name}=${takeValue(`--${name}`, attached)}`);
+      } else if (attached !== undefined) {
+        throw new UsageError(`there is no option --${name} with a value`);
+      } else if (Object.hasOwn(flags, name) || switches.includes(name)) {
+        spelled.push(`--${name}=${ON}`);
+      } else if (switches.includes(positive)) {
+        spelled.push(`--${positive}=${OFF}`);
+      } else throw new UsageError(`there is no option --${name}`);
+      continue;
+    }
+    if (!/^-./s.test(arg)) {
+      spelled.push(arg);
+      continue;
+    }
+    // -rP, -o4K, -rPo 4K
+    for (let letters = arg.slice(1); letters !== "";) {
+      const letter = letters[0]!;
+      const name = byLetter.get(letter);
+      letters = letters.slice(1);
+      if (name === undefined) {
+        throw new UsageError(`there is no option -${letter}`);
+      }
+      if (Object.hasOwn(flags, name)) {
+        spelled.push(`--${name}=${ON}`);
+        continue;
+      }
+      const attached = letters.replace(/^=/, "") || undefined;
+      spelled.push(`--${name}=${takeValue(`-${letter}`, attached)}`);
+      letters = "";
+    }
+  }
+  return spelled;
 }
 
 /** Refuses what the library says is a bad argument as wrong usage. */
@@ -81,9 +138,14 @@ export function only(operands: string[], name: string): string {
   return operand;
 }
 
+const NAME = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/;
+
 /** A device: `/dev/loop3`, `loop3`, `3`, or any path to its node. */
-export function parseDevice(text: string): Exclude<DeviceRef, object> {
-  return /^\d+$/.test(text) ? parseMinor(text) : text;
+export function parseDevice(text: string): string | number {
+  if (/^\d+$/.test(text)) return parseMinor(text);
+  const digits = NAME.exec(text)?.[1];
+  if (digits !== undefined) parseMinor(digits); // a number that no device can have
+  return exact(text);
 }
 
 /** A loop number. */
@@ -92,6 +154,11 @@ export function parseMinor(text: string): number {
     throw new UsageError(`${quote(text)} is no loop number`);
   }
   return asUsage(() => checkMinor(Number(text)));
+}
+
+/** A loop number, or the name of a device that need not exist. */
+export function parseNumber(text: string): number {
+  return parseMinor(NAME.exec(text)?.[1] ?? text);
 }
 
 /** Opens a device. */
@@ -103,11 +170,10 @@ export function openDevice(text: string, options: LoopOpenOptions): Loop {
 }
 
 /** The number of a device, which need not exist when it is given by name. */
-export function minorOf(text: string): number {
-  const digits = /^(?:(?:\/dev\/)?loop)?(\d+)$/.exec(text)?.[1];
-  if (digits !== undefined) return parseMinor(digits);
-  using loop = Loop.open(text, { readOnly: true });
-  return loop.minor;
+export function parseDeviceNumber(text: string): number {
+  const device = parseDevice(text);
+  const digits = NAME.exec(text)?.[1];
+  return digits === undefined ? minorOf(device) : Number(digits);
 }
 
 const UNITS = ["K", "M", "G", "T", "P", "E"];

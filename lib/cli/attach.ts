@@ -1,15 +1,20 @@
-import { attach as attachFile, type AttachOptions } from "../attach.ts";
+import {
+  attach as attachFile,
+  type Attachment,
+  type AttachOptions,
+} from "../attach.ts";
 import { checkPath } from "../arguments.ts";
 import { list, type LoopDevice } from "../devices.ts";
-import { quote } from "../errors.ts";
+import { LoopError, quote } from "../errors.ts";
 import { encodeOptions } from "../loop.ts";
+import { ENXIO } from "../sys/errno.ts";
 import { AT_FDCWD, S_IFMT, S_IFREG, statAt } from "../sys/libc.ts";
 import {
   type Arguments,
   asUsage,
-  minorOf,
   optionalSize,
   parse,
+  parseDeviceNumber,
   parseSize,
   UsageError,
 } from "./arguments.ts";
@@ -72,25 +77,37 @@ async function run(args: string[]): Promise<number> {
   const files = given.operands.map(fileOf);
   const options = { ...attachOptions(given, files.length), autoclear: false };
 
+  const asJson = given.flag("json");
   let status = 0;
-  const attached: LoopDevice[] = [];
+  const devices: LoopDevice[] = [];
+  // Detached at the end, unless it was printed: a device that nobody knows of is lost.
+  await using attached = new AsyncDisposableStack();
+  const printed: Attachment[] = [];
   for (const file of files) {
     try {
-      const attachment = await attachFile(file, options);
+      const attachment = attached.use(await attachFile(file, options));
       warnings(file, options, attachment.size).forEach(warn);
-      if (given.flag("json")) {
-        attached.push(
-          ...list().filter(({ minor }) => minor === attachment.minor),
-        );
-      }
-      const path = attachment.persist();
-      if (!given.flag("json")) print(path);
+      if (asJson) devices.push(listed(attachment));
+      else print(attachment.path);
+      printed.push(attachment);
     } catch (error) {
       status = report(error);
     }
   }
-  if (given.flag("json")) printJson({ devices: attached });
+  if (asJson) printJson({ devices });
+  printed.forEach((attachment) => attachment.persist());
   return status;
+}
+
+function listed({ minor, path }: Attachment): LoopDevice {
+  const device = list().find((device) => device.minor === minor);
+  if (device !== undefined) return device;
+  throw new LoopError(`Cannot list ${quote(path)}`, {
+    errno: ENXIO,
+    operation: "open",
+    path,
+    hint: "it was detached meanwhile",
+  });
 }
 
 /** The options for the library, checked. */
@@ -120,14 +137,14 @@ export function attachOptions(
   return {
     ...configuration,
     overlap: given.flag("nooverlap") ? "refuse" : "allow",
-    minor: device === undefined ? undefined : minorOf(device),
+    minor: device === undefined ? undefined : parseDeviceNumber(device),
   };
 }
 
 const SECTOR = 512n;
 
 /** What the device leaves out of the file, where the user may not have meant that. */
-export function warnings(
+function warnings(
   file: string | URL,
   options: AttachOptions,
   deviceSize: number,

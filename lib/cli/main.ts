@@ -67,7 +67,7 @@ Permissions: deno run --allow-ffi, and mostly root.`;
 /** Runs the command line and gives the exit status. */
 export async function main(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args;
-  if (name === "--version" || name === "-V") {
+  if (asksFor(args, ["--version", "-V"])) {
     print(`loopdev ${project.version}`);
     return 0;
   }
@@ -80,7 +80,7 @@ export async function main(args: readonly string[]): Promise<number> {
   if (load === undefined) return usage(`there is no command "${name}"`);
 
   const { command } = await load();
-  if (wantsHelp(rest)) {
+  if (asksFor(rest, ["--help", "-h"])) {
     print(command.help);
     return 0;
   }
@@ -92,24 +92,25 @@ export async function main(args: readonly string[]): Promise<number> {
   }
 }
 
-function wantsHelp(args: string[]): boolean {
+function asksFor(args: readonly string[], options: string[]): boolean {
   const end = args.indexOf("--");
-  const options = end < 0 ? args : args.slice(0, end);
-  return options.includes("--help") || options.includes("-h");
+  return (end < 0 ? args : args.slice(0, end))
+    .some((arg) => options.includes(arg));
 }
 
 function usage(message: string, command?: string): number {
-  fail(message);
-  fail(`see loopdev ${command === undefined ? "" : `${command} `}--help`);
+  const help = `loopdev ${command === undefined ? "" : `${command} `}--help`;
+  fail(`${message} (see ${help})`);
   return 2;
 }
 
 /** One line for what is expected to go wrong. What is not keeps its stack. */
 export function report(error: unknown): number {
-  const expected = error instanceof LoopError ||
+  const isExpected = error instanceof LoopError ||
+    error instanceof RangeError || // a size that no number holds
     error instanceof Deno.errors.NotCapable ||
     error instanceof Deno.errors.NotSupported;
-  if (!expected) throw error;
-  fail(error.message);
+  if (isExpected) fail(error.message);
+  else fail(error instanceof Error ? error.stack ?? error.message : `${error}`);
   return 1;
 }

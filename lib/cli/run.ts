@@ -44,7 +44,8 @@ async function run(args: string[]): Promise<number> {
     }
     status = await runCommand(program, programArgs, paths.join(" "));
   } catch (error) {
-    return report(error) && (status || 1);
+    report(error);
+    return status || 1;
   }
   return status;
 }

@@ -5,7 +5,7 @@ import { findHolders } from "../holders.ts";
 import { Loop } from "../loop.ts";
 import { partitionsOf } from "../loop_sysfs.ts";
 import { EACCES, ENXIO, EPERM } from "../sys/errno.ts";
-import { minorOf, only, parse } from "./arguments.ts";
+import { only, parse, parseDeviceNumber } from "./arguments.ts";
 import type { Command } from "./main.ts";
 import { print, printJson, warn } from "./output.ts";
 import { escapeControls, formatSize } from "./table.ts";
@@ -29,7 +29,7 @@ export const command: Command = { help: HELP, run };
 
 function run(args: string[]): number {
   const given = parse(args, { flags: { json: "" } });
-  const minor = minorOf(only(given.operands, "DEV"));
+  const minor = parseDeviceNumber(only(given.operands, "DEV"));
   const device = list().find((device) => device.minor === minor);
   if (device === undefined) {
     const path = `/dev/loop${minor}`;

@@ -18,12 +18,13 @@ export const ENODEV = 19;
 export const ENOTDIR = 20;
 export const EISDIR = 21;
 export const EINVAL = 22;
+export const ETXTBSY = 26;
 export const ENOTTY = 25;
 export const EROFS = 30;
-export const ERANGE = 34;
 export const ENAMETOOLONG = 36;
 export const ENOSYS = 38;
-export const EOVERFLOW = 75;
+export const ELOOP = 40;
+export const ENOTCONN = 107;
 export const ESTALE = 116;
 
 type Row = readonly [number: number, name: string, message: string];

@@ -253,12 +253,21 @@ export function addressOf(bytes: Uint8Array): bigint {
 // linux/fcntl.h
 const F_GETFL = 3;
 const F_OFD_SETLK = 37;
+const F_GET_SEALS = 1034;
+const F_SEAL_WRITE = 8;
+const F_SEAL_FUTURE_WRITE = 16;
 const F_RDLCK = 0;
 const F_WRLCK = 1;
 
 /** The flags that a descriptor was opened with: `fcntl(fd, F_GETFL)`. */
 export function openFlags(fd: number): number {
   return answer(lib().fcntl(fd, F_GETFL, null));
+}
+
+/** Whether a file in memory is sealed against writing. Other files cannot be sealed. */
+export function isSealed(fd: number): boolean {
+  const seals = answer(lib().fcntl(fd, F_GET_SEALS, null));
+  return seals > 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) !== 0;
 }
 
 /**

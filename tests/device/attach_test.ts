@@ -263,6 +263,57 @@ describe("attach()", onDevices, () => {
   );
 
   it(
+    "refuses files that cannot be written though they can be opened so",
+    withScratch(async (scratch) => {
+      const program = `${scratch.path}/program`;
+      Deno.copyFileSync("/bin/sleep", program);
+      const process = new Deno.Command(program, { args: ["60"] }).spawn();
+      const running = await rejected(() => attach(program));
+      process.kill();
+      await process.status;
+      assertEquals(running.code, "ETXTBSY");
+      assertMatch(running.message, /use readOnly: true/);
+
+      const sealer = new Deno.Command("python3", {
+        args: [
+          "-c",
+          `import fcntl, os, sys
+fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+os.truncate(fd, 4096)
+fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+print(fd, flush=True)
+sys.stdin.read()`,
+        ],
+        stdin: "piped",
+        stdout: "piped",
+      }).spawn();
+      const output = sealer.stdout.getReader();
+      const fd = new TextDecoder().decode((await output.read()).value).trim();
+      const path = `/proc/${sealer.pid}/fd/${fd}`;
+      const sealed = await rejected(() => attach(path));
+      assertEquals(sealed.code, "EPERM");
+      assertMatch(sealed.message, /sealed .* use readOnly: true/);
+      await using a = await attach(path, { readOnly: true });
+      assertEquals(a.size, 4096);
+      await a.detach();
+      await sealer.stdin.close();
+      await sealer.status;
+      await output.cancel();
+    }),
+  );
+
+  it(
+    "says EBADF of a descriptor that was closed",
+    withScratch(async (scratch) => {
+      const file = openFile(scratch.image());
+      file.close();
+      const error = await rejected(() => attach(file));
+      assertEquals(error.code, "EBADF");
+      assertMatch(error.message, /it is closed/);
+    }),
+  );
+
+  it(
     "names readOnly where a file may be read only",
     withScratch(async (scratch) => {
       const mnt = `${scratch.path}/mnt`;
@@ -494,6 +545,40 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
+    "is not waited for a second time after its loop was closed",
+    withScratch(async (scratch) => {
+      const a = await attach(scratch.image());
+      const other = holdOpen(a.path);
+      a.loop.close();
+      await assertRejects(() => a.detach({ timeout: 10 }), LoopBusyError);
+      await a[Symbol.asyncDispose]();
+      assertEquals(scratch.devices(), [a.path]);
+      other.close();
+      await a.detach();
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "has no partitions left when somebody else was the last to close it",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      for (let round = 0; round < 20; round++) {
+        const a = await attach(path, { minor: own.minor, partscan: true });
+        for (const number of [1, 2, 3, 4, 5, 6]) {
+          runOk("addpart", own.path, `${number}`, `${number * 8}`, "8");
+        }
+        runOk("bash", "-c", `exec 3< ${own.path}; (sleep 0.01) > /dev/null &`);
+        await a.detach();
+        const left = [...Deno.readDirSync(`/sys/block/${own.name}`)]
+          .filter(({ name }) => /p\d+$/.test(name));
+        assertEquals(left, []);
+      }
+    }),
+  );
+
+  it(
     "detaches once when it is asked for several times at once",
     withScratch(async (scratch) => {
       const a = await attach(scratch.image(64 * MiB));
@@ -541,6 +626,16 @@ describe("Attachment", onDevices, () => {
 
 describe("detach()", onDevices, () => {
   it(
+    "takes an Attachment for what it is",
+    withScratch(async (scratch) => {
+      const a = await attach(scratch.image());
+      await detach(a, { timeout: 0 });
+      assertEquals(scratch.devices(), []);
+      assertEquals(a.loop.fd, -1);
+    }),
+  );
+
+  it(
     "detaches by path, name, number, node, and what list() gives",
     withScratch(async (scratch) => {
       const path = scratch.image();
@@ -587,11 +682,10 @@ describe("detach()", onDevices, () => {
         partscan: true,
       });
       runOk("addpart", own.path, "1", "8", "8");
-      const partition = await assertRejects(
-        () => detach(`${own.path}p1`),
-        UnexpectedDevice,
-      );
-      assertMatch(partition.message, new RegExp(`use ${own.path}`));
+      for (const name of [`${own.path}p1`, `${own.name}p1`]) {
+        const error = await assertRejects(() => detach(name), UnexpectedDevice);
+        assertMatch(error.message, new RegExp(`use ${own.path}`));
+      }
       await a.detach();
       assertThrows(() => Deno.statSync(`${own.path}p1`));
     }),

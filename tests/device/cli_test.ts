@@ -177,6 +177,211 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
+    "touches no other device for a name that is not UTF-8",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      runOk("losetup", own.path, path);
+      const directory = `${scratch.path}/d\ufffd`;
+      Deno.mkdirSync(directory);
+      runOk("cp", "-a", own.path, `${directory}/node`);
+      const bash = (command: string) =>
+        run(
+          "bash",
+          "-c",
+          `cd '${scratch.path}'; run() { '${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}' "$@"; }; ${command}`,
+        );
+      const { code, stderr } = bash("run detach $'d\\xff/node'");
+      assertEquals(code, 2);
+      assertMatch(stderr, /is not UTF-8/);
+      const reference = bash(
+        `run attach --loop-ref=$'a\\xff' '${path}'`,
+      );
+      assertEquals(reference.code, 2);
+      assertEquals(scratch.devices(), [own.path]);
+      // The character itself is a name like any other.
+      assertEquals(bash("run detach $'d\\xef\\xbf\\xbd/node'").code, 0);
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "keeps no device that it could not report",
+    withScratch((scratch) => {
+      const path = scratch.image();
+      for (const option of ["", "--json"]) {
+        const { code, stderr } = run(
+          "bash",
+          "-c",
+          `'${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}' attach ${option} '${path}' > /dev/full`,
+        );
+        assertEquals(code, 1, stderr);
+        assertEquals(scratch.devices(), []);
+      }
+    }),
+  );
+
+  it(
+    "runs a command with the devices, and detaches them however it ends",
+    withScratch((scratch) => {
+      const a = scratch.image(MiB, "a");
+      const b = scratch.image(MiB, "b");
+      const loopdev = (...args: string[]) =>
+        run(
+          Deno.execPath(),
+          ..."run -q --no-check --no-prompt --allow-ffi --allow-run".split(" "),
+          CLI,
+          ...args,
+        );
+      const { code, stdout, stderr } = loopdev(
+        ...["run", "-o", "4096", a, b, "--", "sh", "-c"],
+        'echo "$LOOPDEV"; for d in $LOOPDEV; do echo hello > $d; done; exit 7',
+      );
+      assertEquals(code, 7, stderr);
+      assertMatch(stdout, /^\/dev\/loop\d+ \/dev\/loop\d+\n$/);
+      for (const path of [a, b]) {
+        assertEquals(
+          new TextDecoder().decode(
+            Deno.readFileSync(path).subarray(4096, 4101),
+          ),
+          "hello",
+        );
+      }
+      assertEquals(scratch.devices(), []);
+
+      assertEquals(
+        loopdev("run", a, "--", "kill", "-9", "0x").code !== 0,
+        true,
+      );
+      const missing = loopdev("run", a, "--", "/nowhere/command");
+      assertEquals(missing.code, 1);
+      assertMatch(missing.stderr, /^loopdev: Cannot run .*\n$/);
+      assertEquals(loopdev("run", a).code, 2);
+      assertEquals(loopdev("run", "--", "true").code, 2);
+      const none = `${scratch.path}/none`;
+      assertEquals(loopdev("run", a, none, "--", "true").code, 1);
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "passes signals on to the command that it runs, and detaches then",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      for (const signal of ["INT", "TERM", "HUP"]) {
+        const process = new Deno.Command(Deno.execPath(), {
+          args: [
+            ..."run -q --no-check --allow-ffi --allow-run".split(" "),
+            CLI,
+            "run",
+            path,
+            "--",
+            "bash",
+            "-c",
+            `trap 'echo got; exit 3' ${signal}; echo ready; while :; do sleep 0.01; done`,
+          ],
+          stdin: "null",
+          stdout: "piped",
+        }).spawn();
+        const output = process.stdout.pipeThrough(new TextDecoderStream())
+          .getReader();
+        assertEquals((await output.read()).value, "ready\n");
+        process.kill(`SIG${signal}` as Deno.Signal);
+        assertEquals((await output.read()).value, "got\n");
+        assertEquals((await process.status).code, 3);
+        await output.cancel();
+        assertEquals(scratch.devices(), []);
+      }
+    }),
+  );
+
+  it(
+    "shows everything about a device",
+    withScratch((scratch) => {
+      const path = scratch.image();
+      const device = cli("attach", "-rP", "--loop-ref", "a b", path).stdout
+        .trim();
+      const { code, stdout } = cli("show", device);
+      assertEquals(code, 0);
+      assertMatch(stdout, /^device +\/dev\/loop/);
+      assertMatch(stdout, new RegExp(`\nbacking file +${path}\n`));
+      assertMatch(stdout, /\nreference +a b\n/);
+      assertMatch(stdout, /\nholders +none\n/);
+      const json = JSON.parse(cli("show", device, "--json").stdout).devices[0];
+      assertEquals(json.backingFile, path);
+      assertEquals(json.reference, "a b");
+      assertEquals(json.holders, []);
+      assertEquals(json.partitions, []);
+      cli("detach", device);
+      const free = cli("show", device);
+      assertEquals(free.code, 1);
+      assertMatch(free.stderr, /no file is attached/);
+    }),
+  );
+
+  it(
+    "changes, swaps and resizes a live device",
+    withScratch((scratch) => {
+      const path = scratch.image(8 * MiB);
+      const device = cli("attach", path).stdout.trim();
+      const name = device.replace("/dev/", "");
+      const set = (...args: string[]) =>
+        assertEquals(cli("set", device, ...args), {
+          code: 0,
+          stdout: "",
+          stderr: "",
+        });
+      set("--offset", "1M", "--sizelimit=2M", "-b", "4096", "--direct-io");
+      set("--partscan");
+      assertEquals(attribute(name, "loop/offset"), `${MiB}`);
+      assertEquals(attribute(name, "loop/sizelimit"), `${2 * MiB}`);
+      assertEquals(attribute(name, "queue/logical_block_size"), "4096");
+      assertEquals(attribute(name, "loop/dio"), "1");
+      assertEquals(attribute(name, "loop/partscan"), "1");
+      set("--no-direct-io", "--offset", "0", "--sizelimit", "0");
+      assertEquals(attribute(name, "loop/dio"), "0");
+      assertEquals(attribute(name, "loop/offset"), "0");
+      Deno.truncateSync(path, 16 * MiB);
+      assertEquals(cli("resize", device).stdout, `${16 * MiB}\n`);
+      assertEquals(cli("set", device).code, 2);
+      assertEquals(cli("set", device, "--sizelimit=-1").code, 2);
+      const other = scratch.image(16 * MiB, "other.img");
+      assertMatch(cli("swap", device, other).stderr, /must be read-only/);
+      cli("detach", device);
+      cli("attach", "-r", "--device", device, path);
+      assertEquals(cli("swap", device, other).code, 0);
+      assertEquals(attribute(name, "loop/backing_file"), other);
+      assertEquals(cli("detach", device).code, 0);
+      assertEquals(cli("resize", device).code, 1);
+    }),
+  );
+
+  it(
+    "detaches by file and by reference",
+    withScratch((scratch) => {
+      const path = scratch.image();
+      const reference = `test ${crypto.randomUUID()}`;
+      cli("attach", path);
+      cli("attach", "-o", "4096", path);
+      assertEquals(scratch.devices().length, 2);
+      assertEquals(cli("detach", "--file", path, "--timeout=5s").code, 0);
+      assertEquals(scratch.devices(), []);
+      cli("attach", "--loop-ref", reference, path);
+      const other = cli("attach", path).stdout.trim();
+      assertEquals(cli("detach", "--loop-ref", reference).code, 0);
+      assertEquals(scratch.devices(), [other]);
+      const none = cli("detach", "--loop-ref", reference);
+      assertEquals(none.code, 1);
+      assertMatch(none.stderr, /there is no device with reference/);
+      assertEquals(cli("detach", other, "--lazy").code, 0);
+      assertEquals(cli("detach", "--file", path).code, 1);
+      assertEquals(cli("attach", "-L", path, path).code, 1);
+      assertEquals(scratch.devices().length, 1);
+      assertEquals(cli("detach", "--file", path).code, 0);
+    }),
+  );
+
+  it(
     "adds and removes devices, and makes nodes",
     withScratch((scratch) => {
       let free;
@@ -211,6 +416,15 @@ describe("loopdev", onDevices, () => {
         ["attach", "--bogus", path],
         ["attach", "-o", "-1", path],
         ["attach", "-o", "1.5", path],
+        ["attach", "-r5", path],
+        ["attach", "--read-only=0", path],
+        ["detach", "loop99999999999"],
+        ["detach", "0", "--timeout", "5"],
+        ["set", "0"],
+        ["swap", "0"],
+        ["resize"],
+        ["show"],
+        ["run", path],
         ["attach", "-b", "1000", path],
         ["attach", "-b", "0", path],
         ["attach", "--loop-ref", "x".repeat(64), path],
@@ -229,7 +443,7 @@ describe("loopdev", onDevices, () => {
       for (const args of wrong) {
         const { code, stdout, stderr } = cli(...args);
         assertEquals([code, stdout], [2, ""], args.join(" "));
-        assertMatch(stderr, /^loopdev: .*\nloopdev: see loopdev.* --help\n$/);
+        assertMatch(stderr, /^loopdev: .* \(see loopdev.* --help\)\n$/);
         assertEquals(scratch.devices(), []);
       }
     }),
@@ -238,7 +452,9 @@ describe("loopdev", onDevices, () => {
   it("prints help and version without any permission", () => {
     const bare = (...args: string[]) =>
       run(Deno.execPath(), "run", "-q", "--no-prompt", CLI, ...args);
-    const commands = "attach detach list find add remove mknod".split(" ");
+    const commands =
+      "attach run detach list find show set swap resize add remove mknod"
+        .split(" ");
     const help = bare("--help");
     assertEquals([help.code, help.stderr], [0, ""]);
     for (const command of commands) {
@@ -249,7 +465,9 @@ describe("loopdev", onDevices, () => {
       assertStringIncludes(stdout, `Usage: loopdev ${command}`);
       assertStringIncludes(stdout, "--allow-ffi");
     }
-    assertMatch(bare("--version").stdout, /^loopdev \d+\.\d+\.\d+\n$/);
+    for (const args of [["--version"], ["-V"], ["list", "--version"]]) {
+      assertMatch(bare(...args).stdout, /^loopdev \d+\.\d+\.\d+\n$/);
+    }
     const denied = bare("list");
     assertEquals(denied.code, 1);
     assertMatch(denied.stderr, /^loopdev: Requires ffi access .*\n$/);

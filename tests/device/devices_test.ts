@@ -198,6 +198,19 @@ describe("list()", onDevices, () => {
   );
 
   it(
+    "does not fail for a device whose file had a name too long to be looked up",
+    withScratch(async (scratch) => {
+      const path = scratch.image(512, "n".repeat(250));
+      await using a = await attach(path);
+      Deno.removeSync(path);
+      const device = only(list(), a.path);
+      assertEquals([device.backingFile, device.deleted], [path, true]);
+      assertEquals(find(scratch.image()), []);
+      await a.detach();
+    }),
+  );
+
+  it(
     "saturates a limit that no number holds",
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image(), {
@@ -278,6 +291,37 @@ describe("find()", onDevices, () => {
       assertEquals(paths(path), []);
       await a.detach();
       await b.detach();
+    }),
+  );
+
+  it(
+    "does not take another file of that name for the file",
+    withScratch(async (scratch) => {
+      const directory = `${scratch.path}/m`;
+      Deno.mkdirSync(directory);
+      const path = scratch.image(MiB, "m/disk.img");
+      await using a = await attach(path);
+      runOk("mount", "-t", "tmpfs", "tmpfs", directory);
+      try {
+        scratch.image(MiB, "m/disk.img");
+        assertEquals(find(path), []);
+      } finally {
+        runOk("umount", directory);
+      }
+      assertEquals(find(path).map(({ path }) => path), [a.path]);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "finds offsets that no number holds",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const offset = 2n ** 53n + 4097n;
+      await using a = await attach(path, { offset });
+      assertEquals(find(path, { offset }).map(({ path }) => path), [a.path]);
+      assertEquals(find(path, { offset: Number.MAX_SAFE_INTEGER }), []);
+      await a.detach();
     }),
   );
 

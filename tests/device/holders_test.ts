@@ -33,33 +33,35 @@ function describeAll(device: string): string[] {
   return holders(device).map((holder) => describeHolder(holder, device));
 }
 
-/** A process that does something until it is told to end. */
-function background(script: string): AsyncDisposable & { pid: number } {
-  const child = new Deno.Command("bash", {
-    args: ["-c", `${script}; echo; read`],
-    stdin: "piped",
-    stdout: "piped",
-  }).spawn();
-  const started = child.stdout.getReader();
-  return {
-    pid: child.pid,
-    ready: started.read(),
-    async [Symbol.asyncDispose]() {
-      await child.stdin.close();
-      await child.status;
-      await started.cancel();
-    },
-  } as AsyncDisposable & { pid: number; ready: Promise<unknown> };
-}
+/** A process that is there, and has done what it was told, until this is disposed of. */
+class Background implements AsyncDisposable {
+  readonly #child: Deno.ChildProcess;
+  readonly #output: ReadableStreamDefaultReader<Uint8Array>;
 
-async function started(
-  script: string,
-): Promise<AsyncDisposable & { pid: number }> {
-  const process = background(script) as
-    & AsyncDisposable
-    & { pid: number; ready: Promise<unknown> };
-  await process.ready;
-  return process;
+  private constructor(script: string) {
+    this.#child = new Deno.Command("bash", {
+      args: ["-c", `${script}; echo; read`],
+      stdin: "piped",
+      stdout: "piped",
+    }).spawn();
+    this.#output = this.#child.stdout.getReader();
+  }
+
+  static async start(script: string): Promise<Background> {
+    const process = new Background(script);
+    await process.#output.read();
+    return process;
+  }
+
+  get pid(): number {
+    return this.#child.pid;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#child.stdin.close();
+    await this.#child.status;
+    await this.#output.cancel();
+  }
 }
 
 describe("holders()", onDevices, () => {
@@ -79,7 +81,9 @@ describe("holders()", onDevices, () => {
       await using a = await attach(scratch.image());
       const fd = a.loop.fd;
       runOk("cp", "-a", a.path, `${scratch.path}/node`);
-      await using process = await started(`exec 9<'${scratch.path}/node'`);
+      await using process = await Background.start(
+        `exec 9<'${scratch.path}/node'`,
+      );
       const found = holders(a);
       assertEquals(found, [
         ...found.filter(({ kind }) => kind === "process"),
@@ -112,7 +116,7 @@ describe("holders()", onDevices, () => {
       const device = runOk("losetup", "--find", "--show", image);
       runOk("mount", device, here);
       {
-        await using process = await started(
+        await using process = await Background.start(
           `exec unshare --mount --propagation private bash -c "mount ${device} '${there}'; echo; read"`,
         );
         assertEquals(holders(device), [

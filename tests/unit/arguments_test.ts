@@ -4,6 +4,7 @@ import {
   find,
   Loop,
   LoopControl,
+  LoopError,
   openFile,
   openMemory,
 } from "@loopdev/loopdev";
@@ -47,6 +48,7 @@ describe("Loop.open()", () => {
     assertThrows(() => Loop.open("loop1048576"), RangeError);
     assertThrows(() => Loop.open("/dev/lo\0op3"), TypeError, "NUL");
     assertThrows(() => Loop.open(any(3)), TypeError);
+    assertThrows(() => Loop.open(any(new URL("file:///dev/loop0"))), TypeError);
   });
 });
 
@@ -106,13 +108,16 @@ describe("attach()", () => {
     await refused({ minor: -1 }, RangeError, "loop number");
     await refused({ readonly: true }, TypeError, '"readonly"');
     await refused({ signal: {} }, TypeError, "signal");
+    await refused({ overlap: "deny" }, TypeError, "overlap");
     await refused(null, TypeError, "options");
   });
 
   it("refuses what is no file", async () => {
     await assertRejects(() => attach(any(5)), TypeError);
     await assertRejects(() => attach(any(null)), TypeError);
-    await assertRejects(() => attach({ fd: -1 }), RangeError);
+    await assertRejects(() => attach({ fd: -2 }), RangeError);
+    const closed = await assertRejects(() => attach({ fd: -1 }), LoopError);
+    assertEquals(closed.code, "EBADF");
     await assertRejects(() => attach({ fd: any("3") }), TypeError);
     await assertRejects(() => attach("a\0"), TypeError);
   });
@@ -133,6 +138,15 @@ describe("detach()", () => {
     await assertRejects(() => detach({ minor: 1.5 }), RangeError);
     await assertRejects(() => detach(any({})), TypeError);
     await assertRejects(() => detach(any(null)), TypeError);
+    await assertRejects(
+      () => detach({ minor: 0, diskSequence: any("x") }),
+      TypeError,
+    );
+    await assertRejects(
+      () => detach({ minor: 0, diskSequence: 1.5 }),
+      RangeError,
+    );
+    await assertRejects(() => detach(any(new URL("file:///x"))), TypeError);
     await assertRejects(() => detach(0, { timeout: -1 }), RangeError);
     await assertRejects(() => detach(0, { timeout: NaN }), RangeError);
     await assertRejects(() => detach(0, any({ lazy: 1 })), TypeError);

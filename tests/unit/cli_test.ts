@@ -1,10 +1,11 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
-  minorOf,
   parse,
   parseDevice,
+  parseDeviceNumber,
   parseSize,
+  parseTimeout,
   UsageError,
 } from "../../lib/cli/arguments.ts";
 import { formatSize, table } from "../../lib/cli/table.ts";
@@ -52,6 +53,7 @@ describe("parse()", () => {
   const options = {
     values: { offset: "o", "loop-ref": "" },
     flags: { "read-only": "r", partscan: "P" },
+    switches: ["autoclear", "direct-io"],
   };
 
   it("tells options from operands, which stay text", () => {
@@ -63,18 +65,65 @@ describe("parse()", () => {
     assertEquals(given.value("offset"), "4K");
     assertEquals(given.value("loop-ref"), "a=b");
     assertEquals(given.flag("read-only"), true);
+    assertEquals(given.switched("autoclear"), undefined);
     assertEquals(given.flag("partscan"), true);
     assertEquals(parse([], options).flag("partscan"), false);
     assertEquals(parse([], options).value("offset"), undefined);
   });
 
   it("refuses options that do not exist, and values that are missing", () => {
-    for (const arg of ["--bogus", "-x", "--a.b=1", "--read", "--bogus=1"]) {
-      assertThrows(() => parse([arg], options), UsageError, "no option");
+    const wrong = [
+      ["--bogus"],
+      ["-x"],
+      ["--a.b=1"],
+      ["--read"],
+      ["--bogus=1"],
+      ["-r5"],
+      ["-rx"],
+      ["--read-only=0"],
+      ["--no-read-only"],
+      ["--autoclear=no"],
+      ["--_=x"],
+      ["--__proto__=x"],
+    ];
+    for (const args of wrong) {
+      assertThrows(() => parse(args, options), UsageError, "no option");
     }
-    for (const args of [["-o"], ["--offset"], ["--offset", "-r"]]) {
+    for (const args of [["-o"], ["--offset"], ["--offset="], ["-ro"]]) {
+      assertThrows(() => parse(args, options), UsageError, "takes a value");
+    }
+  });
+
+  it("takes letters together, and values behind them", () => {
+    for (const args of [["-rPo4K"], ["-rPo", "4K"], ["-rP", "-o=4K"]]) {
       const given = parse(args, options);
-      assertThrows(() => given.value("offset"), UsageError, "takes a value");
+      assertEquals(given.value("offset"), "4K", args.join(" "));
+      assertEquals(given.flag("read-only"), true);
+      assertEquals(given.flag("partscan"), true);
+    }
+  });
+
+  it("takes no word behind a flag for its value", () => {
+    const given = parse(["-r", "false", "--partscan", "true"], options);
+    assertEquals(given.operands, ["false", "true"]);
+    assertEquals(given.flag("read-only"), true);
+    assertEquals(given.flag("partscan"), true);
+  });
+
+  it("turns switches on and off", () => {
+    const given = parse(["--autoclear", "--no-direct-io"], options);
+    assertEquals(given.switched("autoclear"), true);
+    assertEquals(given.switched("direct-io"), false);
+  });
+});
+
+describe("parseTimeout()", () => {
+  it("takes seconds and milliseconds", () => {
+    assertEquals(parseTimeout("5s"), 5000);
+    assertEquals(parseTimeout("500ms"), 500);
+    assertEquals(parseTimeout("0.5s"), 500);
+    for (const text of ["5", "s", "-1s", "5 s", "1m", ""]) {
+      assertThrows(() => parseTimeout(text), UsageError);
     }
   });
 });
@@ -84,16 +133,18 @@ describe("parseDevice()", () => {
     assertEquals(parseDevice("3"), 3);
     assertEquals(parseDevice("loop3"), "loop3");
     assertEquals(parseDevice("/run/dev/disk"), "/run/dev/disk");
-    assertThrows(() => parseDevice("4294967299"), UsageError);
+    for (const wrong of ["4294967299", "loop99999999999", "/dev/loop1048576"]) {
+      assertThrows(() => parseDevice(wrong), UsageError);
+    }
   });
 });
 
-describe("minorOf()", () => {
+describe("parseDeviceNumber()", () => {
   it("takes the number from a name, without looking at the device", () => {
-    assertEquals(minorOf("3"), 3);
-    assertEquals(minorOf("loop12"), 12);
-    assertEquals(minorOf("/dev/loop12"), 12);
-    assertThrows(() => minorOf("loop1048576"), UsageError);
+    assertEquals(parseDeviceNumber("3"), 3);
+    assertEquals(parseDeviceNumber("loop12"), 12);
+    assertEquals(parseDeviceNumber("/dev/loop12"), 12);
+    assertThrows(() => parseDeviceNumber("loop1048576"), UsageError);
   });
 });
 
