@@ -23,10 +23,10 @@ import {
   encodeOptions,
   Loop,
 } from "./loop.ts";
-import { hasSysfs, isBound } from "./loop_sysfs.ts";
+import { isBound } from "./loop_sysfs.ts";
 import { lockRange, refuseOverlap } from "./overlap.ts";
 import { removeStalePartitions } from "./stale_partitions.ts";
-import { EBADF, ENXIO } from "./sys/errno.ts";
+import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
 import { writeBack } from "./sys/libc.ts";
 import { verify } from "./verification.ts";
 
@@ -264,19 +264,23 @@ export class Attachment implements AsyncDisposable {
 
   /** Once the descriptor is closed, the disk sequence number tells whether it is still our binding. */
   async #detachByReference(options: DetachOptions): Promise<void> {
-    const { minor, diskSequence } = this;
+    const { minor, path, diskSequence } = this;
     this.#state = "persisted"; // disposal neither waits nor throws a second time
-    if (isBound(minor) || !hasSysfs()) {
-      try {
-        await detachBinding(
-          { minor, diskSequence },
-          this.#loop.backing,
-          options,
-        );
-      } catch (error) {
-        const free = error instanceof LoopError && error.errno === ENXIO;
-        if (!free) throw error;
-      }
+    const { backing } = this.#loop;
+    try {
+      await detachBinding({ minor, diskSequence }, backing, options);
+    } catch (error) {
+      // Unbound, or nearly so, or removed. What sysfs says is the truth.
+      const known = error instanceof LoopError &&
+        [ENXIO, ENODEV, ENOENT].includes(error.errno);
+      if (!known) throw error;
+      const binding = { minor, path, diskSequence: diskSequence || undefined };
+      if (error.errno === ENXIO) {
+        await untilFree({ ...binding, failure: undefined }, {
+          ...checkDetachOptions(options),
+          ...(options.lazy && { timeout: 0 }),
+        });
+      } else if (!isFree(binding)) throw error;
     }
     if (!options.lazy || !isBound(minor)) this.#state = "detached";
   }
@@ -339,13 +343,14 @@ class BoundLoop extends Loop {
   backing: BackingFile | undefined;
 
   /** Notes what tells this binding from any other, once the descriptor is closed. */
-  remember({ device, inode }: BackingFile): void {
-    this.backing = { device, inode };
+  remember(backing: BackingFile): void {
+    this.backing = backing;
     this.diskSequence = sequenceOf(this) ?? 0;
   }
 
   override changeFd(fd: number): void {
     super.changeFd(fd);
-    this.remember(this.getInfo());
+    this.backing = this.getInfo();
+    if (this.diskSequence !== 0) this.diskSequence = this.getDiskSequence();
   }
 }

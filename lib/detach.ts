@@ -257,8 +257,8 @@ function isAutoclear(loop: Loop): boolean {
   try {
     return (loop.getInfo().flags & LO_FLAGS_AUTOCLEAR) !== 0;
   } catch (error) {
-    // Detached already: nothing is left to clear. Otherwise clearing finds out.
-    return isErrno(error, ENXIO);
+    if (error instanceof LoopError) return false; // clearing finds out
+    throw error;
   }
 }
 
@@ -270,7 +270,7 @@ function clear(loop: Loop): void {
   try {
     using second = reopen(loop, O_RDONLY, "detach");
     const result = ioctlValue(second.fd, LOOP_CLR_FD, 0n);
-    if (result >= 0 || result === -ENXIO) return;
+    if (result >= 0 || (result === -ENXIO && !isBound(loop.minor))) return;
     throw new LoopError(`Cannot detach ${quote(loop.path)}`, {
       errno: -result,
       operation: "LOOP_CLR_FD",
@@ -280,7 +280,8 @@ function clear(loop: Loop): void {
     // Without a second descriptor the flag does the same, but slower.
     try {
       loop.setStatus({ autoclear: true });
-    } catch {
+    } catch (second) {
+      if (isErrno(second, ENXIO)) return; // somebody else has cleared it
       throw error;
     }
   }

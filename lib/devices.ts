@@ -3,7 +3,13 @@ import { checkBytes, checkOptions, checkPath } from "./arguments.ts";
 import { LoopError, quote } from "./errors.ts";
 import { checkStat, FileDescriptor } from "./file_descriptor.ts";
 import { Loop } from "./loop.ts";
-import { BLOCK, GONE, loopNumbers, throwUnless } from "./loop_sysfs.ts";
+import {
+  BLOCK,
+  GONE,
+  isBound,
+  loopNumbers,
+  throwUnless,
+} from "./loop_sysfs.ts";
 import {
   EACCES,
   EIO,
@@ -221,7 +227,8 @@ function backingOf(
     return { device: Number(device), inode, rdevice: Number(rdevice) };
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
-    if (GONE.includes(error.errno)) return "gone";
+    // Bound still: there is no node of it here, or not of it.
+    if (GONE.includes(error.errno) && !isBound(minor)) return "gone";
     if (UNREACHABLE.includes(error.errno)) return "secret";
     throw error;
   }
@@ -233,8 +240,21 @@ function readAll(): Found[] {
     .filter((found) => found !== undefined);
 }
 
+/** How often a device is looked at anew that others attach and detach meanwhile. */
+const MAX_LOOKS = 16;
+
 /** One device, or `undefined` when no file is attached to it. */
 function readDevice(minor: number): Found | undefined {
+  for (let look = 1; look <= MAX_LOOKS; look++) {
+    const found = lookAt(minor);
+    // Gone from under our eyes is not free: it may have been attached anew.
+    if (found !== undefined || !isBound(minor)) return found;
+  }
+  return undefined;
+}
+
+/** The same; `undefined` also when it changes meanwhile. */
+function lookAt(minor: number): Found | undefined {
   const path = `${BLOCK}/loop${minor}`;
   const fd = openDirectoryAt(path);
   if (fd < 0) {
@@ -242,15 +262,14 @@ function readDevice(minor: number): Found | undefined {
     return undefined;
   }
   using directory = new FileDescriptor(fd);
-  for (;;) {
-    // The attributes are read one after the other. Were the device detached and bound
-    // anew in between, they would be those of two devices, and whoever detaches what
-    // is listed would detach the wrong one.
-    const before = attribute(directory.fd, path, "diskseq");
-    const found = readAttributes(minor, directory.fd, path, before);
-    if (found === undefined) return undefined;
-    if (attribute(directory.fd, path, "diskseq") === before) return found;
-  }
+  // The attributes are read one after the other. Were the device detached and bound
+  // anew in between, they would be those of two devices, and whoever detaches what is
+  // listed would detach the wrong one.
+  const before = attribute(directory.fd, path, "diskseq");
+  const found = readAttributes(minor, directory.fd, path, before);
+  if (found === undefined) return undefined;
+  const after = attribute(directory.fd, path, "diskseq");
+  return after === before ? found : undefined;
 }
 
 function attribute(

@@ -1,6 +1,7 @@
 /** Who keeps a device busy. */
 import { checkNotRecycled, type DeviceRef, minorOf } from "./device_ref.ts";
 import { devicesOver } from "./devices.ts";
+import { LoopError, quote } from "./errors.ts";
 import type { Holder } from "./holder.ts";
 import {
   BLOCK,
@@ -10,7 +11,7 @@ import {
   partitionsOf,
   throwUnless,
 } from "./loop_sysfs.ts";
-import { EACCES, EINVAL, EPERM, ESRCH } from "./sys/errno.ts";
+import { EACCES, EINVAL, ENODEV, EPERM, ESRCH } from "./sys/errno.ts";
 import {
   AT_FDCWD,
   cString,
@@ -63,7 +64,17 @@ class Targets {
 
   constructor(minor: number) {
     this.minor = minor;
-    this.#add(deviceNumberOf(minor), `/dev/loop${minor}`);
+    const path = `/dev/loop${minor}`;
+    const number = deviceNumberOf(minor);
+    if (number === undefined) {
+      throw new LoopError(`Cannot examine ${quote(path)}`, {
+        errno: ENODEV,
+        operation: "open",
+        path,
+        hint: `the kernel has no loop${minor}`,
+      });
+    }
+    this.#add(number, path);
     for (const partition of partitionsOf(minor)) {
       this.#add(
         partitionNumberOf(minor, partition),

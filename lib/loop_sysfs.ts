@@ -119,7 +119,7 @@ export function loopNumbers(): number[] {
   }
   // There may be no virtual block device; but there must be sysfs.
   const missing = names === -ENOENT;
-  if (missing && hasSysfs()) return [];
+  if (missing && hasSysfs() && !exists(BLOCK)) return [];
   throw new LoopError("Cannot list the loop devices", {
     errno: -names,
     operation: "open",

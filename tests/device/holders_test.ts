@@ -19,10 +19,12 @@ import { describe, it } from "@std/testing/bdd";
 import { describeHolder } from "../../lib/holder.ts";
 import {
   cli,
+  mounted,
   onDevices,
   OwnDevice,
   run,
   runOk,
+  Undo,
   withScratch,
 } from "./support.ts";
 
@@ -114,7 +116,7 @@ describe("holders()", onDevices, () => {
       Deno.mkdirSync(here);
       Deno.mkdirSync(there);
       const device = runOk("losetup", "--find", "--show", image);
-      runOk("mount", device, here);
+      using mount = mounted(device, here);
       {
         await using process = await Background.start(
           `exec unshare --mount --propagation private bash -c "mount ${device} '${there}'; echo; read"`,
@@ -126,7 +128,7 @@ describe("holders()", onDevices, () => {
         assert(process.pid > 0);
         assertEquals(describeAll(device)[0], `mounted on ${here}`);
       }
-      runOk("umount", here);
+      mount[Symbol.dispose]();
       assertEquals(holders(device), []);
       await detach(device);
     }),
@@ -139,8 +141,9 @@ describe("holders()", onDevices, () => {
       runOk("mkswap", image);
       const device = runOk("losetup", "--find", "--show", image);
       runOk("swapon", device);
+      using swap = new Undo(() => runOk("swapoff", device));
       assertEquals(holders(device), [{ kind: "swap", device }]);
-      runOk("swapoff", device);
+      swap[Symbol.dispose]();
       const upper = runOk("losetup", "--find", "--show", device);
       const name = upper.replace("/dev/", "");
       assertEquals(holders(device), [{ kind: "block", device, name }]);
@@ -199,7 +202,7 @@ describe("LoopBusyError", onDevices, () => {
       Deno.mkdirSync(mnt);
       const a = await attach(image);
       const { path } = a;
-      runOk("mount", path, mnt);
+      using mount = mounted(path, mnt);
       const error = await assertRejects(
         () => a.detach({ timeout: 0 }),
         LoopBusyError,
@@ -213,7 +216,7 @@ describe("LoopBusyError", onDevices, () => {
       const refused = cli("detach", path, "--timeout", "10ms");
       assertEquals(refused.code, 1);
       assertMatch(refused.stderr, new RegExp(`mounted on ${mnt}`));
-      runOk("umount", mnt); // and the kernel detaches
+      mount[Symbol.dispose](); // and the kernel detaches
       assertEquals(scratch.devices(), []);
       await a.detach();
     }),

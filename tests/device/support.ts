@@ -217,3 +217,38 @@ export function holdExclusively(path: string): FileDescriptor {
   assert(fd >= 0, `cannot hold ${path}: ${-fd}`);
   return new FileDescriptor(fd);
 }
+
+/** Something that a test has set up, and that is undone once, however it ends. */
+export class Undo implements Disposable {
+  #undo: (() => void) | undefined;
+
+  constructor(undo: () => void) {
+    this.#undo = undo;
+  }
+
+  [Symbol.dispose](): void {
+    const undo = this.#undo;
+    this.#undo = undefined;
+    undo?.();
+  }
+}
+
+/** Mounts until it is disposed of: the arguments of mount, the directory last. */
+export function mounted(...args: string[]): Undo {
+  runOk("mount", ...args);
+  return new Undo(() => runOk("umount", args.at(-1)!));
+}
+
+/** The lines of a stream. */
+export async function* lines(
+  stream: ReadableStream<Uint8Array>,
+): AsyncGenerator<string> {
+  let text = "";
+  for await (const chunk of stream.pipeThrough(new TextDecoderStream())) {
+    text += chunk;
+    for (let end; (end = text.indexOf("\n")) >= 0;) {
+      yield text.slice(0, end);
+      text = text.slice(end + 1);
+    }
+  }
+}

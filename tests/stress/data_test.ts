@@ -10,7 +10,7 @@ import {
 import { assert, assertEquals, assertGreater } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { ioctlValue } from "../../lib/sys/libc.ts";
-import { onDevices, Scratch } from "../device/support.ts";
+import { lines, onDevices, Scratch } from "../device/support.ts";
 import { BLOCK, BLOCKS, content } from "./writer.ts";
 
 const RUNS = 500;
@@ -50,19 +50,6 @@ class Writer implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#input.close();
     await this.#process.status;
-  }
-}
-
-async function* lines(
-  stream: ReadableStream<Uint8Array>,
-): AsyncGenerator<string> {
-  let text = "";
-  for await (const chunk of stream.pipeThrough(new TextDecoderStream())) {
-    text += chunk;
-    for (let end; (end = text.indexOf("\n")) >= 0;) {
-      yield text.slice(0, end);
-      text = text.slice(end + 1);
-    }
   }
 }
 

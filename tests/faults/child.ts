@@ -1,0 +1,192 @@
+/**
+ * The process into which faults are injected. It is told what to do line by line, as
+ * JSON, and answers so: `setup`, which is not traced, `run`, which is, and `cleanup`.
+ */
+import {
+  attach,
+  type Attachment,
+  detach,
+  find,
+  type Holder,
+  holders,
+  list,
+  LoopError,
+  openFile,
+} from "@loopdev/loopdev";
+
+/** Bytes that are written through the device before it is detached. */
+export const DATA: Uint8Array = new Uint8Array(64 * 1024).fill(0x5a);
+
+/** What is done with the file at `path`, and a second one of the same size. */
+interface Files {
+  readonly path: string;
+  readonly second: string;
+}
+
+/** An operation: what comes before it, and itself. */
+interface Operation {
+  setup?(files: Files): Promise<void>;
+  run(files: Files): Promise<unknown> | unknown;
+}
+
+let attachment: Attachment | undefined;
+let reference: { minor: number; diskSequence: number } | undefined;
+
+/** What harness and child agree on asking for. */
+export const EVERY_OPTION = {
+  offset: 4096,
+  sizelimit: 512 * 1024,
+  blockSize: 4096,
+  readOnly: false,
+  autoclear: true,
+  partscan: true,
+  directIo: true,
+  reference: "faults",
+  overlap: "refuse",
+} as const;
+
+async function attachAndWrite(
+  { path }: Files,
+  options: Parameters<typeof attach>[1] = {},
+): Promise<void> {
+  attachment = await attach(path, options);
+  if (!options.readOnly) await Deno.writeFile(attachment.path, DATA);
+}
+
+async function attachAndPersist(files: Files): Promise<void> {
+  await attachAndWrite(files);
+  const { minor, diskSequence } = attachment!;
+  attachment!.persist();
+  reference = { minor, diskSequence };
+}
+
+/** The operations by name. */
+export const OPERATIONS: Record<string, Operation> = {
+  "attach": {
+    run: async ({ path }) => {
+      attachment = await attach(path);
+      return attachment.path;
+    },
+  },
+  "attach without autoclear": {
+    run: async ({ path }) => {
+      attachment = await attach(path, { autoclear: false });
+      return attachment.path;
+    },
+  },
+  "attach with every option": {
+    run: async ({ path }) => {
+      attachment = await attach(path, EVERY_OPTION);
+      return attachment.path;
+    },
+  },
+  "attach a descriptor, no overlap": {
+    run: async ({ path }) => {
+      using file = openFile(path);
+      attachment = await attach(file, { overlap: "refuse" });
+      return attachment.path;
+    },
+  },
+  "detach": {
+    setup: attachAndWrite,
+    run: () => attachment!.detach(),
+  },
+  "detach without autoclear": {
+    setup: (files) => attachAndWrite(files, { autoclear: false }),
+    run: () => attachment!.detach(),
+  },
+  "detach by reference": {
+    setup: attachAndPersist,
+    run: () => detach(reference!),
+  },
+  "detach what was persisted": {
+    setup: attachAndPersist,
+    run: () => attachment!.detach(),
+  },
+  "persist": {
+    setup: attachAndWrite,
+    run: () => attachment!.persist(),
+  },
+  "changeFd": {
+    setup: (files) => attachAndWrite(files, { readOnly: true }),
+    run: ({ second }) => {
+      using file = openFile(second, { readOnly: true });
+      attachment!.loop.changeFd(file.fd);
+      return attachment!.diskSequence;
+    },
+  },
+  "setStatus": {
+    setup: attachAndWrite,
+    run: () => {
+      attachment!.loop.setStatus({ offset: 4096, reference: "changed" });
+      return attachment!.loop.getStatus().offset;
+    },
+  },
+  "clearFd": {
+    setup: (files) => attachAndWrite(files, { autoclear: false }),
+    run: () => {
+      attachment!.loop.clearFd();
+      attachment!.loop.close();
+    },
+  },
+  "list": { run: () => list() },
+  "find": {
+    setup: attachAndWrite,
+    run: ({ path }) => find(path).map(({ path }) => path),
+  },
+  "holders": {
+    setup: attachAndWrite,
+    run: () =>
+      holders(attachment!).filter((holder: Holder) =>
+        holder.kind === "process" && holder.pid === Deno.pid
+      ).length,
+  },
+};
+
+/** Lets go of what is left, as a user would. */
+async function cleanup(): Promise<void> {
+  const left = attachment;
+  [attachment, reference] = [undefined, undefined];
+  await left?.detach();
+}
+
+/** What a call came to. */
+export type Answer =
+  | { ok: true; value: unknown }
+  | { ok: false; error: string; code: string; operation: string; text: string };
+
+async function answerOf(call: () => unknown): Promise<Answer> {
+  try {
+    return { ok: true, value: await call() ?? null };
+  } catch (error) {
+    const known = error instanceof LoopError;
+    return {
+      ok: false,
+      error: error instanceof Error ? error.name : typeof error,
+      code: known ? error.code : "",
+      operation: known ? error.operation : "",
+      text: error instanceof Error ? error.message : String(error),
+    };
+  }
+}
+
+if (import.meta.main) {
+  const decoder = new TextDecoderStream();
+  let input = "";
+  for await (const chunk of Deno.stdin.readable.pipeThrough(decoder)) {
+    input += chunk;
+    for (let end; (end = input.indexOf("\n")) >= 0;) {
+      const { step, name, files } = JSON.parse(input.slice(0, end));
+      input = input.slice(end + 1);
+      const operation = OPERATIONS[name]!;
+      const answer = await answerOf(() =>
+        step === "setup"
+          ? operation.setup?.(files)
+          : step === "run"
+          ? operation.run(files)
+          : cleanup()
+      );
+      console.log(JSON.stringify(answer));
+    }
+  }
+}

@@ -1,0 +1,274 @@
+/**
+ * Every system call of every operation fails in turn, with each error that it can give:
+ * then either all is as it should be, or there is a `LoopError` that names what failed,
+ * and nothing is left.
+ *
+ * `LOOPDEV_FAULTS=all` tries all errors, otherwise one for each call.
+ */
+import { assert, assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  attribute,
+  boundDevices,
+  onDevices,
+  runOk,
+  Scratch,
+  Undo,
+} from "../device/support.ts";
+import { type Answer, DATA, EVERY_OPTION, OPERATIONS } from "./child.ts";
+import { Child, countCalls, ERRORS } from "./harness.ts";
+
+const MiB = 1 << 20;
+const ALL = Deno.env.get("LOOPDEV_FAULTS") === "all";
+
+/** A device of somebody else, which must stay as it is. */
+class Victim implements Disposable {
+  readonly #scratch: Scratch;
+  readonly #device: string;
+  readonly #before: unknown;
+  readonly #detach: Undo;
+
+  constructor(scratch: Scratch) {
+    this.#scratch = scratch;
+    const path = scratch.image(MiB, "victim");
+    Deno.writeFileSync(path, new Uint8Array(MiB).fill(0x7e));
+    this.#device = runOk("losetup", "--find", "--show", path);
+    this.#detach = new Undo(() => runOk("losetup", "-d", this.#device));
+    this.#before = this.#state();
+  }
+
+  #state(): unknown {
+    const name = this.#device.replace("/dev/", "");
+    return [
+      attribute(name, "loop/backing_file"),
+      attribute(name, "loop/autoclear"),
+      attribute(name, "diskseq"),
+    ];
+  }
+
+  check(): void {
+    assertEquals(this.#state(), this.#before);
+    const content = Deno.readFileSync(`${this.#scratch.path}/victim`);
+    assert(content.every((byte) => byte === 0x7e), "the victim was changed");
+  }
+
+  [Symbol.dispose](): void {
+    this.#detach[Symbol.dispose]();
+  }
+}
+
+/** A place with two images and a victim, and the child that works there. */
+class Site implements AsyncDisposable {
+  readonly scratch = new Scratch();
+  readonly files = {
+    path: `${this.scratch.path}/first.img`,
+    second: `${this.scratch.path}/second.img`,
+  };
+  readonly victim = new Victim(this.scratch);
+  child = new Child();
+
+  /** The devices of the two images. */
+  devices(): string[] {
+    return boundDevices()
+      .filter(({ file }) => Object.values(this.files).includes(file))
+      .map(({ name }) => name);
+  }
+
+  /** Fresh images. */
+  async setUp(name: string): Promise<void> {
+    for (const path of Object.values(this.files)) {
+      Deno.writeFileSync(path, new Uint8Array(MiB));
+    }
+    const answer = await this.tell("setup", name);
+    assert(answer?.ok, `${name}: ${JSON.stringify(answer)}`);
+  }
+
+  tell(step: string, name: string): Promise<Answer | undefined> {
+    return this.child.tell({ step, name, files: this.files });
+  }
+
+  traced(
+    name: string,
+    injection?: string,
+  ): Promise<{ answer: Answer | undefined; trace: string }> {
+    return this.child.tellTraced(
+      { step: "run", name, files: this.files },
+      injection,
+      `${this.scratch.path}/trace`,
+    );
+  }
+
+  async restart(): Promise<void> {
+    await this.child[Symbol.asyncDispose]();
+    this.child = new Child();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.child[Symbol.asyncDispose]();
+    this.victim[Symbol.dispose]();
+    this.scratch[Symbol.dispose]();
+  }
+}
+
+/** What is wrong after an operation that says that it succeeded. */
+function faultsOf(name: string, value: unknown, site: Site): string[] {
+  const [device, ...more] = site.devices();
+  const faults: string[] = more.map((more) => `a second device: ${more}`);
+  const expectAttached = (expected: Record<string, string>): void => {
+    if (device === undefined) {
+      faults.push("nothing is attached");
+      return;
+    }
+    for (const [key, want] of Object.entries(expected)) {
+      const got = attribute(device, key);
+      if (got !== want) faults.push(`${key} is ${got}, not ${want}`);
+    }
+  };
+  const expectFree = (): void => {
+    if (device !== undefined) faults.push(`${device} is attached`);
+    const file = Deno.readFileSync(site.files.path);
+    if (!DATA.every((byte, index) => file[index] === byte)) {
+      faults.push("data is missing");
+    }
+  };
+  const expect = (want: unknown): void => {
+    if (JSON.stringify(value) !== JSON.stringify(want)) {
+      faults.push(`gave ${JSON.stringify(value)}, not ${JSON.stringify(want)}`);
+    }
+  };
+  const plain = {
+    "loop/offset": "0",
+    "loop/sizelimit": "0",
+    "loop/autoclear": "1",
+    "loop/partscan": "0",
+    "ro": "0",
+    "size": `${MiB / 512}`,
+  };
+  switch (name) {
+    case "attach":
+    case "attach a descriptor, no overlap":
+      expectAttached(plain);
+      expect(`/dev/${device}`);
+      break;
+    case "attach without autoclear":
+      expectAttached({ ...plain, "loop/autoclear": "0" });
+      break;
+    case "attach with every option":
+      expectAttached({
+        ...plain,
+        "loop/offset": `${EVERY_OPTION.offset}`,
+        "loop/sizelimit": `${EVERY_OPTION.sizelimit}`,
+        "loop/partscan": "1",
+        "loop/dio": "1",
+        "queue/logical_block_size": `${EVERY_OPTION.blockSize}`,
+        "size": `${EVERY_OPTION.sizelimit / 512}`,
+      });
+      break;
+    case "persist":
+      expectAttached({ ...plain, "loop/autoclear": "0" });
+      expect(`/dev/${device}`);
+      break;
+    case "changeFd":
+      expectAttached({ "loop/backing_file": site.files.second, "ro": "1" });
+      expect(Number(attribute(device!, "diskseq")));
+      break;
+    case "setStatus":
+      expectAttached({ "loop/offset": "4096" });
+      expect(4096);
+      break;
+    case "list": {
+      const listed = (value as { name: string }[]).map(({ name }) => name);
+      const missing = boundDevices().filter(({ name, file }) =>
+        file.startsWith(site.scratch.path) && !listed.includes(name)
+      );
+      faults.push(...missing.map(({ name }) => `${name} is not listed`));
+      break;
+    }
+    case "find":
+      expect([`/dev/${device}`]);
+      break;
+    case "holders":
+      expect(1);
+      break;
+    default:
+      expectFree();
+  }
+  return faults;
+}
+
+/** What is wrong after an operation in which a call failed. */
+async function inject(
+  site: Site,
+  name: string,
+  injection: string,
+): Promise<string[]> {
+  await site.setUp(name);
+  const before = site.child.descriptors().length;
+  const { answer, trace } = await site.traced(name, injection);
+  if (!trace.includes("(INJECTED)")) return []; // it took another way
+  const faults: string[] = [];
+  if (answer === undefined) faults.push("it died");
+  else if (answer.ok) faults.push(...faultsOf(name, answer.value, site));
+  else if (answer.code === "" || answer.operation === "") {
+    faults.push(`it threw ${answer.error}: ${answer.text}`);
+  }
+  if (answer !== undefined && !answer.ok && /attach|detach/.test(name)) {
+    const devices = site.devices();
+    // What is not held is left alone by a detach that fails early.
+    if (devices.length > 0 && !/reference|persisted/.test(name)) {
+      faults.push(`${devices} is still attached`);
+    }
+    const after = site.child.descriptors().length;
+    if (after > before) faults.push("a descriptor leaked");
+  }
+  const cleaned = await site.tell("cleanup", name);
+  if (!cleaned?.ok) faults.push(`cleaning up: ${JSON.stringify(cleaned)}`);
+  if (site.devices().length > 0) {
+    faults.push(`${site.devices()} is left attached`);
+    for (const device of site.devices()) {
+      runOk("losetup", "-d", `/dev/${device}`);
+    }
+  }
+  const left = site.child.descriptors();
+  if (left.length > 0) {
+    faults.push(`descriptors left: ${left}`);
+    await site.restart();
+  }
+  site.victim.check();
+  return faults.map((fault) =>
+    `${name}, ${injection}: ${fault} (${JSON.stringify(answer)})`
+  );
+}
+
+describe("every system call fails in turn", onDevices, () => {
+  for (const name of Object.keys(OPERATIONS)) {
+    it(name, async () => {
+      await using site = new Site();
+      await site.setUp(name);
+      const baseline = await site.traced(name);
+      assert(baseline.answer?.ok, JSON.stringify(baseline.answer));
+      assertEquals(faultsOf(name, baseline.answer.value, site), []);
+      await site.tell("cleanup", name);
+
+      const counts = countCalls(baseline.trace);
+      const faults: string[] = [];
+      let points = 0;
+      let tried = 0;
+      for (const [call, count] of counts) {
+        const errors = ERRORS[call]!;
+        // The processes of a machine are many, and looked at one like the other.
+        for (let when = 1; when <= Math.min(count, 60); when++) {
+          points++;
+          for (const error of ALL ? errors : errors.slice(0, 1)) {
+            tried++;
+            const injection = `${call}:error=${error}:when=${when}`;
+            faults.push(...await inject(site, name, injection));
+          }
+        }
+      }
+      console.log(`${name}: ${points} calls, ${tried} faults`);
+      assert(points > 0);
+      assertEquals(faults, []);
+    });
+  }
+});

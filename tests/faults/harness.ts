@@ -1,0 +1,142 @@
+/** Injects faults into the system calls of another process, by strace. */
+import { assert } from "@std/assert";
+import { lines } from "../device/support.ts";
+import type { Answer } from "./child.ts";
+
+/** The system calls of the library, and what each can fail with. */
+export const ERRORS: Record<string, readonly string[]> = {
+  openat: [
+    "EMFILE",
+    "ENFILE",
+    "ENOMEM",
+    "EACCES",
+    "EPERM",
+    "ENOENT",
+    "ENXIO",
+    "ENODEV",
+    "EBUSY",
+    "EROFS",
+    "EINTR",
+    "EIO",
+  ],
+  ioctl: [
+    "EIO",
+    "EBUSY",
+    "EAGAIN",
+    "EINTR",
+    "ENXIO",
+    "ENODEV",
+    "ENOMEM",
+    "EINVAL",
+    "EPERM",
+    "EACCES",
+    "ENOSPC",
+  ],
+  pread64: ["EIO", "EINTR", "ENOMEM", "ENODEV", "EAGAIN"],
+  statx: ["EACCES", "ENOMEM", "ENOENT", "EIO", "EINTR"],
+  getdents64: ["EIO", "ENOMEM", "ENOENT", "EINTR"],
+  "sync_file_range": ["EIO", "ENOSPC", "EINTR", "ENOMEM"],
+  fsync: ["EIO", "ENOSPC", "EINTR"],
+  fcntl: ["ENOLCK", "EAGAIN", "EACCES", "EINTR", "EINVAL"],
+  readlinkat: ["EACCES", "ENOENT", "ENOMEM", "EINTR"],
+};
+
+const CALLS = Object.keys(ERRORS).join(",");
+
+/** A child, and a strace beside it when faults are injected. */
+export class Child implements AsyncDisposable {
+  readonly #process: Deno.ChildProcess;
+  readonly #input: WritableStreamDefaultWriter<Uint8Array>;
+  readonly #answers: AsyncGenerator<string>;
+
+  constructor() {
+    this.#process = new Deno.Command(Deno.execPath(), {
+      args: [
+        ..."run -q --no-check --allow-all".split(" "),
+        new URL("child.ts", import.meta.url).pathname,
+      ],
+      stdin: "piped",
+      stdout: "piped",
+    }).spawn();
+    this.#input = this.#process.stdin.getWriter();
+    this.#answers = lines(this.#process.stdout);
+  }
+
+  get pid(): number {
+    return this.#process.pid;
+  }
+
+  /** What it has open, by descriptor. */
+  descriptors(): string[] {
+    return [...Deno.readDirSync(`/proc/${this.pid}/fd`)].map(({ name }) => {
+      try {
+        return Deno.readLinkSync(`/proc/${this.pid}/fd/${name}`);
+      } catch {
+        return "";
+      }
+    }).filter((target) => /loop|\/sys\/|\/proc\/|\.img|memfd/.test(target));
+  }
+
+  /** Has it do something; `undefined` when it dies of it. */
+  async tell(command: unknown): Promise<Answer | undefined> {
+    try {
+      await this.#input.write(
+        new TextEncoder().encode(`${JSON.stringify(command)}\n`),
+      );
+      const { value } = await this.#answers.next();
+      return value === undefined ? undefined : JSON.parse(value);
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** The same under strace, with an injection (`ioctl:error=EIO:when=2`) or without. Gives the trace too. */
+  async tellTraced(
+    command: unknown,
+    injection: string | undefined,
+    log: string,
+  ): Promise<{ answer: Answer | undefined; trace: string }> {
+    const strace = new Deno.Command("strace", {
+      args: [
+        "-p",
+        `${this.pid}`,
+        "-o",
+        log,
+        "-e",
+        `trace=${CALLS}`,
+        ...(injection === undefined ? [] : ["-e", `inject=${injection}`]),
+      ],
+      stdin: "null",
+      stdout: "null",
+      stderr: "piped",
+    }).spawn();
+    const messages = lines(strace.stderr);
+    const attached = (await messages.next()).value ?? "";
+    assert(attached.includes("attached"), attached);
+    const answer = await this.tell(command);
+    try {
+      strace.kill("SIGINT");
+    } catch {
+      // it ended with the child
+    }
+    await strace.status;
+    for await (const _ of messages);
+    return { answer, trace: Deno.readTextFileSync(log) };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#input.close().catch(() => {});
+    await this.#process.status;
+    for await (const _ of this.#answers);
+  }
+}
+
+/** How often each system call was made. */
+export function countCalls(trace: string): Map<string, number> {
+  const counts = new Map<string, number>();
+  for (const [, call] of trace.matchAll(/^(\w+)\(/gm)) {
+    if (!Object.hasOwn(ERRORS, call!)) continue; // what it was in when strace came
+    counts.set(call!, (counts.get(call!) ?? 0) + 1);
+  }
+  return counts;
+}
