@@ -1,0 +1,100 @@
+/**
+ * `kill -9` at every system call: nothing stays attached that was not meant to stay.
+ *
+ * `LOOPDEV_FAULTS=all` kills in every operation, otherwise in the short ones.
+ */
+import { assert, assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  attribute,
+  onDevices,
+  OwnDevice,
+  run,
+  Scratch,
+} from "../device/support.ts";
+import { countCalls } from "./harness.ts";
+import { Site } from "./site.ts";
+
+const ALL = Deno.env.get("LOOPDEV_FAULTS") === "all";
+const OPERATIONS = ["attach", "detach", "changeFd", "setStatus", "persist"];
+const LONG_OPERATIONS = [
+  "attach with every option",
+  "attach a descriptor, no overlap",
+];
+
+/** The calls of an operation, each once: `ioctl:signal=KILL:when=2`. */
+function* kills(trace: string): Generator<string> {
+  for (const [call, count] of countCalls(trace)) {
+    for (let when = 1; when <= Math.min(count, 60); when++) {
+      yield `${call}:signal=KILL:when=${when}`;
+    }
+  }
+}
+
+describe("kill -9 at every system call", onDevices, () => {
+  for (const name of ALL ? [...OPERATIONS, ...LONG_OPERATIONS] : OPERATIONS) {
+    it(`of ${name}`, async () => {
+      await using site = new Site();
+      await site.setUp(name);
+      const { trace } = await site.traced(name);
+      await site.tell("cleanup", name);
+      await site.restart();
+      let killed = 0;
+      for (const injection of kills(trace)) {
+        await site.setUp(name);
+        const { answer } = await site.traced(name, injection);
+        if (answer !== undefined) { // it took another way
+          await site.tell("cleanup", name);
+          continue;
+        }
+        killed++;
+        await site.restart();
+        const [device, ...more] = site.devices();
+        assertEquals(more, []);
+        if (device === undefined) continue;
+        assertEquals(name, "persist", `${injection}: ${device} stays attached`);
+        assertEquals(attribute(device, "loop/autoclear"), "0");
+        run("losetup", "-d", `/dev/${device}`);
+      }
+      site.victim.check();
+      console.log(`${name}: killed at ${killed} calls`);
+      assert(killed > 0);
+    });
+  }
+
+  it("of loopdev run", () => {
+    using own = new OwnDevice();
+    using scratch = new Scratch();
+    const image = scratch.image();
+    const sysfs = `/sys/devices/virtual/block/${own.name}`;
+    const paths = [image, own.path, `${sysfs}/dev`, `${sysfs}/loop`, sysfs];
+    const trace = (injection: string[]) =>
+      run(
+        "strace",
+        ..."-f -qq -o".split(" "),
+        `${scratch.path}/log`,
+        ...paths.flatMap((path) => ["-P", path]),
+        "-e",
+        "trace=openat,ioctl,pread64,statx,sync_file_range,getdents64,fcntl",
+        ...injection,
+        Deno.execPath(),
+        ..."run -q --no-check --allow-ffi --allow-run".split(" "),
+        new URL("../../cli.ts", import.meta.url).pathname,
+        ...["run", "--device", own.path, image, "--", "sh", "-c"],
+        "head -c 4096 /dev/zero > $LOOPDEV",
+      );
+    const { code, stderr } = trace([]);
+    assertEquals(code, 0, stderr);
+    const log = Deno.readTextFileSync(`${scratch.path}/log`)
+      .replace(/^\d+ +/gm, "");
+    let killed = 0;
+    for (const injection of kills(log)) {
+      const { code } = trace(["-e", `inject=${injection}`]);
+      if (code !== 0) killed++;
+      assertEquals(scratch.devices(), [], injection);
+    }
+    console.log(`loopdev run: killed at ${killed} calls`);
+    assert(killed > 5, `${killed}`);
+    scratch.check();
+  });
+});

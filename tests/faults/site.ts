@@ -1,0 +1,103 @@
+/** A place where faults are injected: images, a child that works on them, and somebody else's device. */
+import { assert, assertEquals } from "@std/assert";
+import {
+  attribute,
+  boundDevices,
+  runOk,
+  Scratch,
+  Undo,
+} from "../device/support.ts";
+import type { Answer } from "./child.ts";
+import { Child } from "./harness.ts";
+
+/** The size of the images. */
+export const IMAGE_SIZE: number = 1 << 20;
+
+/** A device of somebody else, which must stay as it is. */
+class Victim implements Disposable {
+  readonly #scratch: Scratch;
+  readonly #device: string;
+  readonly #before: unknown;
+  readonly #detach: Undo;
+
+  constructor(scratch: Scratch) {
+    this.#scratch = scratch;
+    const path = scratch.image(IMAGE_SIZE, "victim");
+    Deno.writeFileSync(path, new Uint8Array(IMAGE_SIZE).fill(0x7e));
+    this.#device = runOk("losetup", "--find", "--show", path);
+    this.#detach = new Undo(() => runOk("losetup", "-d", this.#device));
+    this.#before = this.#state();
+  }
+
+  #state(): unknown {
+    const name = this.#device.replace("/dev/", "");
+    return [
+      attribute(name, "loop/backing_file"),
+      attribute(name, "loop/autoclear"),
+      attribute(name, "diskseq"),
+    ];
+  }
+
+  check(): void {
+    assertEquals(this.#state(), this.#before);
+    const content = Deno.readFileSync(`${this.#scratch.path}/victim`);
+    assert(content.every((byte) => byte === 0x7e), "the victim was changed");
+  }
+
+  [Symbol.dispose](): void {
+    this.#detach[Symbol.dispose]();
+  }
+}
+
+/** A place with two images and a victim, and the child that works there. */
+export class Site implements AsyncDisposable {
+  readonly scratch = new Scratch();
+  readonly files = {
+    path: `${this.scratch.path}/first.img`,
+    second: `${this.scratch.path}/second.img`,
+  };
+  readonly victim = new Victim(this.scratch);
+  child = new Child();
+
+  /** The devices of the two images. */
+  devices(): string[] {
+    return boundDevices()
+      .filter(({ file }) => Object.values(this.files).includes(file))
+      .map(({ name }) => name);
+  }
+
+  /** Fresh images. */
+  async setUp(name: string): Promise<void> {
+    for (const path of Object.values(this.files)) {
+      Deno.writeFileSync(path, new Uint8Array(IMAGE_SIZE));
+    }
+    const answer = await this.tell("setup", name);
+    assert(answer?.ok, `${name}: ${JSON.stringify(answer)}`);
+  }
+
+  tell(step: string, name: string): Promise<Answer | undefined> {
+    return this.child.tell({ step, name, files: this.files });
+  }
+
+  traced(
+    name: string,
+    injection?: string,
+  ): Promise<{ answer: Answer | undefined; trace: string }> {
+    return this.child.tellTraced(
+      { step: "run", name, files: this.files },
+      injection,
+      `${this.scratch.path}/trace`,
+    );
+  }
+
+  async restart(): Promise<void> {
+    await this.child[Symbol.asyncDispose]();
+    this.child = new Child();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.child[Symbol.asyncDispose]();
+    this.victim[Symbol.dispose]();
+    this.scratch[Symbol.dispose]();
+  }
+}
