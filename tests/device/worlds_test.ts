@@ -1,0 +1,357 @@
+/** Odd worlds: each gives the right result, or an error that tells cause and remedy. */
+import { attach, list, LoopError } from "@loopdev/loopdev";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  mounted,
+  onDevices,
+  type Output,
+  OwnDevice,
+  run,
+  runOk,
+  type Scratch,
+  Undo,
+  withScratch,
+} from "./support.ts";
+
+const MiB = 1 << 20;
+const PROJECT = new URL("../..", import.meta.url).pathname.replace(/\/$/, "");
+
+/** A directory in which everybody finds Deno and the library. */
+function publish(scratch: Scratch): void {
+  const { path } = scratch;
+  Deno.chmodSync(path, 0o755);
+  Deno.copyFileSync(Deno.execPath(), `${path}/deno`);
+  Deno.chmodSync(`${path}/deno`, 0o755);
+  runOk("cp", "-r", `${PROJECT}/mod.ts`, `${PROJECT}/lib`, path);
+  runOk("chmod", "-R", "a+rX", path);
+}
+
+/** A script that calls the library and prints what comes of it. */
+function script(body: string, from = PROJECT): string {
+  return `
+    import * as loopdev from "${from}/mod.ts";
+    const { attach, detach, find, holders, list, Loop, LoopControl } = loopdev;
+    const tell = async (call) => {
+      try {
+        console.log("ok", JSON.stringify(await call() ?? null));
+      } catch (error) {
+        console.log(error.name, error.code, error.message);
+      }
+    };
+    ${body}`;
+}
+
+/** Runs a script in a mount namespace of its own, after some shell commands. */
+function inNamespace(
+  scratch: Scratch,
+  setup: string,
+  body: string,
+  { user = "", deno = Deno.execPath(), from = PROJECT } = {},
+): Output {
+  const file = `${scratch.path}/world.ts`;
+  Deno.writeTextFileSync(file, script(body, from));
+  Deno.chmodSync(file, 0o644);
+  return run(
+    "unshare",
+    ..."--mount --propagation private bash -c".split(" "),
+    `set -e; ${setup}
+     export DENO_DIR='${scratch.path}/deno_dir' HOME='${scratch.path}'
+     ${user} '${deno}' run -q --no-check --no-prompt --allow-ffi --no-config '${file}'`,
+  );
+}
+
+const NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+
+describe("an unprivileged user", onDevices, () => {
+  it(
+    "can list and find, and is told who may do the rest",
+    withScratch(async (scratch) => {
+      publish(scratch);
+      const image = scratch.image();
+      Deno.chmodSync(image, 0o666);
+      await using a = await attach(image, { offset: 4096 });
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        "true",
+        `await tell(() => list().some(({ path }) => path === "${a.path}"));
+         await tell(() => find("${image}").map(({ path }) => path));
+         await tell(() => holders(${a.minor}).filter(({ pid }) => pid === ${Deno.pid}));
+         await tell(() => attach("${image}"));
+         await tell(() => detach(${a.minor}));
+         await tell(() => new LoopControl());`,
+        {
+          user: NOBODY,
+          deno: `${scratch.path}/deno`,
+          from: scratch.path,
+        },
+      );
+      const [listed, found, held, attached, detached, control] = stdout.split(
+        "\n",
+      );
+      assertEquals(listed, "ok true", stderr);
+      assertEquals(found, `ok ["${a.path}"]`);
+      assertEquals(held, "ok []");
+      const denied = /^LoopError EACCES .* root and the group of the node/;
+      assertMatch(attached!, denied);
+      assertMatch(detached!, denied);
+      assertMatch(control!, denied);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "attaches and detaches as a member of the group of the nodes",
+    withScratch((scratch) => {
+      publish(scratch);
+      using own = new OwnDevice();
+      const image = scratch.image();
+      Deno.chmodSync(image, 0o666);
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        `mount -t tmpfs dev /dev; mknod /dev/loop-control c 10 237
+         mknod ${own.path} b 7 ${own.minor}; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9
+         chgrp 4242 /dev/loop*; chmod 660 /dev/loop*`,
+        `await tell(async () => {
+           await using device = await attach("${image}", { minor: ${own.minor}, partscan: true });
+           return device.size;
+         });
+         await tell(async () => {
+           const device = await attach("${image}", { minor: ${own.minor} });
+           const path = device.persist();
+           await detach(path);
+           return path;
+         });`,
+        {
+          user: "setpriv --reuid 65534 --regid 4242 --clear-groups",
+          deno: `${scratch.path}/deno`,
+          from: scratch.path,
+        },
+      );
+      assertEquals(stdout, `ok ${MiB}\nok "${own.path}"\n`, stderr);
+    }),
+  );
+});
+
+describe("a /dev without nodes", onDevices, () => {
+  it(
+    "is named as the cause",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const image = scratch.image();
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        `mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9`,
+        `await tell(() => attach("${image}"));
+         Deno.exitCode = 0;`,
+      );
+      assertMatch(
+        stdout,
+        /^LoopError ENOENT Cannot open "\/dev\/loop-control": .*modprobe loop\n$/,
+        stderr,
+      );
+      const without = inNamespace(
+        scratch,
+        `mount -t tmpfs dev /dev; mknod /dev/loop-control c 10 237; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9`,
+        `await tell(() => attach("${image}", { minor: ${own.minor} }));`,
+      );
+      assertMatch(
+        without.stdout,
+        /^LoopError ENOENT .* the kernel has loop\d+, but there is no node for it here\n$/,
+        without.stderr,
+      );
+    }),
+  );
+
+  it(
+    "that is read-only is no obstacle",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        "mount --bind /dev /dev; mount -o remount,bind,ro /dev",
+        `await tell(async () => {
+           await using device = await attach("${scratch.image()}", { minor: ${own.minor} });
+           return device.size;
+         });`,
+      );
+      assertEquals(stdout, `ok ${MiB}\n`, stderr);
+    }),
+  );
+
+  it(
+    "that has other things under those names is said to",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      Deno.removeSync(own.path);
+      using _node = new Undo(() => {
+        Deno.removeSync(own.path);
+        runOk("mknod", own.path, "b", "7", `${own.minor}`);
+      });
+      runOk("mkfifo", own.path);
+      const error = await assertRejects(
+        () => attach(scratch.image(), { minor: own.minor }),
+        LoopError,
+      );
+      assertMatch(error.message, /it is a FIFO/);
+    }),
+  );
+});
+
+describe("no /sys", onDevices, () => {
+  it(
+    "leaves attaching and detaching, and list() says so",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const image = scratch.image();
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        "mount -t tmpfs sys /sys",
+        `await tell(async () => {
+           const device = await attach("${image}", { minor: ${own.minor} });
+           const other = Loop.open(device.path, { readOnly: true });
+           await tell(() => device.detach({ timeout: 20 }));
+           other.close();
+           await device.detach();
+           return device.size;
+         });
+         await tell(async () => {
+           await using device = await attach("${image}", { minor: ${own.minor} });
+           await detach(device.persist());
+         });
+         await tell(() => list());`,
+      );
+      const [busy, closed, again, listed] = stdout.split("\n");
+      assertMatch(busy!, /^LoopBusyError EBUSY/, stderr);
+      assertMatch(closed!, /^LoopError EBADF/);
+      assertEquals(again, "ok null");
+      assertMatch(listed!, /^LoopError ENOENT .*sysfs is not mounted on \/sys/);
+    }),
+  );
+});
+
+describe("few descriptors", onDevices, () => {
+  it(
+    "are enough, or named as the cause",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const image = scratch.image();
+      let enough = 0;
+      for (const limit of [20, 22, 24, 26, 28, 30, 40]) {
+        const { stdout } = inNamespace(
+          scratch,
+          `ulimit -n ${limit}`,
+          `await tell(async () => {
+             await using device = await attach("${image}", { minor: ${own.minor} });
+             return device.size;
+           });`,
+        );
+        if (stdout === "") continue; // not even Deno starts
+        assertMatch(stdout, /^(ok 1048576|LoopError EMFILE .*)\n$/);
+        if (stdout.startsWith("ok")) enough++;
+        assert(!own.isBound);
+      }
+      assert(enough > 0);
+    }),
+  );
+});
+
+describe("every file system", onDevices, () => {
+  /** Attaches, writes, detaches, and finds what was written. */
+  async function roundTrip(path: string): Promise<void> {
+    Deno.createSync(path).close();
+    Deno.truncateSync(path, MiB);
+    await using a = await attach(path, { overlap: "refuse" });
+    Deno.writeFileSync(a.path, new Uint8Array(4096).fill(3));
+    assert(list().some((device) => device.backingFile === path));
+    await a.detach();
+    assertEquals(Deno.readFileSync(path)[4095], 3);
+  }
+
+  it(
+    "tmpfs works",
+    withScratch(async (scratch) => {
+      Deno.mkdirSync(`${scratch.path}/mnt`);
+      using _mount = mounted("-t", "tmpfs", "tmpfs", `${scratch.path}/mnt`);
+      await roundTrip(`${scratch.path}/mnt/disk.img`);
+    }),
+  );
+
+  it(
+    "overlayfs works, also for a file of the lower layer",
+    withScratch(async (scratch) => {
+      const { path } = scratch;
+      Deno.mkdirSync(`${path}/mnt`);
+      using _tmpfs = mounted("-t", "tmpfs", "tmpfs", `${path}/mnt`);
+      for (const name of ["lower", "upper", "work", "merged"]) {
+        Deno.mkdirSync(`${path}/mnt/${name}`);
+      }
+      Deno.writeFileSync(`${path}/mnt/lower/old.img`, new Uint8Array(MiB));
+      using _overlay = mounted(
+        "-t",
+        "overlay",
+        "overlay",
+        "-o",
+        `lowerdir=${path}/mnt/lower,upperdir=${path}/mnt/upper,workdir=${path}/mnt/work`,
+        `${path}/mnt/merged`,
+      );
+      await roundTrip(`${path}/mnt/merged/disk.img`);
+      await using a = await attach(`${path}/mnt/merged/old.img`, {
+        readOnly: true,
+      });
+      assertEquals(a.size, MiB);
+      await a.detach();
+    }),
+  );
+});
+
+describe("a file that changes while it is attached", onDevices, () => {
+  it(
+    "may be deleted, truncated or grown",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      {
+        await using a = await attach(path);
+        Deno.truncateSync(path, 4096);
+        assertEquals(a.size, MiB);
+        await a.detach();
+      }
+      {
+        await using a = await attach(path);
+        Deno.truncateSync(path, 2 * MiB);
+        assertEquals(a.size, 4096);
+        Deno.writeFileSync(a.path, new Uint8Array(4096).fill(2));
+        await a.detach();
+        assertEquals(Deno.readFileSync(path)[4095], 2);
+      }
+      await using a = await attach(path);
+      Deno.removeSync(path);
+      Deno.writeFileSync(a.path, new Uint8Array(4096).fill(4));
+      await a.detach();
+    }),
+  );
+});
+
+describe("a limit of 2^63-1 by another tool", onDevices, () => {
+  it(
+    "is listed and detached",
+    withScratch(async (scratch) => {
+      const limit = `${2n ** 63n - 1n}`;
+      const path = scratch.image();
+      const device = runOk(
+        ...["losetup", "--find", "--show", "--sizelimit"] as [
+          string,
+          ...string[],
+        ],
+        limit,
+        path,
+      );
+      assertEquals(
+        list().find((found) => found.path === device)?.sizelimit,
+        Number.MAX_SAFE_INTEGER,
+      );
+      const { detach } = await import("@loopdev/loopdev");
+      await detach(device);
+    }),
+  );
+});
