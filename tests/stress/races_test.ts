@@ -1,20 +1,27 @@
 import { attach } from "@loopdev/loopdev";
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
+  attribute,
   boundDevices,
   holdExclusively,
   onDevices,
+  runOk,
   Scratch,
+  Undo,
 } from "../device/support.ts";
 
 const PROCESSES = 8;
+const MANY_PROCESSES = 16;
 const CYCLES = 200;
 
 /** Processes that attach and detach at once. The devices that they had. */
-async function cycleAtOnce(scratch: Scratch): Promise<Set<string>> {
+async function cycleAtOnce(
+  scratch: Scratch,
+  processes = PROCESSES,
+): Promise<Set<string>> {
   const outputs = Array.from(
-    { length: PROCESSES },
+    { length: processes },
     (_, index) =>
       new Deno.Command(Deno.execPath(), {
         args: [
@@ -32,7 +39,6 @@ async function cycleAtOnce(scratch: Scratch): Promise<Set<string>> {
       devices.add(name);
     }
   }
-  scratch.check();
   return devices;
 }
 
@@ -43,6 +49,7 @@ describe(
     it("without a failure, and leave nothing", async () => {
       using scratch = new Scratch();
       assert((await cycleAtOnce(scratch)).size >= 1);
+      scratch.check();
     });
 
     it("beside somebody who holds the lowest unbound device exclusively", async () => {
@@ -51,6 +58,7 @@ describe(
       using scratch = new Scratch();
       const devices = await cycleAtOnce(scratch);
       assert(!devices.has(lowest));
+      scratch.check();
     });
   },
 );
@@ -61,6 +69,57 @@ function lowestUnbound(): number {
     if (!bound.includes(`loop${minor}`)) return minor;
   }
 }
+
+describe(
+  `${MANY_PROCESSES} processes attach and detach ${CYCLES} times`,
+  onDevices,
+  () => {
+    it("beside losetup on the same devices, and touch nobody else's", async () => {
+      using scratch = new Scratch();
+      const victim = scratch.image(1 << 20, "victim.img");
+      Deno.writeFileSync(victim, new Uint8Array(1 << 20).fill(0x7e));
+      const device = runOk("losetup", "--find", "--show", victim);
+      using detached = new Undo(() => runOk("losetup", "-d", device));
+      const name = device.replace("/dev/", "");
+      const state = () =>
+        ["loop/backing_file", "loop/autoclear", "diskseq"]
+          .map((key) => attribute(name, key));
+      const before = state();
+
+      // Somebody with another tool, who looks whether his device stays his.
+      const theirs = scratch.image(1 << 20, "theirs.img");
+      const stop = `${scratch.path}/stop`;
+      const other = new Deno.Command("bash", {
+        args: [
+          "-c",
+          `cycles=0
+         while [ ! -e '${stop}' ]; do
+           dev=/dev/loop$((RANDOM % 8))
+           losetup "$dev" '${theirs}' 2> /dev/null || continue
+           file=$(losetup --noheadings --output BACK-FILE "$dev")
+           [ "$file" = '${theirs}' ] || echo "stolen: $dev has $file"
+           losetup --detach "$dev" || echo "lost: $dev"
+           cycles=$((cycles + 1))
+         done
+         echo "$cycles cycles"`,
+        ],
+        stdout: "piped",
+      }).spawn();
+      await cycleAtOnce(scratch, MANY_PROCESSES);
+      Deno.writeTextFileSync(stop, "");
+      const { stdout } = await other.output();
+      const text = new TextDecoder().decode(stdout).trim();
+      console.log(`losetup: ${text}`);
+      assertMatch(text, /^[1-9]\d* cycles$/);
+
+      assertEquals(state(), before);
+      const content = Deno.readFileSync(device);
+      assert(content.every((byte) => byte === 0x7e));
+      detached[Symbol.dispose]();
+      scratch.check();
+    });
+  },
+);
 
 describe("kill -9 of a process that attaches in a loop", onDevices, () => {
   it("leaves nothing, 100 times", async () => {

@@ -1,0 +1,112 @@
+import { attach } from "@loopdev/loopdev";
+import { assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { mounted, onDevices, runOk, Scratch } from "../device/support.ts";
+
+const RUNS = 100;
+const MiB = 1 << 20;
+
+type Files = Map<string, Uint8Array>;
+
+/** A file system, and how files get into it and out of it. */
+interface FileSystem {
+  readonly make: [string, ...string[]];
+  readonly check: [string, ...string[]];
+  write(device: string, directory: string, files: Files): void;
+  read(device: string, directory: string, names: Iterable<string>): Files;
+}
+
+const FILE_SYSTEMS: Record<string, FileSystem> = {
+  ext4: {
+    make: ["mkfs.ext4", "-q", "-F"],
+    check: ["fsck.ext4", "-f", "-n"],
+    write(device, directory, files): void {
+      using _mount = mounted(device, directory);
+      for (const [name, content] of files) {
+        Deno.writeFileSync(`${directory}/${name}`, content);
+      }
+    },
+    read(device, directory, names): Files {
+      using _mount = mounted("-o", "ro", device, directory);
+      return readAll(directory, names);
+    },
+  },
+  // By mtools: not every kernel has vfat.
+  vfat: {
+    make: ["mkfs.vfat"],
+    check: ["fsck.vfat", "-n"],
+    write(device, directory, files): void {
+      for (const [name, content] of files) {
+        Deno.writeFileSync(`${directory}/${name}`, content);
+        runOk("mcopy", "-i", device, `${directory}/${name}`, "::");
+      }
+    },
+    read(device, directory, names): Files {
+      runOk(
+        "mcopy",
+        "-n",
+        "-i",
+        device,
+        ...Array.from(names, (name) => `::${name}`),
+        directory,
+      );
+      return readAll(directory, names);
+    },
+  },
+};
+
+function readAll(directory: string, names: Iterable<string>): Files {
+  return new Map(
+    Array.from(
+      names,
+      (name) => [name, Deno.readFileSync(`${directory}/${name}`)],
+    ),
+  );
+}
+
+/** Files of random content and size. */
+function randomFiles(): Files {
+  const files: Files = new Map();
+  for (let index = 0; index < 5; index++) {
+    const content = new Uint8Array(Math.floor(Math.random() * 65536));
+    crypto.getRandomValues(content);
+    files.set(`file-${index}`, content);
+  }
+  return files;
+}
+
+describe(
+  "a file system that is made and filled through a device",
+  onDevices,
+  () => {
+    for (const [name, fileSystem] of Object.entries(FILE_SYSTEMS)) {
+      it(`${name} is whole after detaching at once, ${RUNS} times`, async () => {
+        using scratch = new Scratch();
+        const directory = `${scratch.path}/mnt`;
+        Deno.mkdirSync(directory);
+        for (let round = 0; round < RUNS; round++) {
+          const image = scratch.image(16 * MiB, `${round}.img`);
+          const files = randomFiles();
+          {
+            await using device = await attach(image, {
+              autoclear: round % 2 === 0,
+            });
+            const [command, ...args] = fileSystem.make;
+            runOk(command, ...args, device.path);
+            fileSystem.write(device.path, directory, files);
+          }
+          const [command, ...args] = fileSystem.check;
+          runOk(command, ...args, image);
+          await using device = await attach(image, { readOnly: true });
+          for (const [name, content] of files) {
+            const found = fileSystem.read(device.path, directory, name);
+            assertEquals(found, content);
+          }
+          await device.detach();
+          Deno.removeSync(image);
+        }
+        scratch.check();
+      });
+    }
+  },
+);
