@@ -22,6 +22,8 @@ import {
 const RACES = [EBUSY, ENXIO, ENODEV, ENOENT, EACCES, EAGAIN];
 const MAX_TRIES = 64;
 const MAX_MILLISECONDS = 2000;
+/** So often it is tried in any case: on a machine under load a pause may take all the time there is. */
+const MIN_TRIES = 16;
 /** So often it is tried again at once. */
 const EAGER_TRIES = 4;
 const PAUSE_MILLISECONDS = 4;
@@ -61,7 +63,8 @@ export async function bindAny<T>(
         throw error;
       }
       candidates.failed(minor);
-      if (tries >= MAX_TRIES || performance.now() >= deadline) {
+      const isLate = tries >= MIN_TRIES && performance.now() >= deadline;
+      if (tries >= MAX_TRIES || isLate) {
         throw new LoopError(`Cannot attach ${file}`, {
           errno: error.errno,
           operation: error.operation,

@@ -13,7 +13,7 @@ interface FileSystem {
   readonly make: [string, ...string[]];
   readonly check: [string, ...string[]];
   write(device: string, directory: string, files: Files): void;
-  read(device: string, directory: string, names: Iterable<string>): Files;
+  read(device: string, directory: string, names: string[]): Files;
 }
 
 const FILE_SYSTEMS: Record<string, FileSystem> = {
@@ -37,30 +37,26 @@ const FILE_SYSTEMS: Record<string, FileSystem> = {
     check: ["fsck.vfat", "-n"],
     write(device, directory, files): void {
       for (const [name, content] of files) {
-        Deno.writeFileSync(`${directory}/${name}`, content);
-        runOk("mcopy", "-i", device, `${directory}/${name}`, "::");
+        const path = `${directory}/${name}`;
+        Deno.writeFileSync(path, content);
+        runOk("mcopy", "-i", device, path, "::");
+        Deno.removeSync(path);
       }
     },
     read(device, directory, names): Files {
-      runOk(
-        "mcopy",
-        "-n",
-        "-i",
-        device,
-        ...Array.from(names, (name) => `::${name}`),
-        directory,
-      );
-      return readAll(directory, names);
+      for (const name of names) {
+        runOk("mcopy", "-i", device, `::${name}`, directory);
+      }
+      const files = readAll(directory, names);
+      for (const name of names) Deno.removeSync(`${directory}/${name}`);
+      return files;
     },
   },
 };
 
-function readAll(directory: string, names: Iterable<string>): Files {
+function readAll(directory: string, names: string[]): Files {
   return new Map(
-    Array.from(
-      names,
-      (name) => [name, Deno.readFileSync(`${directory}/${name}`)],
-    ),
+    names.map((name) => [name, Deno.readFileSync(`${directory}/${name}`)]),
   );
 }
 
@@ -98,10 +94,10 @@ describe(
           const [command, ...args] = fileSystem.check;
           runOk(command, ...args, image);
           await using device = await attach(image, { readOnly: true });
-          for (const [name, content] of files) {
-            const found = fileSystem.read(device.path, directory, name);
-            assertEquals(found, content);
-          }
+          assertEquals(
+            fileSystem.read(device.path, directory, [...files.keys()]),
+            files,
+          );
           await device.detach();
           Deno.removeSync(image);
         }
