@@ -752,6 +752,51 @@ describe("attach() and detach()", onDevices, () => {
   });
 });
 
+describe("detach() and find()", onDevices, () => {
+  it("open devices for reading only, which udev does not notice", () => {
+    using scratch = new Scratch();
+    const image = scratch.image();
+    const device = runOk("losetup", "--find", "--show", image);
+    const log = `${scratch.path}/log`;
+    Deno.writeTextFileSync(
+      `${scratch.path}/detach.ts`,
+      `import { detach, find } from "${new URL(
+        "../../mod.ts",
+        import.meta.url,
+      )}";
+       for (const device of find("${image}")) await detach(device);`,
+    );
+    const { code, stderr } = run(
+      "strace",
+      ..."-f -qq -e trace=openat -o".split(" "),
+      log,
+      Deno.execPath(),
+      ..."run -q --no-check --allow-ffi".split(" "),
+      `${scratch.path}/detach.ts`,
+    );
+    assertEquals(code, 0, stderr);
+    const opens = Deno.readTextFileSync(log).split("\n")
+      .filter((line) => line.includes(`"${device}"`));
+    assert(opens.length >= 2);
+    assertEquals(opens.filter((line) => !line.includes("O_RDONLY")), []);
+    scratch.check();
+  });
+
+  it(
+    "leave a lazy detach that can be called off",
+    withScratch(async (scratch) => {
+      const device = runOk("losetup", "--find", "--show", scratch.image());
+      {
+        using other = holdOpen(device);
+        await detach(device, { lazy: true });
+        other.setStatus({ autoclear: false });
+      }
+      assertEquals(scratch.devices(), [device]);
+      await detach(device);
+    }),
+  );
+});
+
 describe("LOOP_CONFIGURE", onDevices, () => {
   it("is said to be missing where the kernel does not know it", () => {
     using scratch = new Scratch();
