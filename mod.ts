@@ -14,7 +14,7 @@
  * import { attach, openMemory } from "@loopdev/loopdev";
  *
  * using image = openMemory(16 * 1024 * 1024); // or a path: attach("disk.img")
- * await using device = await attach(image);
+ * await using device = await attach(image, { overlap: "refuse" });
  * console.log(device.path, device.size);
  * ```
  *

@@ -87,7 +87,10 @@ export interface AttachOptions extends ConfigureOptions {
  * const path = await Deno.makeTempFile({ suffix: ".img" });
  * await Deno.truncate(path, 64 * 1024 * 1024);
  * {
- *   await using device = await attach(path, { blockSize: 4096 });
+ *   await using device = await attach(path, {
+ *     blockSize: 4096,
+ *     overlap: "refuse",
+ *   });
  *   assertEquals(device.size, 64 * 1024 * 1024);
  * }
  * await Deno.remove(path);
