@@ -445,7 +445,8 @@ describe("Attachment", onDevices, () => {
       await b.detach();
       assertEquals(scratch.devices(), []);
 
-      const c = await attach(scratch.image());
+      using own = new OwnDevice();
+      const c = await attach(scratch.image(), { minor: own.minor });
       runOk("losetup", "-d", c.persist());
       await c.detach(); // free already
     }),
@@ -547,7 +548,8 @@ describe("Attachment", onDevices, () => {
   it(
     "is not waited for a second time after its loop was closed",
     withScratch(async (scratch) => {
-      const a = await attach(scratch.image());
+      using own = new OwnDevice();
+      const a = await attach(scratch.image(), { minor: own.minor });
       const other = holdOpen(a.path);
       a.loop.close();
       await assertRejects(() => a.detach({ timeout: 10 }), LoopBusyError);
