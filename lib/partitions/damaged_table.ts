@@ -1,0 +1,10 @@
+/**
+ * There is a partition table, but it contradicts itself or the disk.
+ *
+ * The message says what is damaged, so that it can follow a colon: `primary GPT
+ * header at byte 512 does not match its checksum`.
+ */
+export class DamagedTable extends Error {
+  /** The name of the class. */
+  override readonly name: string = "DamagedTable";
+}

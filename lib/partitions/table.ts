@@ -1,0 +1,85 @@
+/** The partition table of a disk, whichever of the two it is. */
+import { isProtective, readBootRecord } from "./boot_record.ts";
+import type { ByteSource } from "./byte_source.ts";
+import { DamagedTable } from "./damaged_table.ts";
+import { findGpts, type Gpt, readEntries } from "./gpt.ts";
+import { readMbr } from "./mbr.ts";
+import type { TableEntry } from "./table_entry.ts";
+
+/** What is at the beginning of a partitioned disk. */
+export interface PartitionTable {
+  /** Which kind of table; a GPT with a hybrid MBR is a GPT. */
+  kind: "gpt" | "mbr";
+  /** The sector size that the table is for, in bytes. */
+  sectorSize: number;
+  /** The partitions, by number. */
+  partitions: TableEntry[];
+}
+
+/** How to read a table. */
+export interface TableOptions {
+  /**
+   * The sector size of the disk in bytes. Without it a GPT shows its own, and an
+   * MBR is read as one for 512.
+   */
+  sectorSize?: number;
+}
+
+/** The sector sizes that a GPT is looked for at. */
+const SECTOR_SIZES = [512, 1024, 2048, 4096];
+const MBR_SECTOR_SIZE = 512;
+
+/**
+ * Reads the partition table of a disk.
+ *
+ * @returns `undefined` when there is none: a file system without a table, zeros
+ * @throws {DamagedTable} when there is one that contradicts itself or the disk
+ */
+export function readTable(
+  source: ByteSource,
+  options: TableOptions = {},
+): PartitionTable | undefined {
+  const record = readBootRecord(source, 0);
+  if (record === undefined) return undefined;
+  if (isProtective(record)) {
+    const gpt = chooseGpt(source, options.sectorSize);
+    return {
+      kind: "gpt",
+      sectorSize: gpt.sectorSize,
+      partitions: readEntries(gpt, source.size),
+    };
+  }
+  const sectorSize = options.sectorSize ?? MBR_SECTOR_SIZE;
+  const partitions = readMbr(source, record, sectorSize);
+  return partitions && { kind: "mbr", sectorSize, partitions };
+}
+
+/**
+ * The sector size of the GPT of a disk; `undefined` when there is none, or several
+ * for different sizes. An MBR does not say for which size it is.
+ */
+export function probeSectorSize(source: ByteSource): number | undefined {
+  const record = readBootRecord(source, 0);
+  if (record === undefined || !isProtective(record)) return undefined;
+  const { tables } = findGpts(source, SECTOR_SIZES);
+  return tables.length === 1 ? tables[0]!.sectorSize : undefined;
+}
+
+function chooseGpt(source: ByteSource, sectorSize?: number): Gpt {
+  const sizes = sectorSize === undefined ? SECTOR_SIZES : [sectorSize];
+  const { tables, damage } = findGpts(source, sizes);
+  const [gpt, ...others] = tables;
+  if (gpt !== undefined && others.length === 0) return gpt;
+  if (gpt !== undefined) {
+    const found = tables.map((table) => table.sectorSize).join(" and ");
+    throw new DamagedTable(
+      `there are tables for different sector sizes: ${found} bytes`,
+    );
+  }
+  const actual = sectorSize === undefined ? undefined : probeSectorSize(source);
+  throw new DamagedTable(
+    actual === undefined
+      ? damage
+      : `the GPT is for sectors of ${actual} bytes, and the disk has ${sectorSize}`,
+  );
+}

@@ -1,0 +1,662 @@
+import {
+  assert,
+  assertEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { crc32 } from "../../lib/partitions/crc32.ts";
+import { DamagedTable } from "../../lib/partitions/damaged_table.ts";
+import {
+  probeSectorSize,
+  readTable,
+  type TableOptions,
+} from "../../lib/partitions/table.ts";
+import type { TableEntry } from "../../lib/partitions/table_entry.ts";
+import {
+  changeHeaders,
+  EFI_SYSTEM,
+  gptImage,
+  gptLayout,
+  type GptPartition,
+  type GptParts,
+  headerOf,
+  LINUX,
+  logicalParts,
+  mbrImage,
+  type MbrParts,
+  memory,
+  seal,
+  uuidOf,
+  viewOf,
+  writeBootRecord,
+  writeFatBootSector,
+} from "./partition_images.ts";
+
+const encoder = new TextEncoder();
+
+function read(
+  image: Uint8Array,
+  options?: TableOptions,
+): ReturnType<typeof readTable> {
+  return readTable(memory(image), options);
+}
+
+function partitionsOf(image: Uint8Array): TableEntry[] {
+  const table = read(image);
+  assert(table !== undefined, "there is no table");
+  return table.partitions;
+}
+
+/** What is wrong with a disk. */
+function damage(image: Uint8Array, options?: TableOptions): string {
+  return assertThrows(() => read(image, options), DamagedTable).message;
+}
+
+const TWO: GptPartition[] = [
+  { first: 64, last: 127, name: "böot 🐧", type: EFI_SYSTEM },
+  { first: 128, last: 200 },
+];
+
+/** What `TWO` is, by sector size. */
+function two(sectorSize: number): TableEntry[] {
+  return [
+    {
+      number: 1,
+      start: 64 * sectorSize,
+      size: 64 * sectorSize,
+      type: EFI_SYSTEM,
+      name: "böot 🐧",
+      uuid: uuidOf(1),
+    },
+    {
+      number: 2,
+      start: 128 * sectorSize,
+      size: 73 * sectorSize,
+      type: LINUX,
+      uuid: uuidOf(2),
+    },
+  ];
+}
+
+describe("crc32()", () => {
+  it("gives the check value of the catalogues", () => {
+    assertEquals(crc32(encoder.encode("123456789")), 0xcbf43926);
+    assertEquals(crc32(new Uint8Array()), 0);
+  });
+});
+
+describe("readTable() of disks without a table", () => {
+  it("gives undefined for nothing, too little, zeros and noise", () => {
+    for (const size of [0, 1, 511, 512, 4096, 1 << 20]) {
+      assertEquals(read(new Uint8Array(size)), undefined);
+      assertEquals(read(new Uint8Array(size).fill(0xa5)), undefined);
+    }
+  });
+
+  it("gives undefined for a GPT without a protective MBR", () => {
+    const image = gptImage({ partitions: TWO });
+    image.fill(0, 0, 512);
+    assertEquals(read(image), undefined);
+    assertEquals(probeSectorSize(memory(image)), undefined);
+  });
+
+  it("gives undefined for FAT, NTFS, exFAT and BitLocker", () => {
+    const fat = new Uint8Array(1 << 20);
+    writeFatBootSector(fat);
+    assertEquals(read(fat), undefined);
+    for (const name of ["NTFS    ", "EXFAT   ", "-FVE-FS-"]) {
+      const image = mbrImage();
+      image.set(encoder.encode(name), 3);
+      assertEquals(read(image), undefined, name);
+    }
+  });
+
+  it("gives undefined for FAT whose slots are boot code or the disk itself", () => {
+    const slots = [
+      { start: 0, count: 2048, type: 0x0c, bootFlag: 0x80 },
+      { start: 0x6f6f6f6f, count: 0x6f6f6f6f },
+      { start: 64, count: 64, bootFlag: 0x6f },
+    ];
+    for (const slot of slots) {
+      const image = mbrImage({ slots: [slot] });
+      writeFatBootSector(image);
+      assertEquals(read(image), undefined);
+    }
+  });
+
+  it("gives undefined for boot code where the boot flags are", () => {
+    for (const bootFlag of [1, 0x7f, 0x81, 0xff]) {
+      const slots = [undefined, { start: 64, count: 64, bootFlag }];
+      assertEquals(read(mbrImage({ slots })), undefined);
+    }
+  });
+});
+
+describe("readTable() of a GPT", () => {
+  for (const sectorSize of [512, 1024, 2048, 4096]) {
+    it(`reads one for sectors of ${sectorSize} bytes`, () => {
+      const image = gptImage({ sectorSize, size: 1 << 20, partitions: TWO });
+      const expected = {
+        kind: "gpt" as const,
+        sectorSize,
+        partitions: two(sectorSize),
+      };
+      assertEquals(read(image), expected);
+      assertEquals(read(image, { sectorSize }), expected);
+      assertEquals(probeSectorSize(memory(image)), sectorSize);
+    });
+  }
+
+  it("names the sector size when it is not that of the disk", () => {
+    const image = gptImage({ sectorSize: 4096, partitions: TWO });
+    assertEquals(
+      damage(image, { sectorSize: 512 }),
+      "the GPT is for sectors of 4096 bytes, and the disk has 512",
+    );
+  });
+
+  it("reads one without partitions", () => {
+    assertEquals(partitionsOf(gptImage()), []);
+  });
+
+  it("reads 4, 128, 256 and 1000 entries, of 128, 256 and 4096 bytes", () => {
+    for (const entryCount of [4, 128, 256, 1000]) {
+      for (const entrySize of [128, 256, 4096]) {
+        const parts: GptParts = { size: 16 << 20, entryCount, entrySize };
+        const first = gptLayout(parts).firstUsable;
+        const number = Math.min(entryCount, 255);
+        parts.partitions = [{ number, first, last: first }];
+        assertEquals(partitionsOf(gptImage(parts)), [{
+          number,
+          start: first * 512,
+          size: 512,
+          type: LINUX,
+          uuid: uuidOf(number),
+        }]);
+      }
+    }
+  });
+
+  it("reads 255 partitions, and refuses a partition 256 by its number", () => {
+    const parts: GptParts = { entryCount: 256 };
+    const first = gptLayout(parts).firstUsable;
+    const partitions = Array.from({ length: 256 }, (_, index) => ({
+      first: first + index,
+      last: first + index,
+    }));
+    const image = gptImage({ ...parts, partitions: partitions.slice(0, 255) });
+    assertEquals(
+      partitionsOf(image).map(({ number }) => number),
+      Array.from({ length: 255 }, (_, index) => index + 1),
+    );
+    assertStringIncludes(
+      damage(gptImage({ ...parts, partitions })),
+      "partition 256",
+    );
+  });
+
+  it("keeps the numbers of entries between empty ones", () => {
+    const partitions = [
+      { number: 7, first: 300, last: 300 },
+      { number: 3, first: 400, last: 400 },
+    ];
+    assertEquals(
+      partitionsOf(gptImage({ partitions })).map(({ number, start }) => [
+        number,
+        start / 512,
+      ]),
+      [[3, 400], [7, 300]],
+    );
+  });
+
+  it("reads names up to NUL, and half surrogate pairs as U+FFFD", () => {
+    const names: [string | number[], string | undefined][] = [
+      ["x".repeat(36), "x".repeat(36)],
+      ["ab\0cd", "ab"],
+      ["\0cd", undefined],
+      ["\ufeffa", "\ufeffa"],
+      [[0x61, 0xd83d, 0x62], "a\ufffdb"],
+      [[0xdc27, 0x61], "\ufffda"],
+      [[...Array(35).fill(0x61), 0xd83d], "a".repeat(35) + "\ufffd"],
+      ["\n\x1b\x7f", "\n\x1b\x7f"],
+    ];
+    for (const [name, expected] of names) {
+      const image = gptImage({ partitions: [{ first: 64, last: 64, name }] });
+      assertEquals(partitionsOf(image)[0]!.name, expected);
+    }
+  });
+
+  it("wins over the other slots of a hybrid MBR", () => {
+    const image = gptImage({ partitions: TWO });
+    writeBootRecord(image, 0, [
+      { start: 64, count: 64, bootFlag: 0x80 },
+      { type: 0xee, start: 1, count: 63 },
+      { start: 0x70000000, count: 64, bootFlag: 0x33 },
+    ]);
+    assertEquals(partitionsOf(image), two(512));
+  });
+
+  it("reads a disk that grew, or has a part of a sector at the end", () => {
+    for (const more of [1, 511, 512, 100000]) {
+      const image = gptImage({ partitions: TWO });
+      const grown = new Uint8Array(image.length + more);
+      grown.set(image);
+      assertEquals(partitionsOf(grown), two(512));
+    }
+  });
+});
+
+describe("readTable() of a GPT with a damaged copy", () => {
+  const faults: [string, (image: Uint8Array, header: DataView) => void][] = [
+    ["no signature", (_, header) => header.setUint8(0, 0)],
+    ["does not match its checksum", (_, header) => header.setUint8(57, 1)],
+    [
+      "entries that do not match their checksum",
+      (image, header) => {
+        image[Number(header.getBigUint64(72, true)) * 512 + 60]! ^= 1;
+      },
+    ],
+  ];
+  for (const [fault, spoil] of faults) {
+    it(`uses the other one: ${fault}`, () => {
+      for (const sector of [1, 2047]) {
+        const image = gptImage({ partitions: TWO });
+        spoil(image, headerOf(image, 512, sector));
+        assertEquals(partitionsOf(image), two(512));
+        assertEquals(probeSectorSize(memory(image)), 512);
+      }
+    });
+
+    it(`says what both have: ${fault}`, () => {
+      const image = gptImage({ partitions: TWO });
+      const header = headerOf(image, 512, 1);
+      spoil(image, header);
+      if (fault === "no signature") header.setUint8(57, 1);
+      const backup = headerOf(image, 512, 2047);
+      backup.setUint32(16, 7, true);
+      const message = damage(image);
+      assertStringIncludes(message, `at byte 512 `);
+      assertStringIncludes(message, fault);
+      assertStringIncludes(
+        message,
+        "backup header at byte 1048064 does not match its checksum",
+      );
+      assertEquals(probeSectorSize(memory(image)), undefined);
+    });
+  }
+
+  const sane: [string, (header: DataView) => void][] = [
+    ["revision 0x20000", (header) => header.setUint32(8, 0x20000, true)],
+    ["has 91 bytes", (header) => header.setUint32(12, 91, true)],
+    ["has 513 bytes", (header) => header.setUint32(12, 513, true)],
+    ["sector 5", (header) => header.setBigUint64(24, 5n, true)],
+    ["0 to 2014", (header) => header.setBigUint64(40, 0n, true)],
+    ["2015 to 2014", (header) => header.setBigUint64(40, 2015n, true)],
+    ["entry has 0 bytes", (header) => header.setUint32(84, 0, true)],
+    ["entry has 64 bytes", (header) => header.setUint32(84, 64, true)],
+    ["entry has 384 bytes", (header) => header.setUint32(84, 384, true)],
+    ["are 0 entries", (header) => header.setUint32(80, 0, true)],
+    ["are 32769 entries", (header) => header.setUint32(80, 32769, true)],
+    [
+      "are 4294967295 entries of 2147483648 bytes",
+      (header) => {
+        header.setUint32(80, 0xffffffff, true);
+        header.setUint32(84, 0x80000000, true);
+      },
+    ],
+    ["outside the disk", (header) => header.setBigUint64(72, 2040n, true)],
+    [
+      "outside the disk",
+      (header) => header.setBigUint64(72, 2n ** 64n - 1n, true),
+    ],
+  ];
+  for (const [fault, change] of sane) {
+    it(`refuses a header whose checksum is right: ${fault}`, () => {
+      const image = gptImage({ partitions: TWO });
+      changeHeaders(image, 512, change);
+      assertStringIncludes(damage(image), fault);
+      // One sane copy is enough.
+      const half = gptImage({ partitions: TWO });
+      change(headerOf(half, 512, 1));
+      seal(half, 512, 1);
+      assertEquals(partitionsOf(half), two(512));
+    });
+  }
+
+  it("finds the backup where the damaged primary says, on a disk that grew", () => {
+    const image = new Uint8Array(2 << 20);
+    image.set(gptImage({ partitions: TWO }));
+    headerOf(image, 512, 1).setUint8(57, 1);
+    assertEquals(partitionsOf(image), two(512));
+    headerOf(image, 512, 1).setUint8(0, 0);
+    assertStringIncludes(damage(image), "announces a GPT");
+  });
+
+  it("refuses a protective MBR alone", () => {
+    for (const size of [512, 1024, 4096, 1 << 20]) {
+      const slots = [{ type: 0xee, start: 1, count: 0xffffffff }];
+      const message = damage(mbrImage({ size, slots }));
+      assertStringIncludes(message, "announces a GPT");
+    }
+  });
+
+  it("refuses tables for two sector sizes unless it is told which", () => {
+    const image = gptImage({ partitions: TWO, entryCount: 4 });
+    const other = gptImage({ sectorSize: 4096, partitions: TWO });
+    image.set(other.subarray(4096, 8 * 4096), 4096);
+    assertStringIncludes(damage(image), "512 and 4096");
+    assertEquals(probeSectorSize(memory(image)), undefined);
+    assertEquals(
+      read(image, { sectorSize: 4096 })?.partitions,
+      two(4096),
+    );
+    assertEquals(read(image, { sectorSize: 512 })?.partitions, two(512));
+  });
+
+  it("prefers a primary to the backup of an earlier table", () => {
+    const earlier = gptImage({ sectorSize: 4096 });
+    const image = new Uint8Array((1 << 20) + 4096);
+    image.set(earlier.subarray(-4096), 1 << 20);
+    image.set(gptImage({ partitions: TWO }));
+    assertEquals(partitionsOf(image), two(512));
+  });
+});
+
+describe("readTable() of a GPT with impossible partitions", () => {
+  const { firstUsable, lastUsable } = gptLayout();
+  const cases: [string, GptPartition[]][] = [
+    ["partition 1 (sectors 33 to 40) lies outside the usable", [
+      { first: firstUsable - 1, last: 40 },
+    ]],
+    ["partition 4 (sectors 40 to 2015) lies outside the usable", [
+      { number: 4, first: 40, last: lastUsable + 1 },
+    ]],
+    ["partition 1 (sectors 40 to 2048) lies outside the disk", [
+      { first: 40, last: 2048 },
+    ]],
+    ["partition 1 (sectors 41 to 40) ends before it begins", [
+      { first: 41, last: 40 },
+    ]],
+    ["partition 2 (sectors 50 to 60) and partition 1 (sectors 60 to 70)", [
+      { first: 60, last: 70 },
+      { first: 50, last: 60 },
+    ]],
+    ["partition 1 (sectors 40 to 90) and partition 2 (sector 50)", [
+      { first: 40, last: 90 },
+      { first: 50, last: 50 },
+    ]],
+  ];
+  for (const [message, partitions] of cases) {
+    it(`refuses: ${message}`, () => {
+      assertStringIncludes(damage(gptImage({ partitions })), message);
+    });
+  }
+
+  it("refuses sectors that are no safe integers, exactly", () => {
+    const image = gptImage({ partitions: TWO });
+    for (const sector of [2, 2047 - 32]) {
+      viewOf(image, sector * 512).setBigUint64(40, 2n ** 64n - 1n, true);
+    }
+    seal(image, 512, 1);
+    assertStringIncludes(damage(image), "64 to 18446744073709551615");
+  });
+
+  it("names the partition that a truncated disk lacks", () => {
+    const image = gptImage({ partitions: TWO }).slice(0, 150 * 512);
+    assertEquals(
+      damage(image),
+      "partition 2 (sectors 128 to 200) lies outside the disk, which has 150 sectors of 512 bytes",
+    );
+  });
+
+  it("refuses a truncated disk that has all partitions", () => {
+    const image = gptImage({ partitions: TWO }).slice(0, 1024 * 512);
+    assertStringIncludes(damage(image), "the GPT is for a larger disk");
+    assertStringIncludes(damage(image), "2014");
+  });
+});
+
+describe("readTable() of an MBR", () => {
+  it("reads primary and logical partitions", () => {
+    for (const sectorSize of [512, 4096]) {
+      const parts: MbrParts = {
+        ...logicalParts(),
+        size: 8 << 20,
+        sectorSize,
+      };
+      const rows: [number, number, number, string, true?][] = [
+        [1, 64, 64, "0x83"],
+        [2, 128, 64, "0xc"],
+        [3, 256, 1024, "0x5", true],
+        [5, 264, 100, "0x83"],
+        [6, 520, 200, "0x82"],
+        [7, 769, 255, "0xc"],
+      ];
+      assertEquals(read(mbrImage(parts), { sectorSize }), {
+        kind: "mbr",
+        sectorSize,
+        partitions: rows.map(([number, start, count, type, isContainer]) => ({
+          number,
+          start: start * sectorSize,
+          size: count * sectorSize,
+          type,
+          uuid: `1234abcd-0${number}`,
+          ...(isContainer && { isContainer }),
+        })),
+      });
+      assertEquals(probeSectorSize(memory(mbrImage(parts))), undefined);
+    }
+  });
+
+  it("reads one without partitions", () => {
+    assertEquals(read(mbrImage()), {
+      kind: "mbr",
+      sectorSize: 512,
+      partitions: [],
+    });
+  });
+
+  it("has no uuids on a disk without an id", () => {
+    const slots = [{ start: 64, count: 64 }];
+    assertEquals(partitionsOf(mbrImage({ diskId: 0, slots })), [
+      { number: 1, start: 32768, size: 32768, type: "0x83" },
+    ]);
+  });
+
+  it("skips slots of size or type 0, and keeps the numbers", () => {
+    const slots = [
+      { start: 64, count: 0 },
+      { start: 0, count: 2048, type: 0 },
+      { start: 0xffffffff, count: 0xffffffff, type: 0 },
+      { start: 128, count: 64 },
+    ];
+    assertEquals(
+      partitionsOf(mbrImage({ slots })).map(({ number }) => number),
+      [4],
+    );
+  });
+
+  it("reads one that was written over a FAT file system", () => {
+    const image = mbrImage({ slots: [{ start: 64, count: 64 }] });
+    writeFatBootSector(image);
+    assertEquals(partitionsOf(image).length, 1);
+  });
+
+  it("reads the containers of DOS, Windows and Linux", () => {
+    for (const type of [0x05, 0x0f, 0x85]) {
+      const parts = logicalParts();
+      parts.slots![2]!.type = type;
+      for (const { slots } of parts.records!) {
+        if (slots[1] !== undefined) slots[1].type = type;
+      }
+      assertEquals(partitionsOf(mbrImage(parts)).length, 6);
+    }
+  });
+
+  it("numbers logical partitions in the order of the chain, without gaps", () => {
+    const parts = logicalParts();
+    const [first, second, third] = parts.records!;
+    // 256 → 768 → 512, and the partition of 768 deleted.
+    first!.slots[1]!.start = 512;
+    third!.slots = [undefined, { start: 256, count: 256, type: 5 }];
+    second!.slots.length = 1;
+    assertEquals(
+      partitionsOf(mbrImage(parts)).slice(3)
+        .map(({ number, start }) => [number, start / 512]),
+      [[5, 264], [6, 520]],
+    );
+  });
+
+  it("takes the slots of an extended boot record in either order", () => {
+    const parts = logicalParts();
+    parts.records![0]!.slots.reverse();
+    parts.records![0]!.slots.push({ start: 7, count: 7 }); // garbage
+    assertEquals(partitionsOf(mbrImage(parts)).length, 6);
+  });
+
+  it("keeps the number of a logical partition of type 0 free", () => {
+    const parts = logicalParts();
+    parts.records![0]!.slots[0]!.type = 0;
+    assertEquals(
+      partitionsOf(mbrImage(parts)).map(({ number }) => number),
+      [1, 2, 3, 6, 7],
+    );
+  });
+
+  it("reads an extended partition without logical ones", () => {
+    const parts = logicalParts();
+    parts.records = [{ sector: 256, slots: [] }];
+    assertEquals(partitionsOf(mbrImage(parts)).length, 3);
+  });
+
+  it("numbers through two extended partitions", () => {
+    const image = mbrImage({
+      slots: [
+        { start: 100, count: 100, type: 5 },
+        { start: 200, count: 100, type: 0x0f },
+      ],
+      records: [
+        { sector: 100, slots: [{ start: 1, count: 9 }] },
+        { sector: 200, slots: [{ start: 1, count: 9 }] },
+      ],
+    });
+    assertEquals(
+      partitionsOf(image).map(({ number, start }) => [number, start / 512]),
+      [[1, 100], [2, 200], [5, 101], [6, 201]],
+    );
+  });
+
+  it("reads as many logical partitions as Linux can show, and refuses one more", () => {
+    for (const count of [251, 252]) {
+      const records = Array.from({ length: count }, (_, index) => ({
+        sector: 256 + 2 * index,
+        slots: [
+          { start: 1, count: 1 },
+          index + 1 < count
+            ? { start: 2 * index + 2, count: 2, type: 5 }
+            : undefined,
+        ],
+      }));
+      const slots = [{ start: 256, count: 1024, type: 5 }];
+      const image = mbrImage({ slots, records });
+      if (count === 251) assertEquals(partitionsOf(image).at(-1)?.number, 255);
+      else assertStringIncludes(damage(image), "partition 256");
+    }
+  });
+});
+
+describe("readTable() of a damaged MBR", () => {
+  const cases: [string, (parts: MbrParts) => void][] = [
+    ["partition 2 (sectors 2000 to 2063) lies outside the disk", (parts) => {
+      parts.slots![1] = { start: 2000, count: 64 };
+    }],
+    ["partition 1 (sectors 4294967295 to 8589934589) lies outside", (parts) => {
+      parts.slots![0] = { start: 0xffffffff, count: 0xffffffff };
+    }],
+    ["partition 1 (sectors 64 to 128) and partition 2 (sectors", (parts) => {
+      parts.slots![0]!.count = 65;
+    }],
+    ["partition 3 (sectors 191 to 1214) overlap", (parts) => {
+      parts.slots![2]!.start = 191;
+    }],
+    ["extended boot record (sector 256) comes twice", (parts) => {
+      parts.records![2]!.slots[1] = { start: 0, count: 1, type: 5 };
+    }],
+    ["extended boot record (sector 512) comes twice", (parts) => {
+      parts.records![1]!.slots[1]!.start = 256;
+    }],
+    ["(sector 1280) lies outside the extended", (parts) => {
+      parts.records![1]!.slots[1]!.start = 1024;
+    }],
+    ["(sector 700) has no signature", (parts) => {
+      parts.records![1]!.slots[1]!.start = 444;
+    }],
+    ["(sector 256) has no signature", (parts) => {
+      parts.records!.shift();
+    }],
+    ["(sector 256) holds two partitions", (parts) => {
+      parts.records![0]!.slots[1]!.type = 0x83;
+    }],
+    ["(sector 256) holds two links", (parts) => {
+      parts.records![0]!.slots[0]!.type = 0x05;
+    }],
+    ["partition 7 (sectors 769 to 1280) lies outside the extended", (parts) => {
+      parts.records![2]!.slots[0]!.count = 512;
+    }],
+    ["partition 5 (sectors 264 to 520)", (parts) => {
+      parts.records![0]!.slots[0]!.count = 257;
+    }],
+    ["partition 5 (sectors 264 to 512)", (parts) => {
+      parts.records![0]!.slots[0]!.count = 249;
+    }],
+    ["partition 5 (sectors 256 to 355) overlap", (parts) => {
+      parts.records![0]!.slots[0]!.start = 0;
+    }],
+  ];
+  for (const [message, spoil] of cases) {
+    it(`says: ${message}`, () => {
+      const parts = logicalParts();
+      spoil(parts);
+      assertStringIncludes(damage(mbrImage(parts)), message);
+    });
+  }
+
+  it("ends a chain of empty records", () => {
+    const count = 1500;
+    const records = Array.from({ length: count }, (_, index) => ({
+      sector: 256 + index,
+      slots: [undefined, { start: index + 1, count: 1, type: 5 }],
+    }));
+    const slots = [{ start: 256, count: 1700, type: 5 }];
+    assertStringIncludes(damage(mbrImage({ slots, records })), "more than");
+  });
+});
+
+describe("readTable() of a source that ends early", () => {
+  it("takes what cannot be read as damaged", () => {
+    const image = gptImage({ partitions: TWO });
+    const whole = memory(image);
+    const source = {
+      size: image.length,
+      read(offset: number, length: number): Uint8Array {
+        const bytes = whole.read(offset, length);
+        return length > 512 ? bytes.slice(0, -1) : bytes;
+      },
+    };
+    assertThrows(() => readTable(source), DamagedTable, "outside the disk");
+  });
+
+  it("reads disks of every small size", () => {
+    const image = gptImage({ partitions: TWO });
+    for (let size = 0; size < 20000; size += 128) {
+      const cut = image.slice(0, size);
+      if (size < 512) assertEquals(read(cut), undefined);
+      else assertThrows(() => read(cut), DamagedTable);
+      assertEquals(
+        probeSectorSize(memory(cut)),
+        size < 17408 ? undefined : 512,
+      );
+    }
+  });
+});
