@@ -56,6 +56,11 @@ export {
 } from "./lib/loop.ts";
 export { LoopControl, type LoopControlOptions } from "./lib/loop_control.ts";
 export {
+  type Partition,
+  partitions,
+  type PartitionsOptions,
+} from "./lib/partitions/partitions.ts";
+export {
   LO_FLAGS_AUTOCLEAR,
   LO_FLAGS_DIRECT_IO,
   LO_FLAGS_PARTSCAN,

@@ -1,7 +1,7 @@
 /** Attaching: a file becomes a device that is what was asked for, or nothing stays. */
 import { bindAny, bindThis } from "./allocation.ts";
 import { checkMinor, checkOptions, checkSignal } from "./arguments.ts";
-import { openBacking } from "./backing.ts";
+import { type Backing, openBacking } from "./backing.ts";
 import {
   type BackingFile,
   checkDetachOptions,
@@ -25,13 +25,24 @@ import {
 } from "./loop.ts";
 import { isBound } from "./loop_sysfs.ts";
 import { lockRange, refuseOverlap } from "./overlap.ts";
+import {
+  checkPartitionsOptions,
+  type Partition,
+  type PartitionsOptions,
+} from "./partitions/partitions.ts";
 import { removeStalePartitions } from "./stale_partitions.ts";
 import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
 import { writeBack } from "./sys/libc.ts";
-import { verify } from "./verification.ts";
+import { LO_FLAGS_PARTSCAN, type LoopConfig } from "./sys/loop_uapi.ts";
+import { deviceSize, verify } from "./verification.ts";
 
 /** How {@linkcode attach} attaches. Sizes and offsets are bytes. */
-export interface AttachOptions extends ConfigureOptions {
+export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
+  /**
+   * The logical block size, as for {@linkcode Loop.configure}; or `"probe"`: that of the
+   * GPT in the file, and the kernel's default where there is none.
+   */
+  blockSize?: number | "probe" | undefined;
   /**
    * The kernel detaches at the last close, also when the process is killed.
    *
@@ -106,7 +117,12 @@ export async function attach(
     ? undefined
     : checkMinor(options.minor);
   const refusesOverlap = checkOverlap(options.overlap) === "refuse";
-  const wanted = { ...options, autoclear: options.autoclear ?? true };
+  const probes = options.blockSize === "probe";
+  const wanted: ConfigureOptions = {
+    ...options,
+    autoclear: options.autoclear ?? true,
+    blockSize: options.blockSize === "probe" ? undefined : options.blockSize,
+  };
   const config = encodeOptions(wanted);
   signal?.throwIfAborted();
 
@@ -122,7 +138,14 @@ export async function attach(
     lockRange(claim);
     refuseOverlap(claim, undefined);
   }
+  if (probes) {
+    wanted.blockSize = await probeBlockSize(backing, config);
+    config.blockSize = wanted.blockSize ?? 0;
+  }
   config.fd = backing.fd;
+  // Scanning is the second step: in one, it races with udev, and partitions that have
+  // appeared vanish again.
+  config.info.flags &= ~LO_FLAGS_PARTSCAN;
   const tryDevice = (minor: number): BoundLoop => {
     const loop = new BoundLoop(minor, { readOnly });
     try {
@@ -138,6 +161,7 @@ export async function attach(
     ? await bindAny(tryDevice, backing.name, signal)
     : bindThis(tryDevice, minor);
   try {
+    if (wanted.partscan) loop.setStatus({ partscan: true });
     loop.remember(verify(loop, wanted, config, backing));
     // Who does not lock may have attached it since we looked.
     if (refusesOverlap) refuseOverlap(claim, loop);
@@ -213,6 +237,30 @@ export class Attachment implements AsyncDisposable {
   /** The logical block size in bytes, read from the device at each access. */
   get blockSize(): number {
     return this.#loop.getBlockSize();
+  }
+
+  /**
+   * Makes the partitions of the device appear, and tells what they are: as
+   * {@linkcode partitions}.
+   *
+   * @throws {LoopError} `EUCLEAN` when the table is damaged; `ETIMEDOUT` when a node
+   * does not appear in time
+   *
+   * @example
+   * ```ts
+   * import { attach, openMemory } from "@loopdev/loopdev";
+   *
+   * using memory = openMemory(1 << 20);
+   * await using device = await attach(memory, { partscan: true });
+   * for (const { path, size } of await device.partitions()) {
+   *   console.log(path, size);
+   * }
+   * ```
+   */
+  async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
+    const waiting = checkPartitionsOptions(options);
+    const { showPartitions } = await import("./partitions/show.ts");
+    return await showPartitions(this.#loop, waiting);
   }
 
   /**
@@ -336,6 +384,23 @@ export class Attachment implements AsyncDisposable {
     if (this.#released === undefined) return await this.detach();
     await this.#released.catch(() => {}); // reported by the detach() that began it
   }
+}
+
+/** The sector size of the GPT in the part of the file that will be the device. */
+async function probeBlockSize(
+  backing: Backing,
+  { info }: LoopConfig,
+): Promise<number | undefined> {
+  const [{ probeSectorSize }, { DescriptorSource }] = await Promise.all([
+    import("./partitions/table.ts"),
+    import("./partitions/descriptor_source.ts"),
+  ]);
+  using reader = backing.openForReading();
+  const range = {
+    start: Number(info.offset),
+    size: Number(deviceSize(backing.size, info)),
+  };
+  return probeSectorSize(new DescriptorSource(reader.fd, range, backing.name));
 }
 
 /** A device that a file was attached to by us. */

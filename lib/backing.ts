@@ -51,29 +51,36 @@ export class Backing implements Disposable {
     return this.#isBlockDevice ? this.#deviceSize() : this.#examine().size;
   }
 
-  /** Another open file description of the same file. */
+  /** Another open file description of the same file, for us alone. */
   reopen(): Backing {
-    const action = `Cannot open ${this.name} again`;
     const flags = check(openFlags(this.fd), () => ({
-      action,
+      action: `Cannot open ${this.name} again`,
       operation: "fcntl",
     }));
-    const descriptor = new FileDescriptor(
-      check(
-        openAt(
-          AT_FDCWD,
-          cString(`/proc/self/fd/${this.fd}`),
-          flags & (O_ACCMODE | O_DIRECT),
-        ),
-        () => ({ action, operation: "open" }),
-      ),
-    );
+    const descriptor = this.#openAgain(flags & (O_ACCMODE | O_DIRECT));
     try {
       return new Backing(descriptor.fd, this.name, descriptor);
     } catch (error) {
       descriptor.close();
       throw error;
     }
+  }
+
+  /** A descriptor to read the file with, through the page cache. */
+  openForReading(): FileDescriptor {
+    return this.#openAgain(O_RDONLY);
+  }
+
+  #openAgain(flags: number): FileDescriptor {
+    return new FileDescriptor(
+      check(
+        openAt(AT_FDCWD, cString(`/proc/self/fd/${this.fd}`), flags),
+        () => ({
+          action: `Cannot open ${this.name} again`,
+          operation: "open",
+        }),
+      ),
+    );
   }
 
   get #isBlockDevice(): boolean {

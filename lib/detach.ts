@@ -119,16 +119,17 @@ export async function detachBinding(
   options: DetachOptions,
 ): Promise<void> {
   const waiting = checkDetachOptions(options);
-  using loop = openBound(device, backing);
+  using loop = openBound(device, "detach", backing);
   const released = await release(loop);
   if (!waiting.lazy) await untilFree(released, waiting);
   if (released.failure !== undefined) throw released.failure;
 }
 
 /** Opens a device to which a file is attached, and the right one. */
-function openBound(
+export function openBound(
   device: DeviceRef,
-  backing: BackingFile | undefined,
+  action: string,
+  backing?: BackingFile,
 ): Loop {
   const expected = sequenceIn(device);
   // For reading: that a device was open for writing makes udev look at it again.
@@ -136,14 +137,14 @@ function openBound(
     ? Loop.open(device, { readOnly: true })
     : new Loop(minorOf(device), { readOnly: true });
   try {
-    const info = boundInfo(loop);
+    const info = boundInfo(loop, action);
     const actual = sequenceOf(loop);
     if (expected !== undefined && actual !== undefined) {
-      if (actual !== expected) throw recycled("detach", loop.path);
+      if (actual !== expected) throw recycled(action, loop.path);
     } else if (backing !== undefined) {
       const isSame = info.device === backing.device &&
         info.inode === backing.inode;
-      if (!isSame) throw recycled("detach", loop.path);
+      if (!isSame) throw recycled(action, loop.path);
     }
     return loop;
   } catch (error) {
@@ -152,12 +153,12 @@ function openBound(
   }
 }
 
-function boundInfo(loop: Loop): LoopInfo64 {
+function boundInfo(loop: Loop, action: string): LoopInfo64 {
   try {
     return loop.getInfo();
   } catch (error) {
     if (!isErrno(error, ENXIO)) throw error;
-    throw new LoopError(`Cannot detach ${quote(loop.path)}`, {
+    throw new LoopError(`Cannot ${action} ${quote(loop.path)}`, {
       errno: ENXIO,
       operation: "LOOP_GET_STATUS64",
       path: loop.path,

@@ -13,6 +13,9 @@ export const LOOP_MAJOR = 7;
 /** What a read says of a device that was detached or removed meanwhile. */
 export const GONE: readonly number[] = [ENOENT, ENODEV, ENXIO];
 
+/** A sector of sizes in sysfs, whatever the block size is. */
+const SECTOR = 512;
+
 /** Throws an error number, unless it is one of those that mean something to the caller. */
 export function throwUnless(
   known: readonly number[],
@@ -83,6 +86,25 @@ export function partitionsOf(minor: number): KernelPartition[] {
     }))
     .filter(({ number }) => !Number.isNaN(number))
     .sort((a, b) => a.number - b.number);
+}
+
+/** Where a partition is on the disk, in bytes; `undefined` when it has gone. */
+export function extentOf(
+  minor: number,
+  { name }: KernelPartition,
+): { start: number; size: number } | undefined {
+  const sectors = (attribute: string): number | undefined => {
+    const path = `${BLOCK}/loop${minor}/${name}/${attribute}`;
+    const text = readText(path);
+    if (typeof text === "string") return Number(text) * SECTOR;
+    throwUnless(GONE, text, path);
+    return undefined;
+  };
+  const start = sectors("start");
+  const size = sectors("size");
+  return start === undefined || size === undefined
+    ? undefined
+    : { start, size };
 }
 
 /** The device number of a partition, as `st_rdev` has it; `undefined` when it has gone. */

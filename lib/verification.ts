@@ -52,10 +52,10 @@ export function verify(
   expect("block size", wanted.blockSize, loop.getBlockSize());
 
   const size = BigInt(loop.getSize());
-  const first = deviceSize(backing.size, config);
+  const first = deviceSize(backing.size, config.info);
   if (size !== first) {
     // The file may have grown or shrunk before or after the kernel looked.
-    const last = deviceSize(backing.currentSize(), config);
+    const last = deviceSize(backing.currentSize(), config.info);
     const [least, most] = first < last ? [first, last] : [last, first];
     if (size < least || size > most) throw mismatch("size", last, size);
   }
@@ -84,9 +84,12 @@ function whyDirectIo(
 }
 
 /** How large a device over a file of that size is: whole sectors of what is left behind the offset. */
-function deviceSize(fileSize: bigint, { info }: LoopConfig): bigint {
-  let size = fileSize > info.offset ? fileSize - info.offset : 0n;
-  if (info.sizelimit !== 0n && info.sizelimit < size) size = info.sizelimit;
+export function deviceSize(
+  fileSize: bigint,
+  { offset, sizelimit }: { offset: bigint; sizelimit: bigint },
+): bigint {
+  let size = fileSize > offset ? fileSize - offset : 0n;
+  if (sizelimit !== 0n && sizelimit < size) size = sizelimit;
   return size & ~511n;
 }
 

@@ -42,7 +42,8 @@ export const ATTACH_OPTIONS = {
 /** What their help says of them. */
 export const ATTACH_HELP = `  -o, --offset SIZE        begin there in the file
       --sizelimit SIZE     at most so large
-  -b, --sector-size SIZE   logical block size: 512, 1024, 2048, 4096 ...
+  -b, --sector-size SIZE   logical block size: 512, 1024, 2048, 4096 ...; or probe:
+                           that of the partition table in the file
   -r, --read-only          nobody can write through the device
   -P, --partscan           have the kernel look for partitions
       --direct-io          bypass the page cache of the file; fails where it cannot
@@ -124,7 +125,7 @@ export function attachOptions(
   const configuration = {
     offset: optionalSize(given, "offset"),
     sizelimit: optionalSize(given, "sizelimit"),
-    blockSize: sectorSize === undefined
+    blockSize: sectorSize === undefined || sectorSize === PROBE
       ? undefined
       : Number(parseSize(sectorSize, "sector size")),
     readOnly: given.flag("read-only"),
@@ -136,11 +137,13 @@ export function attachOptions(
   asUsage(() => encodeOptions(configuration));
   return {
     ...configuration,
+    ...(sectorSize === PROBE && { blockSize: PROBE }),
     overlap: given.flag("nooverlap") ? "refuse" : "allow",
     minor: device === undefined ? undefined : parseDeviceNumber(device),
   };
 }
 
+const PROBE = "probe";
 const SECTOR = 512n;
 
 /** What the device leaves out of the file, where the user may not have meant that. */

@@ -24,6 +24,7 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   set: () => import("./set.ts"),
   swap: () => import("./swap.ts"),
   resize: () => import("./resize.ts"),
+  partitions: () => import("./partitions.ts"),
   add: () => import("./add.ts"),
   remove: () => import("./remove.ts"),
   mknod: () => import("./mknod.ts"),
@@ -52,6 +53,7 @@ Commands:
   set DEV            change a live device
   swap DEV FILE      exchange the file of a read-only device
   resize DEV         take over the present size of the file
+  partitions DEV     make partitions appear; list them
   add [N]            add a device
   remove [N]         remove a device that nobody uses
   mknod DEV DIR      make a node of a device in a directory

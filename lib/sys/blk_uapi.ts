@@ -19,12 +19,23 @@ export const BLKGETDISKSEQ = 0x80081280;
 /** Adds, resizes or removes a partition. Argument: `struct blkpg_ioctl_arg *`. */
 export const BLKPG = 0x1269;
 
-/** `BLKPG_DEL_PARTITION`, linux/blkpg.h. */
+// linux/blkpg.h
+const BLKPG_ADD_PARTITION = 1;
 const BLKPG_DEL_PARTITION = 2;
 
 /** `struct blkpg_partition`. The kernel gets its address, so it lives as long as the program. */
 const partition = new Uint8Array(152);
 const partitionView = new DataView(partition.buffer);
+
+/** `BLKPG` with `BLKPG_ADD_PARTITION`: adds a partition. Start and size are bytes. */
+export function addPartition(
+  fd: number,
+  { number, start, size }: { number: number; start: number; size: number },
+): number {
+  partitionView.setBigInt64(0, BigInt(start), true); // start
+  partitionView.setBigInt64(8, BigInt(size), true); // length
+  return blkpg(fd, BLKPG_ADD_PARTITION, number);
+}
 
 /** `BLKPG` with `BLKPG_DEL_PARTITION`: removes a partition. */
 export function deletePartition(fd: number, number: number): number {

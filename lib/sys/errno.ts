@@ -25,7 +25,9 @@ export const ENAMETOOLONG = 36;
 export const ENOSYS = 38;
 export const ELOOP = 40;
 export const ENOTCONN = 107;
+export const ETIMEDOUT = 110;
 export const ESTALE = 116;
+export const EUCLEAN = 117;
 
 type Row = readonly [number: number, name: string, message: string];
 

@@ -322,9 +322,10 @@ describe("loopdev", onDevices, () => {
   it(
     "changes, swaps and resizes a live device",
     withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { path: device, name } = own;
       const path = scratch.image(8 * MiB);
-      const device = cli("attach", path).stdout.trim();
-      const name = device.replace("/dev/", "");
+      assertEquals(cli("attach", "--device", device, path).code, 0);
       const set = (...args: string[]) =>
         assertEquals(cli("set", device, ...args), {
           code: 0,
@@ -453,7 +454,7 @@ describe("loopdev", onDevices, () => {
     const bare = (...args: string[]) =>
       run(Deno.execPath(), "run", "-q", "--no-prompt", CLI, ...args);
     const commands =
-      "attach run detach list find show set swap resize add remove mknod"
+      "attach run detach list find show set swap resize partitions add remove mknod"
         .split(" ");
     const help = bare("--help");
     assertEquals([help.code, help.stderr], [0, ""]);

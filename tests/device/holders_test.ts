@@ -1,6 +1,7 @@
 import {
   attach,
   detach,
+  type Holder,
   holders,
   Loop,
   LoopBusyError,
@@ -33,6 +34,11 @@ const MiB = 1 << 20;
 /** The holders in words. */
 function describeAll(device: string): string[] {
   return holders(device).map((holder) => describeHolder(holder, device));
+}
+
+/** Without the processes that look at all devices, as other tests do. */
+function lasting(found: Holder[]): Holder[] {
+  return found.filter(({ kind }) => kind !== "process");
 }
 
 /** A process that is there, and has done what it was told, until this is disposed of. */
@@ -71,9 +77,9 @@ describe("holders()", onDevices, () => {
     "finds nobody on a device that nobody uses",
     withScratch((scratch) => {
       using own = new OwnDevice();
-      assertEquals(holders(own.path), []);
+      assertEquals(lasting(holders(own.path)), []);
       runOk("losetup", own.path, scratch.image());
-      assertEquals(holders(own.minor), []);
+      assertEquals(lasting(holders(own.minor)), []);
     }),
   );
 
@@ -121,15 +127,15 @@ describe("holders()", onDevices, () => {
         await using process = await Background.start(
           `exec unshare --mount --propagation private bash -c "mount ${device} '${there}'; echo; read"`,
         );
-        assertEquals(holders(device), [
+        assertEquals(lasting(holders(device)), [
           { kind: "mount", device, target: here },
           { kind: "mount", device, target: there },
         ]);
         assert(process.pid > 0);
-        assertEquals(describeAll(device)[0], `mounted on ${here}`);
+        assert(describeAll(device).includes(`mounted on ${here}`));
       }
       mount[Symbol.dispose]();
-      assertEquals(holders(device), []);
+      assertEquals(lasting(holders(device)), []);
       await detach(device);
     }),
   );
@@ -142,12 +148,12 @@ describe("holders()", onDevices, () => {
       const device = runOk("losetup", "--find", "--show", image);
       runOk("swapon", device);
       using swap = new Undo(() => runOk("swapoff", device));
-      assertEquals(holders(device), [{ kind: "swap", device }]);
+      assertEquals(lasting(holders(device)), [{ kind: "swap", device }]);
       swap[Symbol.dispose]();
       const upper = runOk("losetup", "--find", "--show", device);
       const name = upper.replace("/dev/", "");
-      assertEquals(holders(device), [{ kind: "block", device, name }]);
-      assertEquals(describeAll(device), [`used by ${name}`]);
+      assertEquals(lasting(holders(device)), [{ kind: "block", device, name }]);
+      assert(describeAll(device).includes(`used by ${name}`));
       await detach(upper);
       await detach(device);
     }),
@@ -164,7 +170,10 @@ describe("holders()", onDevices, () => {
       runOk("addpart", own.path, "1", "8", "8");
       using partition = await Deno.open(`${own.path}p1`);
       assert(partition);
-      const found = holders(own.path).find(({ device }) => device !== own.path);
+      const found = holders(own.path).find((holder) =>
+        holder.kind === "process" && holder.device !== own.path &&
+        holder.pid === Deno.pid
+      );
       assert(found?.kind === "process");
       assertEquals(found.device, `${own.path}p1`);
       assertMatch(
@@ -207,10 +216,10 @@ describe("LoopBusyError", onDevices, () => {
         () => a.detach({ timeout: 0 }),
         LoopBusyError,
       );
-      assertEquals(error.holders, [
+      assertEquals(lasting(error.holders), [
         { kind: "mount", device: path, target: mnt },
       ]);
-      assertMatch(error.message, new RegExp(`mounted on ${mnt}; the kernel`));
+      assertMatch(error.message, new RegExp(`mounted on ${mnt};.* the kernel`));
       const shown = cli("show", path);
       assertMatch(shown.stdout, new RegExp(`holders +mounted on ${mnt}`));
       const refused = cli("detach", path, "--timeout", "10ms");
@@ -236,6 +245,6 @@ describe("LoopBusyError", onDevices, () => {
     assertEquals(typeof isPartial, "boolean");
     using own = new OwnDevice();
     using loop = new Loop(own.minor);
-    assert(findHolders(own.minor).holders.length === 1, `${loop.path}`);
+    assert(findHolders(own.minor).holders.length >= 1, `${loop.path}`);
   });
 });

@@ -1,0 +1,45 @@
+import { partitions } from "../partitions/partitions.ts";
+import { only, parse, parseDevice } from "./arguments.ts";
+import type { Command } from "./main.ts";
+import { print, printJson } from "./output.ts";
+import { formatSize, table } from "./table.ts";
+
+const HELP = `Make the partitions of a loop device appear, and list them.
+
+Examples:
+  loopdev partitions /dev/loop0
+  loopdev partitions 0 --json | jq -r '.partitions[].path'
+
+Usage: loopdev partitions DEV [options]
+
+Options:
+      --json     print {"partitions": [...]}, sizes in bytes
+      --bytes    sizes in bytes, also on a terminal
+
+The table, GPT or MBR, is read here, so that neither the kernel's parsers nor udev are
+needed. Without a table nothing is printed; a damaged one is an error that says what is
+damaged. Permissions: deno run --allow-ffi, and root.`;
+
+export const command: Command = { help: HELP, run };
+
+async function run(args: string[]): Promise<number> {
+  const given = parse(args, { flags: { json: "", bytes: "" } });
+  const device = parseDevice(only(given.operands, "DEV"));
+  const found = await partitions(device);
+  if (given.flag("json")) {
+    printJson({ partitions: found });
+    return 0;
+  }
+  const human = !given.flag("bytes") && Deno.stdout.isTerminal();
+  const show = human ? formatSize : String;
+  const lines = table(found, [
+    { heading: "NAME", cell: ({ path }) => path },
+    { heading: "START", cell: ({ start }) => show(start), right: true },
+    { heading: "SIZE", cell: ({ size }) => show(size), right: true },
+    { heading: "TYPE", cell: ({ type }) => type },
+    { heading: "UUID", cell: ({ uuid = "" }) => uuid },
+    { heading: "LABEL", cell: ({ name = "" }) => name },
+  ]);
+  lines.forEach(print);
+  return 0;
+}

@@ -1,0 +1,176 @@
+/** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
+import { sleep } from "../detach.ts";
+import { check, LoopError, quote } from "../errors.ts";
+import type { Loop } from "../loop.ts";
+import {
+  extentOf,
+  type KernelPartition,
+  partitionNumberOf,
+  partitionsOf,
+} from "../loop_sysfs.ts";
+import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
+import { EBUSY, ENXIO, ETIMEDOUT, EUCLEAN } from "../sys/errno.ts";
+import {
+  AT_FDCWD,
+  close,
+  cString,
+  O_NONBLOCK,
+  O_RDONLY,
+  openAt,
+  S_IFBLK,
+  S_IFMT,
+  statOf,
+} from "../sys/libc.ts";
+import { DamagedTable } from "./damaged_table.ts";
+import { DescriptorSource } from "./descriptor_source.ts";
+import type { Partition, Waiting } from "./partitions.ts";
+import { readTable } from "./table.ts";
+import type { TableEntry } from "./table_entry.ts";
+
+const FIRST_PAUSE = 1;
+const LONGEST_PAUSE = 20;
+
+/** Makes the partitions of an open device appear, and tells what they are. */
+export async function showPartitions(
+  loop: Loop,
+  { timeout, signal }: Waiting,
+): Promise<Partition[]> {
+  // First, so that the kernel looks before we do, and drops them at the detach.
+  loop.setStatus({ partscan: true });
+  const entries = readEntries(loop);
+  const deadline = performance.now() + timeout;
+  let pause = FIRST_PAUSE;
+  for (;;) {
+    // A scan that somebody else has caused drops and returns all of them.
+    const missing = entries.filter((entry) => !appears(loop, entry));
+    if (missing.length === 0) break;
+    const left = deadline - performance.now();
+    if (left <= 0) throw notThere(loop, missing);
+    await sleep(Math.min(pause, left), signal);
+    pause = Math.min(2 * pause, LONGEST_PAUSE);
+  }
+  return entries.map(({ isContainer: _, ...entry }) => ({
+    ...entry,
+    path: pathOf(loop, entry),
+  }));
+}
+
+function pathOf(loop: Loop, { number }: TableEntry): string {
+  return `/dev/${loop.name}p${number}`;
+}
+
+function notThere(loop: Loop, missing: TableEntry[]): LoopError {
+  const paths = missing.map((entry) => pathOf(loop, entry));
+  return new LoopError(
+    `Cannot show the partitions of ${quote(loop.path)}`,
+    {
+      errno: ETIMEDOUT,
+      operation: "open",
+      path: paths[0],
+      hint: `${paths.join(", ")} did not appear`,
+    },
+  );
+}
+
+function readEntries(loop: Loop): TableEntry[] {
+  const range = { start: 0, size: loop.getSize() };
+  const source = new DescriptorSource(loop.fd, range, quote(loop.path));
+  try {
+    const sectorSize = loop.getBlockSize();
+    return readTable(source, { sectorSize })?.partitions ?? [];
+  } catch (error) {
+    if (!(error instanceof DamagedTable)) throw error;
+    throw new LoopError(
+      `Cannot read the partition table of ${quote(loop.path)}`,
+      {
+        errno: EUCLEAN,
+        operation: "pread",
+        path: loop.path,
+        hint: error.message,
+      },
+    );
+  }
+}
+
+/** Whether a partition is there and its node can be opened; what is missing is added. */
+function appears(loop: Loop, entry: TableEntry): boolean {
+  const known = partitionsOf(loop.minor)
+    .find(({ number }) => number === entry.number);
+  if (known === undefined) {
+    add(loop, entry);
+    return false; // look again
+  }
+  if (!isSame(loop, known, entry)) {
+    remove(loop, entry);
+    return false;
+  }
+  const number = partitionNumberOf(loop.minor, known);
+  return number !== undefined && isNode(pathOf(loop, entry), number);
+}
+
+/** Linux shows two sectors of an extended partition, enough for a boot loader. */
+const CONTAINER_SIZE = 1024;
+
+function extent(
+  loop: Loop,
+  { start, size, isContainer }: TableEntry,
+): { start: number; size: number } {
+  if (!isContainer) return { start, size };
+  const shown = Math.max(CONTAINER_SIZE, loop.getBlockSize());
+  return { start, size: Math.min(size, shown) };
+}
+
+function isSame(
+  loop: Loop,
+  known: KernelPartition,
+  entry: TableEntry,
+): boolean {
+  const found = extentOf(loop.minor, known);
+  const wanted = extent(loop, entry);
+  return found === undefined ||
+    (found.start === wanted.start &&
+      (entry.isContainer === true || found.size === wanted.size));
+}
+
+function add(loop: Loop, entry: TableEntry): void {
+  const result = addPartition(loop.fd, {
+    number: entry.number,
+    ...extent(loop, entry),
+  });
+  // Busy: the kernel has just added it itself, or another one is in the way, which
+  // the next look tells.
+  if (result === -EBUSY && isKnown(loop, entry)) return;
+  check(result, () => ({
+    action: `Cannot add partition ${quote(pathOf(loop, entry))}`,
+    operation: "BLKPG",
+    path: loop.path,
+    hint: { [EBUSY]: "another partition is in the way" },
+  }));
+}
+
+function isKnown(loop: Loop, entry: TableEntry): boolean {
+  return partitionsOf(loop.minor)
+    .some(({ number }) => number === entry.number);
+}
+
+/** One of that number, which is elsewhere: of a table that was there before. */
+function remove(loop: Loop, entry: TableEntry): void {
+  const result = deletePartition(loop.fd, entry.number);
+  if (result === -ENXIO) return;
+  check(result, () => ({
+    action: `Cannot move partition ${quote(pathOf(loop, entry))}`,
+    operation: "BLKPG",
+    path: loop.path,
+    hint: { [EBUSY]: "it is in use where the table had it before" },
+  }));
+}
+
+/** Whether a node is there, is that device, and can be opened. */
+function isNode(path: string, number: number): boolean {
+  const fd = openAt(AT_FDCWD, cString(path), O_RDONLY | O_NONBLOCK);
+  if (fd < 0) return false;
+  const stat = statOf(fd);
+  close(fd);
+  return typeof stat !== "number" && (stat.mode & S_IFMT) === S_IFBLK &&
+    stat.rdevice === number;
+}

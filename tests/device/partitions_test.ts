@@ -1,0 +1,324 @@
+import {
+  attach,
+  detach,
+  LoopError,
+  openMemory,
+  type Partition,
+  partitions,
+  StaleDeviceError,
+} from "@loopdev/loopdev";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  cli,
+  onDevices,
+  OwnDevice,
+  run,
+  runOk,
+  type Scratch,
+  withScratch,
+} from "./support.ts";
+
+const MiB = 1 << 20;
+
+/** Writes a table with sfdisk. */
+function sfdisk(path: string, script: string, ...args: string[]): void {
+  const { code, stderr } = run(
+    "bash",
+    "-c",
+    'printf "%b" "$0" | sfdisk --quiet "$@"',
+    script,
+    ...args,
+    path,
+  );
+  assert(code === 0, stderr);
+}
+
+/** What sfdisk says of a table, in bytes. */
+function theirs(path: string): Partial<Partition>[] {
+  const { partitiontable } = JSON.parse(runOk("sfdisk", "--json", path));
+  const { sectorsize, label } = partitiontable;
+  return partitiontable.partitions.map((
+    entry: Record<string, string | number>,
+  ) => ({
+    start: Number(entry.start) * sectorsize,
+    size: Number(entry.size) * sectorsize,
+    type: label === "gpt" ? entry.type : `0x${entry.type}`,
+  }));
+}
+
+function extents(found: Partition[]): Partial<Partition>[] {
+  return found.map(({ start, size, type }) => ({ start, size, type }));
+}
+
+/** An image with a GPT of three partitions. */
+function gptImage(scratch: Scratch, name = "gpt.img"): string {
+  const path = scratch.image(64 * MiB, name);
+  sfdisk(path, "label: gpt\\nsize=8M, name=one\\nsize=16M\\nsize=4M\\n");
+  return path;
+}
+
+describe("partitions()", onDevices, () => {
+  it(
+    "shows a GPT, with paths that can be opened",
+    withScratch(async (scratch) => {
+      const path = gptImage(scratch);
+      await using a = await attach(path, { partscan: true });
+      const found = await a.partitions();
+      assertEquals(extents(found), theirs(path));
+      assertEquals(found[0]!.name, "one");
+      assertEquals(found.map(({ number }) => number), [1, 2, 3]);
+      for (const { path, size } of found) {
+        assertEquals(
+          Number(runOk("blockdev", "--getsize64", path)),
+          size,
+        );
+      }
+      assertEquals(await partitions(a.path), found);
+      assertEquals(await partitions(a), found);
+      await a.detach();
+      for (const { path } of found) {
+        assertThrows(() => Deno.statSync(path), Deno.errors.NotFound);
+      }
+    }),
+  );
+
+  it(
+    "shows them of a device that was attached without partscan, by whomever",
+    withScratch(async (scratch) => {
+      const device = runOk("losetup", "-f", "--show", gptImage(scratch));
+      const found = await partitions(device);
+      assertEquals(found.length, 3);
+      await detach(device);
+      assertThrows(() => Deno.statSync(found[0]!.path));
+    }),
+  );
+
+  it(
+    "shows an MBR with logical partitions",
+    withScratch(async (scratch) => {
+      const path = scratch.image(64 * MiB);
+      sfdisk(
+        path,
+        "label: dos\\n1: size=4M,type=c\\n2: size=40M,type=5\\n5: size=4M\\n6: size=4M\\n7: size=4M\\n",
+      );
+      await using a = await attach(path, { partscan: true });
+      const found = await a.partitions();
+      assertEquals(extents(found), theirs(path));
+      assertEquals(found.map(({ number }) => number), [1, 2, 5, 6, 7]);
+      for (const { path, number, size } of found) {
+        const shown = Number(runOk("blockdev", "--getsize64", path));
+        assertEquals(shown, number === 2 ? 1024 : size);
+      }
+      await a.detach();
+    }),
+  );
+
+  it(
+    "shows a table for sectors of 4096 bytes, and probes for that",
+    withScratch(async (scratch) => {
+      const path = scratch.image(64 * MiB);
+      {
+        await using a = await attach(path, { blockSize: 4096 });
+        sfdisk(a.path, "label: gpt\\nsize=8M\\nsize=16M\\n");
+      }
+      {
+        await using a = await attach(path, { partscan: true });
+        const error = await assertRejects(() => a.partitions(), LoopError);
+        assertEquals(error.code, "EUCLEAN");
+        assertMatch(error.message, /sectors of 4096 bytes/);
+      }
+      await using a = await attach(path, {
+        partscan: true,
+        blockSize: "probe",
+        directIo: true,
+      });
+      assertEquals(a.blockSize, 4096);
+      assertEquals((await a.partitions()).map(({ size }) => size), [
+        8 * MiB,
+        16 * MiB,
+      ]);
+      await a.detach();
+      const plain = scratch.image(MiB, "plain");
+      await using b = await attach(plain, { blockSize: "probe" });
+      assertEquals(b.blockSize, 512);
+      await b.detach();
+      const shown = cli("attach", "-b", "probe", path).stdout.trim();
+      assertEquals(runOk("blockdev", "--getss", shown), "4096");
+      assertEquals(cli("detach", shown).code, 0);
+    }),
+  );
+
+  it(
+    "probes behind the offset",
+    withScratch(async (scratch) => {
+      const table = scratch.image(32 * MiB, "table");
+      {
+        await using a = await attach(table, { blockSize: 4096 });
+        sfdisk(a.path, "label: gpt\\nsize=8M\\n");
+      }
+      const path = scratch.image(0, "whole");
+      runOk("dd", "bs=1M", "seek=1", `if=${table}`, `of=${path}`);
+      await using a = await attach(path, { offset: MiB, blockSize: "probe" });
+      assertEquals(a.blockSize, 4096);
+      assertEquals((await a.partitions()).length, 1);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "has none without a table, and says what is damaged in a damaged one",
+    withScratch(async (scratch) => {
+      using memory = openMemory(MiB);
+      await using bare = await attach(memory, { partscan: true });
+      assertEquals(await bare.partitions(), []);
+      await bare.detach();
+
+      const path = gptImage(scratch);
+      {
+        using file = Deno.openSync(path, { write: true });
+        for (const at of [512 + 24, 64 * MiB - 512 + 24]) {
+          file.seekSync(at, Deno.SeekMode.Start);
+          file.writeSync(new Uint8Array(8).fill(0xee));
+        }
+      }
+      await using a = await attach(path);
+      const error = await assertRejects(() => a.partitions(), LoopError);
+      assertEquals(error.code, "EUCLEAN");
+      assertMatch(error.message, /Cannot read the partition table/);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "follows a table that was changed",
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch), { partscan: true });
+      assertEquals((await a.partitions()).length, 3);
+      sfdisk(a.path, "label: gpt\\nsize=2M\\nsize=2M\\n", "--no-reread");
+      const found = await a.partitions();
+      assertEquals(found.map(({ size }) => size), [2 * MiB, 2 * MiB]);
+      for (const { path, size } of found) {
+        assertEquals(Number(runOk("blockdev", "--getsize64", path)), size);
+      }
+      await a.detach();
+    }),
+  );
+
+  it(
+    "says which partition is in use where the table had it before",
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch), { partscan: true });
+      const [first] = await a.partitions();
+      using _open = Deno.openSync(first!.path);
+      sfdisk(a.path, "label: gpt\\nstart=4M,size=2M\\n", "--no-reread");
+      const error = await assertRejects(() => a.partitions(), LoopError);
+      assertEquals(error.code, "EBUSY");
+      assertMatch(error.message, new RegExp(first!.path));
+      _open.close();
+      await a.detach();
+    }),
+  );
+
+  it(
+    "names the node that does not appear",
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch), { partscan: true });
+      const [, second] = await a.partitions();
+      Deno.removeSync(second!.path);
+      const error = await assertRejects(
+        () => a.partitions({ timeout: 30 }),
+        LoopError,
+      );
+      assertEquals(error.code, "ETIMEDOUT");
+      assertMatch(error.message, new RegExp(`${second!.path} did not appear`));
+      await a.detach();
+    }),
+  );
+
+  it(
+    "refuses a recycled device and a free one",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const free = await assertRejects(() => partitions(own.path), LoopError);
+      assertEquals(free.code, "ENXIO");
+      const a = await attach(scratch.image(), { minor: own.minor });
+      const { minor, diskSequence } = a;
+      await a.detach();
+      runOk("losetup", own.path, scratch.image());
+      await assertRejects(
+        () => partitions({ minor, diskSequence }),
+        StaleDeviceError,
+      );
+    }),
+  );
+
+  it(
+    "appear, can be used and disappear, 200 times",
+    withScratch(async (scratch) => {
+      const path = gptImage(scratch);
+      for (let round = 0; round < 200; round++) {
+        await using a = await attach(path, { partscan: true });
+        const found = await a.partitions();
+        assertEquals(found.length, 3);
+        for (const { path } of found) Deno.openSync(path).close();
+        if (round % 10 === 0) runOk("mkfs.ext4", "-q", "-F", found[1]!.path);
+        await a.detach();
+        const left = found.filter(({ path }) => {
+          try {
+            return Deno.statSync(path).isBlockDevice;
+          } catch {
+            return false;
+          }
+        });
+        assertEquals(left, []);
+      }
+    }),
+  );
+
+  it(
+    "disappear when the process is killed",
+    withScratch(async (scratch) => {
+      const path = gptImage(scratch);
+      const script = `
+        import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
+        const a = await attach("${path}", { partscan: true });
+        console.log((await a.partitions()).map(({ path }) => path).join(" "));
+        Deno.kill(Deno.pid, "SIGKILL");`;
+      Deno.writeTextFileSync(`${scratch.path}/kill.ts`, script);
+      const { stdout } = run(
+        Deno.execPath(),
+        ..."run -q --no-check --allow-ffi --allow-run".split(" "),
+        `${scratch.path}/kill.ts`,
+      );
+      const paths = stdout.trim().split(" ");
+      assertEquals(paths.length, 3);
+      for (const path of paths) {
+        assertThrows(() => Deno.statSync(path), Deno.errors.NotFound);
+      }
+      await Promise.resolve();
+    }),
+  );
+
+  it(
+    "are listed by the command line",
+    withScratch((scratch) => {
+      const device = cli("attach", "-P", gptImage(scratch)).stdout.trim();
+      const { code, stdout } = cli("partitions", device);
+      assertEquals(code, 0);
+      assertMatch(stdout, /^NAME +START +SIZE TYPE +UUID +LABEL\n/);
+      assertEquals(stdout.trim().split("\n").length, 4);
+      const json = JSON.parse(cli("partitions", device, "--json").stdout);
+      assertEquals(json.partitions.length, 3);
+      assertEquals(json.partitions[0].path, `${device}p1`);
+      assertEquals(cli("detach", device).code, 0);
+      assertEquals(cli("partitions", device).code, 1);
+    }),
+  );
+});
