@@ -55,6 +55,8 @@ async function runCommand(
   args: string[],
   devices: string,
 ): Promise<number> {
+  // Before the command is there, so that no signal ends this process and not it.
+  using signals = new SignalForwarder();
   let child;
   try {
     child = new Deno.Command(program, { args, env: { LOOPDEV: devices } })
@@ -64,32 +66,60 @@ async function runCommand(
     fail(`Cannot run ${quote(program)}: ${error.message}`);
     return 1;
   }
-  using _signals = forwardSignals(child);
+  signals.forwardTo(child);
   return (await child.status).code;
 }
 
-/** What would end this process is for the command. A terminal sends its interrupts to both. */
-function forwardSignals(child: Deno.ChildProcess): Disposable {
-  const toBoth = Deno.stdin.isTerminal();
-  const handlers = (["SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP"] as const)
-    .map((signal) => {
-      const isFromTerminal = signal === "SIGINT" || signal === "SIGQUIT";
-      const forward = (): void => {
-        if (toBoth && isFromTerminal) return;
-        try {
-          child.kill(signal);
-        } catch {
-          // it has ended
-        }
-      };
-      Deno.addSignalListener(signal, forward);
-      return [signal, forward] as const;
-    });
-  return {
-    [Symbol.dispose](): void {
-      for (const [signal, forward] of handlers) {
-        Deno.removeSignalListener(signal, forward);
-      }
-    },
-  };
+/** What would end this process is for the command. */
+class SignalForwarder implements Disposable {
+  static readonly #FROM_TERMINAL: readonly Deno.Signal[] = [
+    "SIGINT",
+    "SIGQUIT",
+  ];
+  static readonly #SIGNALS: readonly Deno.Signal[] = [
+    ...SignalForwarder.#FROM_TERMINAL,
+    "SIGTERM",
+    "SIGHUP",
+  ];
+  readonly #handlers = SignalForwarder.#SIGNALS.map((signal) => ({
+    signal,
+    handler: () => this.#forward(signal),
+  }));
+  /** A terminal sends its interrupts to the command as well. */
+  readonly #hasTerminal = Deno.stdin.isTerminal();
+  readonly #early: Deno.Signal[] = [];
+  #child: Deno.ChildProcess | undefined;
+
+  constructor() {
+    for (const { signal, handler } of this.#handlers) {
+      Deno.addSignalListener(signal, handler);
+    }
+  }
+
+  /** From now on, and what has come already. */
+  forwardTo(child: Deno.ChildProcess): void {
+    this.#child = child;
+    this.#early.forEach((signal) => this.#forward(signal));
+  }
+
+  #forward(signal: Deno.Signal): void {
+    if (this.#child === undefined) {
+      this.#early.push(signal);
+      return;
+    }
+    const isThere = this.#hasTerminal &&
+      SignalForwarder.#FROM_TERMINAL.includes(signal);
+    if (isThere) return;
+    try {
+      this.#child.kill(signal);
+    } catch {
+      // it has ended
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const { signal, handler } of this.#handlers) {
+      Deno.removeSignalListener(signal, handler);
+    }
+  }
 }
