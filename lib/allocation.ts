@@ -1,13 +1,14 @@
 /** Which device gets the file: races with others are retried, within bounds. */
 import { sleep } from "./detach.ts";
 import { LoopError } from "./errors.ts";
-import { LoopControl } from "./loop_control.ts";
+import type { LoopControl } from "./loop_control.ts";
 import {
   deviceNumberOf,
   hasSysfs,
   isBound,
   loopNumbers,
 } from "./loop_sysfs.ts";
+import { openControl } from "./nodes.ts";
 import {
   EACCES,
   EAGAIN,
@@ -34,7 +35,7 @@ export function bindThis<T>(
   minor: number,
 ): T {
   if (deviceNumberOf(minor) === undefined) {
-    using control = new LoopControl();
+    using control = openControl();
     try {
       control.add(minor);
     } catch (error) {
@@ -51,7 +52,7 @@ export async function bindAny<T>(
   file: string,
   signal: AbortSignal | undefined,
 ): Promise<T> {
-  using control = new LoopControl();
+  using control = openControl();
   const candidates = new Candidates(control);
   const deadline = performance.now() + MAX_MILLISECONDS;
   for (let tries = 1;; tries++) {

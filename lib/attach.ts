@@ -1,6 +1,11 @@
 /** Attaching: a file becomes a device that is what was asked for, or nothing stays. */
 import { bindAny, bindThis } from "./allocation.ts";
-import { checkMinor, checkOptions, checkSignal } from "./arguments.ts";
+import {
+  checkMinor,
+  checkOptions,
+  checkPath,
+  checkSignal,
+} from "./arguments.ts";
 import { type Backing, openBacking } from "./backing.ts";
 import {
   type BackingFile,
@@ -23,7 +28,8 @@ import {
   encodeOptions,
   Loop,
 } from "./loop.ts";
-import { isBound } from "./loop_sysfs.ts";
+import { deviceNumberOf, isBound } from "./loop_sysfs.ts";
+import { NodeDirectory, openAnyNode } from "./nodes.ts";
 import { lockRange, refuseOverlap } from "./overlap.ts";
 import {
   checkPartitionsOptions,
@@ -57,6 +63,13 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
    * @default {"allow"}
    */
   overlap?: "allow" | "refuse" | undefined;
+  /**
+   * A directory, on no devtmpfs, in which nodes of the device and its partitions are
+   * made, for others to use where `/dev` has none: in a container. `path` is in it then.
+   * They are removed by `detach`, and outlive `persist` and a killed process: a node
+   * that is left behind gives access to later devices of that number.
+   */
+  nodes?: string | URL | undefined;
   /** This device; it is added when it does not exist, and no other is tried. Without it the first free one. */
   minor?: number | undefined;
   /** Ends the trying. */
@@ -111,7 +124,16 @@ export async function attach(
   file: string | URL | { readonly fd: number },
   options: AttachOptions = {},
 ): Promise<Attachment> {
-  checkOptions(options, [...CONFIGURE_OPTIONS, "minor", "overlap", "signal"]);
+  checkOptions(options, [
+    ...CONFIGURE_OPTIONS,
+    "minor",
+    "nodes",
+    "overlap",
+    "signal",
+  ]);
+  const directory = options.nodes === undefined
+    ? undefined
+    : checkPath(options.nodes);
   const signal = checkSignal(options.signal);
   const minor = options.minor === undefined
     ? undefined
@@ -126,6 +148,7 @@ export async function attach(
   const config = encodeOptions(wanted);
   signal?.throwIfAborted();
 
+  const nodes = directory && new NodeDirectory(directory);
   const readOnly = options.readOnly ?? false;
   using backing = openBacking(file, { readOnly, refusesOverlap });
   const claim = {
@@ -147,7 +170,11 @@ export async function attach(
   // appeared vanish again.
   config.info.flags &= ~LO_FLAGS_PARTSCAN;
   const tryDevice = (minor: number): BoundLoop => {
-    const loop = new BoundLoop(minor, { readOnly });
+    const loop = openAnyNode(
+      minor,
+      { readOnly },
+      (options) => new BoundLoop(minor, options),
+    );
     try {
       removeStalePartitions(loop);
       bind(loop, config, backing.name);
@@ -165,8 +192,10 @@ export async function attach(
     loop.remember(verify(loop, wanted, config, backing));
     // Who does not lock may have attached it since we looked.
     if (refusesOverlap) refuseOverlap(claim, loop);
-    return new Attachment(loop);
+    nodes?.add(loop.name, deviceNumberOf(loop.minor)!);
+    return new Attachment(loop, nodes);
   } catch (error) {
+    nodes?.removeAll();
     // Ours beyond doubt: this descriptor has been open since it was bound.
     releaseNow(loop);
     throw error;
@@ -206,17 +235,20 @@ export class Attachment implements AsyncDisposable {
   #released: Promise<Released> | undefined;
   #reported = false;
 
+  readonly #nodes: NodeDirectory | undefined;
+
   /** Made by {@linkcode attach}. */
-  constructor(loop: Loop) {
+  constructor(loop: Loop, nodes?: unknown) {
     if (!(loop instanceof BoundLoop)) {
       throw new TypeError("Cannot make an Attachment: attach() makes them");
     }
     this.loop = this.#loop = loop;
+    this.#nodes = nodes instanceof NodeDirectory ? nodes : undefined;
   }
 
-  /** The path of the device: `/dev/loop3`. */
+  /** The path of the device: `/dev/loop3`, or that in the directory `nodes`. */
   get path(): string {
-    return this.#loop.path;
+    return this.#nodes?.pathOf(this.#loop.name) ?? this.#loop.path;
   }
 
   /** The number of the device: 3 for `/dev/loop3`. */
@@ -260,7 +292,7 @@ export class Attachment implements AsyncDisposable {
   async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
     const waiting = checkPartitionsOptions(options);
     const { showPartitions } = await import("./partitions/show.ts");
-    return await showPartitions(this.#loop, waiting);
+    return await showPartitions(this.#loop, waiting, this.#nodes);
   }
 
   /**
@@ -303,6 +335,7 @@ export class Attachment implements AsyncDisposable {
   }
 
   async #release(): Promise<Released> {
+    this.#nodes?.removeAll();
     try {
       return await release(this.#loop);
     } catch (error) {
@@ -333,6 +366,7 @@ export class Attachment implements AsyncDisposable {
         });
       } else if (!isFree(binding)) throw error;
     }
+    this.#nodes?.removeAll();
     if (!options.lazy || !isBound(minor)) this.#state = "detached";
   }
 

@@ -9,7 +9,8 @@ import { type DeviceRef, minorOf, recycled, sequenceIn } from "./device_ref.ts";
 import { check, LoopBusyError, LoopError, quote } from "./errors.ts";
 import { describeHolder } from "./holder.ts";
 import { findHolders, type Findings } from "./holders.ts";
-import { Loop, reopen } from "./loop.ts";
+import { openLoop } from "./nodes.ts";
+import { locate, Loop, reopen } from "./loop.ts";
 import { diskSequenceOf, hasSysfs, isBound } from "./loop_sysfs.ts";
 import { EBUSY, EINVAL, ENOTTY, ENXIO } from "./sys/errno.ts";
 import {
@@ -134,8 +135,8 @@ export function openBound(
   const expected = sequenceIn(device);
   // For reading: that a device was open for writing makes udev look at it again.
   const loop = typeof device === "string"
-    ? Loop.open(device, { readOnly: true })
-    : new Loop(minorOf(device), { readOnly: true });
+    ? openPath(device)
+    : openLoop(minorOf(device), { readOnly: true });
   try {
     const info = boundInfo(loop, action);
     const actual = sequenceOf(loop);
@@ -151,6 +152,14 @@ export function openBound(
     loop.close();
     throw error;
   }
+}
+
+/** By a name or path in `/dev` the device is meant, not the node, which may be missing. */
+function openPath(path: string): Loop {
+  const { minor, node } = locate(path);
+  return node === undefined
+    ? openLoop(minor, { readOnly: true })
+    : Loop.open(path, { readOnly: true });
 }
 
 function boundInfo(loop: Loop, action: string): LoopInfo64 {

@@ -11,15 +11,9 @@ import {
   partitionsOf,
   throwUnless,
 } from "./loop_sysfs.ts";
+import { parseMounts, unescapeOctal } from "./mounts.ts";
 import { EACCES, EINVAL, ENODEV, EPERM, ESRCH } from "./sys/errno.ts";
-import {
-  AT_FDCWD,
-  cString,
-  deviceNumber,
-  S_IFBLK,
-  S_IFMT,
-  statAt,
-} from "./sys/libc.ts";
+import { AT_FDCWD, cString, S_IFBLK, S_IFMT, statAt } from "./sys/libc.ts";
 import { listDirectory, readLink, readText, readWhole } from "./sys/sysfs.ts";
 
 /**
@@ -228,41 +222,4 @@ function swaps(targets: Targets): Holder[] {
     if (typeof device === "string") found.push({ kind: "swap", device });
   }
   return found;
-}
-
-/** A line of `mountinfo`. */
-interface Mount {
-  /** The device number of its file system. */
-  readonly device: number;
-  readonly target: string;
-  /** What was mounted, as it was named. */
-  readonly source: string;
-}
-
-/** The lines of `/proc/<pid>/mountinfo`: proc(5). */
-export function parseMounts(text: string): Mount[] {
-  return text.split("\n").filter((line) => line !== "").map((line) => {
-    const fields = line.split(" ");
-    const [major, minor] = fields[2]!.split(":").map(Number);
-    return {
-      device: deviceNumber(major!, minor!),
-      target: unescapeOctal(fields[4]!),
-      source: unescapeOctal(fields[fields.indexOf("-") + 2] ?? ""),
-    };
-  });
-}
-
-const encoder = new TextEncoder();
-const decoder = new TextDecoder();
-
-/** Blanks, newlines and backslashes stand as `\040` in the tables of `/proc`. */
-function unescapeOctal(text: string): string {
-  if (!text.includes("\\")) return text;
-  const bytes: number[] = [];
-  const parts = text.split(/\\([0-7]{3})/);
-  parts.forEach((part, index) => {
-    if (index % 2 === 1) bytes.push(parseInt(part, 8));
-    else bytes.push(...encoder.encode(part));
-  });
-  return decoder.decode(new Uint8Array(bytes));
 }

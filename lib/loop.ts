@@ -183,10 +183,12 @@ export interface MknodOptions {
   mode?: number | undefined;
 }
 
-/** How the internal callers say which node to open. */
-const NODE = Symbol("node");
+/** How internal callers say which node to open. */
+export const NODE: unique symbol = Symbol("node");
 
-interface InternalOptions extends LoopOptions {
+/** {@linkcode LoopOptions}, and which node to open in place of that in `/dev`. */
+export interface InternalOptions extends LoopOptions {
+  /** The path that is told, and the one that is opened. */
   [NODE]?: FilePath | undefined;
 }
 
@@ -904,7 +906,7 @@ export class Loop implements Disposable {
     const node = nodeIn(dirFd, this.name);
     const action = `Cannot make node ${quote(node.text)}`;
     check(
-      mknodAt(dirFd, node.bytes, mode, this.#rdevice),
+      mknodAt(dirFd, node.bytes, S_IFBLK | mode, this.#rdevice),
       () => ({ action, operation: "mknod", path: node.text }),
     );
     // The umask has taken its bits.

@@ -1,8 +1,13 @@
 /** `/dev/loop-control`: adding, removing and finding loop devices. */
-import { checkDescriptor, checkMinor, checkOptions } from "./arguments.ts";
+import {
+  checkDescriptor,
+  checkMinor,
+  checkOptions,
+  type FilePath,
+} from "./arguments.ts";
 import { check, LoopError, quote, UnexpectedDevice } from "./errors.ts";
 import { checkStat, FileDescriptor, fileType } from "./file_descriptor.ts";
-import { nodeIn } from "./loop.ts";
+import { NODE, nodeIn } from "./loop.ts";
 import { isBound, loopNumbers } from "./loop_sysfs.ts";
 import {
   EACCES,
@@ -36,7 +41,13 @@ export interface LoopControlOptions {
 }
 
 /** `LOOP_CTRL_MINOR` in linux/miscdevice.h, under `MISC_MAJOR` in linux/major.h. */
-const CONTROL_DEVICE = deviceNumber(10, 237);
+export const CONTROL_DEVICE: number = deviceNumber(10, 237);
+
+/** {@linkcode LoopControlOptions}, and which node to open in place of that in `/dev`. */
+export interface InternalControlOptions extends LoopControlOptions {
+  /** The path that is told, and the one that is opened. */
+  [NODE]?: FilePath;
+}
 
 /**
  * The open `/dev/loop-control` (Linux 3.1). Each method is one ioctl of
@@ -79,7 +90,8 @@ export class LoopControl implements Disposable {
     const dirFd = options.dirFd === undefined
       ? AT_FDCWD
       : checkDescriptor(options.dirFd, "dirFd");
-    const node = nodeIn(dirFd, "loop-control");
+    const node = (options as InternalControlOptions)[NODE] ??
+      nodeIn(dirFd, "loop-control");
     this.#path = node.text;
     const failure = {
       action: `Cannot open ${quote(node.text)}`,

@@ -8,6 +8,7 @@ import {
   partitionNumberOf,
   partitionsOf,
 } from "../loop_sysfs.ts";
+import type { NodeDirectory } from "../nodes.ts";
 import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
 import { EBUSY, ENXIO, ETIMEDOUT, EUCLEAN } from "../sys/errno.ts";
 import {
@@ -34,6 +35,7 @@ const LONGEST_PAUSE = 20;
 export async function showPartitions(
   loop: Loop,
   { timeout, signal }: Waiting,
+  nodes?: NodeDirectory,
 ): Promise<Partition[]> {
   // First, so that the kernel looks before we do, and drops them at the detach.
   loop.setStatus({ partscan: true });
@@ -42,25 +44,34 @@ export async function showPartitions(
   let pause = FIRST_PAUSE;
   for (;;) {
     // A scan that somebody else has caused drops and returns all of them.
-    const missing = entries.filter((entry) => !appears(loop, entry));
+    const missing = entries.filter((entry) => !appears(loop, entry, nodes));
     if (missing.length === 0) break;
     const left = deadline - performance.now();
-    if (left <= 0) throw notThere(loop, missing);
+    if (left <= 0) throw notThere(loop, missing, nodes);
     await sleep(Math.min(pause, left), signal);
     pause = Math.min(2 * pause, LONGEST_PAUSE);
   }
   return entries.map(({ isContainer: _, ...entry }) => ({
     ...entry,
-    path: pathOf(loop, entry),
+    path: pathOf(loop, entry, nodes),
   }));
 }
 
-function pathOf(loop: Loop, { number }: TableEntry): string {
-  return `/dev/${loop.name}p${number}`;
+function pathOf(
+  loop: Loop,
+  { number }: TableEntry,
+  nodes?: NodeDirectory,
+): string {
+  const name = `${loop.name}p${number}`;
+  return nodes?.pathOf(name) ?? `/dev/${name}`;
 }
 
-function notThere(loop: Loop, missing: TableEntry[]): LoopError {
-  const paths = missing.map((entry) => pathOf(loop, entry));
+function notThere(
+  loop: Loop,
+  missing: TableEntry[],
+  nodes: NodeDirectory | undefined,
+): LoopError {
+  const paths = missing.map((entry) => pathOf(loop, entry, nodes));
   return new LoopError(
     `Cannot show the partitions of ${quote(loop.path)}`,
     {
@@ -93,7 +104,11 @@ function readEntries(loop: Loop): TableEntry[] {
 }
 
 /** Whether a partition is there and its node can be opened; what is missing is added. */
-function appears(loop: Loop, entry: TableEntry): boolean {
+function appears(
+  loop: Loop,
+  entry: TableEntry,
+  nodes: NodeDirectory | undefined,
+): boolean {
   const known = partitionsOf(loop.minor)
     .find(({ number }) => number === entry.number);
   if (known === undefined) {
@@ -105,7 +120,9 @@ function appears(loop: Loop, entry: TableEntry): boolean {
     return false;
   }
   const number = partitionNumberOf(loop.minor, known);
-  return number !== undefined && isNode(pathOf(loop, entry), number);
+  if (number === undefined) return false;
+  nodes?.add(known.name, number);
+  return isNode(pathOf(loop, entry, nodes), number);
 }
 
 /** Linux shows two sectors of an extended partition, enough for a boot loader. */

@@ -79,6 +79,7 @@ export const SYSTEM_CALLS = {
   x86_64: {
     pwrite64: 18n,
     getdents64: 217n,
+    mkdirat: 258n,
     mknodat: 259n,
     unlinkat: 263n,
     readlinkat: 267n,
@@ -89,6 +90,7 @@ export const SYSTEM_CALLS = {
   aarch64: {
     pwrite64: 68n,
     getdents64: 61n,
+    mkdirat: 34n,
     mknodat: 33n,
     unlinkat: 35n,
     readlinkat: 78n,
@@ -503,7 +505,7 @@ export function getDents(
   );
 }
 
-/** `mknodat(2)`: a block device node. The umask takes bits from its mode. */
+/** `mknodat(2)`: a device node, of the type in its mode. The umask takes bits from that. */
 export function mknodAt(
   directory: number,
   path: CString,
@@ -515,7 +517,7 @@ export function mknodAt(
       NUMBERS.mknodat,
       BigInt(directory),
       path,
-      BigInt(S_IFBLK | mode),
+      BigInt(mode),
       BigInt(rdevice),
       null,
     ),
@@ -540,10 +542,39 @@ export function chmodAt(
   );
 }
 
+/** `mkdirat(2)`. The umask takes bits from its mode. */
+export function mkdirAt(
+  directory: number,
+  path: CString,
+  mode: number,
+): number {
+  return answer(
+    lib().syscall(
+      NUMBERS.mkdirat,
+      BigInt(directory),
+      path,
+      BigInt(mode),
+      0n,
+      null,
+    ),
+  );
+}
+
 /** `unlinkat(2)` of a file. */
 export function unlinkAt(directory: number, path: CString): number {
+  return unlink(directory, path, 0n);
+}
+
+const AT_REMOVEDIR = 0x200n;
+
+/** `unlinkat(2)` of an empty directory. */
+export function removeDirectoryAt(directory: number, path: CString): number {
+  return unlink(directory, path, AT_REMOVEDIR);
+}
+
+function unlink(directory: number, path: CString, flags: bigint): number {
   return answer(
-    lib().syscall(NUMBERS.unlinkat, BigInt(directory), path, 0n, 0n, null),
+    lib().syscall(NUMBERS.unlinkat, BigInt(directory), path, flags, 0n, null),
   );
 }
 

@@ -133,32 +133,108 @@ describe("an unprivileged user", onDevices, () => {
   );
 });
 
+/** Makes /dev what it is in many containers. */
+const TMPFS_DEV =
+  "mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9";
+
 describe("a /dev without nodes", onDevices, () => {
   it(
-    "is named as the cause",
+    "is no obstacle for attach() and detach(), which leave nothing there",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const image = scratch.image();
       const { stdout, stderr } = inNamespace(
         scratch,
-        `mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9`,
-        `await tell(() => attach("${image}"));
-         Deno.exitCode = 0;`,
+        TMPFS_DEV,
+        `await tell(async () => {
+           await using device = await attach("${image}", { minor: ${own.minor} });
+           return [device.path, device.size];
+         });
+         await tell(async () => {
+           const device = await attach("${image}", { minor: ${own.minor} });
+           await detach(device.persist());
+         });
+         await tell(async () => {
+           await using device = await attach("${image}");
+           return device.size;
+         });
+         const { listDirectory } = await import("${PROJECT}/lib/sys/sysfs.ts");
+         const left = ["/dev", "/run", "/tmp"].flatMap(listDirectory);
+         console.log(left.filter((name) => /loop/.test(name) && !/-test-/.test(name)));`,
       );
-      assertMatch(
+      assertEquals(
         stdout,
-        /^LoopError ENOENT Cannot open "\/dev\/loop-control": .*modprobe loop\n$/,
+        `ok ["${own.path}",${MiB}]\nok null\nok ${MiB}\n[]\n`,
         stderr,
       );
-      const without = inNamespace(
+    }),
+  );
+
+  it(
+    "is named as the cause where no node may be made",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const image = scratch.image();
+      const { stdout, stderr } = inNamespace(
         scratch,
-        `mount -t tmpfs dev /dev; mknod /dev/loop-control c 10 237; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9`,
-        `await tell(() => attach("${image}", { minor: ${own.minor} }));`,
+        `${TMPFS_DEV}; mknod /dev/loop-control c 10 237`,
+        `await tell(() => attach("${image}", { minor: ${own.minor} }));
+         await tell(() => detach(${own.minor}));`,
+        { user: "setpriv --bounding-set -mknod" },
+      );
+      const missing =
+        /^(LoopError ENOENT .* the kernel has loop\d+, but there is no node for it here\n){2}$/;
+      assertMatch(stdout, missing, stderr);
+      const control = inNamespace(
+        scratch,
+        TMPFS_DEV,
+        `await tell(() => attach("${image}"));`,
+        { user: "setpriv --bounding-set -mknod" },
       );
       assertMatch(
-        without.stdout,
-        /^LoopError ENOENT .* the kernel has loop\d+, but there is no node for it here\n$/,
-        without.stderr,
+        control.stdout,
+        /^LoopError ENOENT Cannot open "\/dev\/loop-control": .*modprobe loop\n$/,
+        control.stderr,
+      );
+    }),
+  );
+
+  it(
+    "is made up for by nodes in another directory, removed at the end",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const image = scratch.image(64 * MiB);
+      runOk(
+        "bash",
+        "-c",
+        `printf 'label: gpt\nsize=8M\nsize=8M\n' | sfdisk --quiet '${image}'`,
+      );
+      const nodes = `${scratch.path}/nodes`;
+      Deno.mkdirSync(nodes);
+      // Left behind by somebody who was killed.
+      runOk("mknod", `${nodes}/${own.name}`, "b", "7", `${own.minor}`);
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        TMPFS_DEV,
+        `const { listDirectory } = await import("${PROJECT}/lib/sys/sysfs.ts");
+         await tell(async () => {
+           await using device = await attach("${image}", {
+             minor: ${own.minor}, partscan: true, nodes: "${nodes}",
+           });
+           const found = await device.partitions();
+           for (const { path } of found) loopdev.openFile(path).close();
+           loopdev.openFile(device.path).close();
+           console.log(listDirectory("${nodes}").sort().join(" "));
+           return [device.path, ...found.map(({ path }) => path)];
+         });
+         console.log(listDirectory("${nodes}"));`,
+      );
+      const names = [own.name, `${own.name}p1`, `${own.name}p2`];
+      const paths = names.map((name) => `${nodes}/${name}`);
+      assertEquals(
+        stdout,
+        `${names.join(" ")}\nok ${JSON.stringify(paths)}\n[]\n`,
+        stderr,
       );
     }),
   );
@@ -252,6 +328,29 @@ describe("few descriptors", onDevices, () => {
         assert(!own.isBound);
       }
       assert(enough > 0);
+    }),
+  );
+});
+
+describe("attach() with nodes", onDevices, () => {
+  it(
+    "refuses a devtmpfs, what is no directory, and names that are taken",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const refused = async (nodes: string) =>
+        (await assertRejects(() => attach(path, { nodes }), LoopError)).code;
+      assertEquals(await refused("/dev"), "EINVAL");
+      assertEquals(await refused(path), "ENOTDIR");
+      assertEquals(await refused(`${scratch.path}/none`), "ENOENT");
+      using own = new OwnDevice();
+      scratch.image(0, own.name);
+      const error = await assertRejects(
+        () => attach(path, { minor: own.minor, nodes: scratch.path }),
+        LoopError,
+      );
+      assertEquals(error.code, "EEXIST");
+      assert(!own.isBound);
+      assert(Deno.statSync(`${scratch.path}/${own.name}`).isFile);
     }),
   );
 });

@@ -84,6 +84,7 @@ describe("constants", () => {
     assertEquals(SYSTEM_CALLS.x86_64, {
       pwrite64: 18n,
       getdents64: 217n,
+      mkdirat: 258n,
       mknodat: 259n,
       unlinkat: 263n,
       readlinkat: 267n,
@@ -94,6 +95,7 @@ describe("constants", () => {
     assertEquals(SYSTEM_CALLS.aarch64, {
       pwrite64: 68n,
       getdents64: 61n,
+      mkdirat: 34n,
       mknodat: 33n,
       unlinkat: 35n,
       readlinkat: 78n,
