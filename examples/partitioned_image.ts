@@ -44,6 +44,9 @@ async function withData(
   await use(directory);
 }
 
+await Deno.writeFile(image, new Uint8Array(), {
+  createNew: Deno.args[0] !== undefined, // an image that is there is kept
+});
 await Deno.truncate(image, 64 * 1024 * 1024);
 await run("sfdisk", ["--quiet", image], TABLE);
 await withData(false, async (directory) => {

@@ -20,6 +20,7 @@ import {
   untilFree,
 } from "./detach.ts";
 import { check, LoopError, quote } from "./errors.ts";
+import { checkStat } from "./file_descriptor.ts";
 import {
   bind,
   CONFIGURE_OPTIONS,
@@ -28,7 +29,7 @@ import {
   encodeOptions,
   Loop,
 } from "./loop.ts";
-import { deviceNumberOf, isBound } from "./loop_sysfs.ts";
+import { isBound } from "./loop_sysfs.ts";
 import { NodeDirectory, openAnyNode } from "./nodes.ts";
 import { lockRange, refuseOverlap } from "./overlap.ts";
 import {
@@ -38,7 +39,7 @@ import {
 } from "./partitions/partitions.ts";
 import { removeStalePartitions } from "./stale_partitions.ts";
 import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
-import { writeBack } from "./sys/libc.ts";
+import { statOf, writeBack } from "./sys/libc.ts";
 import { LO_FLAGS_PARTSCAN, type LoopConfig } from "./sys/loop_uapi.ts";
 import { deviceSize, verify } from "./verification.ts";
 
@@ -192,7 +193,7 @@ export async function attach(
     loop.remember(verify(loop, wanted, config, backing));
     // Who does not lock may have attached it since we looked.
     if (refusesOverlap) refuseOverlap(claim, loop);
-    nodes?.add(loop.name, deviceNumberOf(loop.minor)!);
+    if (nodes !== undefined) addNode(nodes, loop);
     return new Attachment(loop, nodes);
   } catch (error) {
     nodes?.removeAll();
@@ -418,6 +419,11 @@ export class Attachment implements AsyncDisposable {
     if (this.#released === undefined) return await this.detach();
     await this.#released.catch(() => {}); // reported by the detach() that began it
   }
+}
+
+function addNode(nodes: NodeDirectory, { fd, name, path }: Loop): void {
+  const stat = checkStat(statOf(fd), `Cannot examine ${quote(path)}`, path);
+  nodes.add(name, stat.rdevice);
 }
 
 /** The sector size of the GPT in the part of the file that will be the device. */

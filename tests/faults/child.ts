@@ -17,10 +17,12 @@ import {
 /** Bytes that are written through the device before it is detached. */
 export const DATA: Uint8Array = new Uint8Array(64 * 1024).fill(0x5a);
 
-/** What is done with the file at `path`, and a second one of the same size. */
+/** What is done with: a file, a second one of the same size, one with a partition table, and a directory for nodes. */
 interface Files {
   readonly path: string;
   readonly second: string;
+  readonly partitioned: string;
+  readonly nodes: string;
 }
 
 /** An operation: what comes before it, and itself. */
@@ -128,6 +130,19 @@ export const OPERATIONS: Record<string, Operation> = {
       attachment!.loop.clearFd();
       attachment!.loop.close();
     },
+  },
+  "attach with nodes": {
+    run: async ({ partitioned, nodes }) => {
+      attachment = await attach(partitioned, { nodes, blockSize: "probe" });
+      return attachment.path;
+    },
+  },
+  "partitions": {
+    setup: async ({ partitioned }) => {
+      attachment = await attach(partitioned);
+    },
+    run: async () =>
+      (await attachment!.partitions({ timeout: 200 })).map(({ path }) => path),
   },
   "list": { run: () => list() },
   "find": {

@@ -85,6 +85,13 @@ function faultsOf(name: string, value: unknown, site: Site): string[] {
       expectAttached({ "loop/offset": "4096" });
       expect(4096);
       break;
+    case "attach with nodes":
+      expectAttached({ "loop/offset": "0", "ro": "0" });
+      expect(`${site.files.nodes}/${device}`);
+      break;
+    case "partitions":
+      expect([`/dev/${device}p1`, `/dev/${device}p2`]);
+      break;
     case "list": {
       const listed = (value as { name: string }[]).map(({ name }) => name);
       const missing = boundDevices().filter(({ name, file }) =>
@@ -114,7 +121,10 @@ async function inject(
   await site.setUp(name);
   const before = site.child.descriptors().length;
   const { answer, trace } = await site.traced(name, injection);
-  if (!trace.includes("(INJECTED)")) return []; // it took another way
+  if (!trace.includes("(INJECTED)")) { // it took another way
+    await site.tell("cleanup", name);
+    return [];
+  }
   const faults: string[] = [];
   if (answer === undefined) faults.push("it died");
   else if (answer.ok) faults.push(...faultsOf(name, answer.value, site));
@@ -138,6 +148,8 @@ async function inject(
       runOk("losetup", "-d", `/dev/${device}`);
     }
   }
+  const nodes = [...Deno.readDirSync(site.files.nodes)];
+  if (nodes.length > 0) faults.push(`a node is left: ${nodes[0]!.name}`);
   const left = site.child.descriptors();
   if (left.length > 0) {
     faults.push(`descriptors left: ${left}`);
@@ -153,6 +165,10 @@ describe("every system call fails in turn", onDevices, () => {
   for (const name of Object.keys(OPERATIONS)) {
     it(name, async () => {
       await using site = new Site();
+      // Once before, for what is loaded on first use.
+      await site.setUp(name);
+      await site.tell("run", name);
+      await site.tell("cleanup", name);
       await site.setUp(name);
       const baseline = await site.traced(name);
       assert(baseline.answer?.ok, JSON.stringify(baseline.answer));

@@ -38,6 +38,8 @@ export const ERRORS: Record<string, readonly string[]> = {
   "sync_file_range": ["EIO", "ENOSPC", "EINTR", "ENOMEM"],
   fsync: ["EIO", "ENOSPC", "EINTR"],
   fcntl: ["ENOLCK", "EAGAIN", "EACCES", "EINTR", "EINVAL"],
+  mkdirat: ["EACCES", "ENOSPC", "EROFS", "EINTR"],
+  mknodat: ["EPERM", "EEXIST", "ENOSPC", "EROFS", "EINTR"],
   readlinkat: ["EACCES", "ENOENT", "ENOMEM", "EINTR"],
 };
 

@@ -49,13 +49,27 @@ class Victim implements Disposable {
   }
 }
 
-/** A place with two images and a victim, and the child that works there. */
+/** An image with two partitions. */
+function tableImage(path: string): Uint8Array {
+  Deno.writeFileSync(path, new Uint8Array(4 * IMAGE_SIZE));
+  runOk(
+    "bash",
+    "-c",
+    `printf 'label: gpt\nsize=1M\nsize=1M\n' | sfdisk --quiet '${path}'`,
+  );
+  return Deno.readFileSync(path);
+}
+
+/** A place with images and a victim, and the child that works there. */
 export class Site implements AsyncDisposable {
   readonly scratch = new Scratch();
   readonly files = {
     path: `${this.scratch.path}/first.img`,
     second: `${this.scratch.path}/second.img`,
+    partitioned: `${this.scratch.path}/partitioned.img`,
+    nodes: `${this.scratch.path}/nodes`,
   };
+  readonly #table = tableImage(`${this.scratch.path}/table`);
   readonly victim = new Victim(this.scratch);
   child = new Child();
 
@@ -68,9 +82,11 @@ export class Site implements AsyncDisposable {
 
   /** Fresh images. */
   async setUp(name: string): Promise<void> {
-    for (const path of Object.values(this.files)) {
-      Deno.writeFileSync(path, new Uint8Array(IMAGE_SIZE));
-    }
+    const { path, second, partitioned, nodes } = this.files;
+    Deno.writeFileSync(path, new Uint8Array(IMAGE_SIZE));
+    Deno.writeFileSync(second, new Uint8Array(IMAGE_SIZE));
+    Deno.writeFileSync(partitioned, this.#table);
+    Deno.mkdirSync(nodes, { recursive: true });
     const answer = await this.tell("setup", name);
     assert(answer?.ok, `${name}: ${JSON.stringify(answer)}`);
   }
