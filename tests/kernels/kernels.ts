@@ -11,7 +11,7 @@
  * repository. Two guests run at once where there is room for them.
  */
 import { parseArgs } from "@std/cli/parse-args";
-import { run as runCommand } from "../device/support.ts";
+import { lines, run as runCommand } from "../device/support.ts";
 
 const PROJECT = new URL("../..", import.meta.url).pathname;
 const GUEST = new URL("guest", import.meta.url).pathname;
@@ -100,18 +100,42 @@ async function run(guest: Guest, limit: number): Promise<void> {
   });
   // What is stopped here stops its guest too.
   const process = child.spawn();
-  const stop = () => process.kill("SIGTERM");
+  const stop = () => {
+    try {
+      process.kill("SIGTERM");
+    } catch {
+      // it has ended
+    }
+  };
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     Deno.addSignalListener(signal, stop);
   }
-  const { code, stdout, stderr } = await process.output();
+  const [{ code }, stdout, stderr] = await Promise.all([
+    process.status,
+    readReports(guest, process.stdout),
+    new Response(process.stderr).text(),
+  ]);
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     Deno.removeSignalListener(signal, stop);
   }
-  const decoder = new TextDecoder();
-  readResults(guest, code, decoder.decode(stdout), decoder.decode(stderr));
+  readResults(guest, code, stdout, stderr);
   const seconds = Math.round((performance.now() - started) / 1000);
   console.error(`${guest.name}: ended after ${seconds} s`);
+}
+
+/** Reads what the guest reports to its end, and says how far it is. */
+async function readReports(
+  { name }: Guest,
+  stream: ReadableStream<Uint8Array>,
+): Promise<string> {
+  let text = "";
+  for await (const line of lines(stream)) {
+    text += `${line}\n`;
+    if (!line.startsWith(MARK)) continue;
+    const [suite, , seconds] = line.slice(MARK.length).split(" ");
+    console.error(`${name}: ${suite} took ${seconds} s`);
+  }
+  return text;
 }
 
 function readResults(
