@@ -2,6 +2,7 @@
  * `<linux/fs.h>` and `<linux/blkpg.h>`: what every block device understands. Numbers of
  * 64-bit architectures.
  */
+import { BLKPG_IOCTL_ARG, BLKPG_PARTITION } from "./layouts.ts";
 import { addressOf, ioctlPointer } from "./libc.ts";
 
 /** Makes a device read-only or writable again; stays when the backing file goes. Argument: `const int *`. */
@@ -24,7 +25,7 @@ const BLKPG_ADD_PARTITION = 1;
 const BLKPG_DEL_PARTITION = 2;
 
 /** `struct blkpg_partition`. The kernel gets its address, so it lives as long as the program. */
-const partition = new Uint8Array(152);
+const partition = new Uint8Array(BLKPG_PARTITION.size);
 const partitionView = new DataView(partition.buffer);
 
 /** `BLKPG` with `BLKPG_ADD_PARTITION`: adds a partition. Start and size are bytes. */
@@ -32,8 +33,8 @@ export function addPartition(
   fd: number,
   { number, start, size }: { number: number; start: number; size: number },
 ): number {
-  partitionView.setBigInt64(0, BigInt(start), true); // start
-  partitionView.setBigInt64(8, BigInt(size), true); // length
+  partitionView.setBigInt64(BLKPG_PARTITION.start, BigInt(start), true);
+  partitionView.setBigInt64(BLKPG_PARTITION.length, BigInt(size), true);
   return blkpg(fd, BLKPG_ADD_PARTITION, number);
 }
 
@@ -43,11 +44,11 @@ export function deletePartition(fd: number, number: number): number {
 }
 
 function blkpg(fd: number, operation: number, number: number): number {
-  partitionView.setInt32(16, number, true); // pno
-  const argument = new Uint8Array(24); // struct blkpg_ioctl_arg
+  partitionView.setInt32(BLKPG_PARTITION.pno, number, true);
+  const argument = new Uint8Array(BLKPG_IOCTL_ARG.size);
   const view = new DataView(argument.buffer);
-  view.setInt32(0, operation, true); // op
-  view.setInt32(8, partition.length, true); // datalen
-  view.setBigUint64(16, addressOf(partition), true); // data
+  view.setInt32(BLKPG_IOCTL_ARG.op, operation, true);
+  view.setInt32(BLKPG_IOCTL_ARG.datalen, partition.length, true);
+  view.setBigUint64(BLKPG_IOCTL_ARG.data, addressOf(partition), true);
   return ioctlPointer(fd, BLKPG, argument);
 }

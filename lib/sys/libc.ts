@@ -7,6 +7,8 @@
  * what was tried on what, writes the message.
  */
 
+import { CACHESTAT, FLOCK, STATX } from "./layouts.ts";
+
 const SYMBOLS = {
   /** `int openat(int directory, const char *path, int flags, mode_t mode)` */
   openat: { parameters: ["i32", "buffer", "i32", "u32"], result: "i32" },
@@ -112,8 +114,10 @@ const granted = (path?: string): boolean =>
  * The absolute paths at which C libraries are found: a grant for one of them is
  * enough, and a bare name would not load under such a grant.
  */
-function libraryPaths(musl: boolean): string[] {
-  const arch = Deno.build.arch;
+export function libraryPaths(
+  musl: boolean,
+  arch: string = Deno.build.arch,
+): string[] {
   if (musl) {
     return [`/lib/ld-musl-${arch}.so.1`, `/lib/libc.musl-${arch}.so.1`];
   }
@@ -198,8 +202,14 @@ export function cString(text: string): CString {
 /** `fcntl.h`: paths are relative to the working directory. */
 export const AT_FDCWD = -100;
 
-// asm-generic/fcntl.h; O_DIRECT and O_DIRECTORY have other values on aarch64.
-const arm = Deno.build.arch === "aarch64";
+/** `asm/fcntl.h`: the flags of open(2) that differ. */
+export const OPEN_FLAGS = {
+  x86_64: { O_DIRECT: 0o40000, O_DIRECTORY: 0o200000 },
+  aarch64: { O_DIRECT: 0o200000, O_DIRECTORY: 0o40000 },
+} as const;
+const flags = OPEN_FLAGS[Deno.build.arch === "aarch64" ? "aarch64" : "x86_64"];
+
+// asm-generic/fcntl.h
 export const O_RDONLY = 0;
 export const O_WRONLY = 1;
 export const O_RDWR = 2;
@@ -207,8 +217,8 @@ export const O_ACCMODE = 3;
 export const O_EXCL = 0o200;
 export const O_NOCTTY = 0o400;
 export const O_NONBLOCK = 0o4000;
-export const O_DIRECT: number = arm ? 0o200000 : 0o40000;
-export const O_DIRECTORY: number = arm ? 0o40000 : 0o200000;
+export const O_DIRECT: number = flags.O_DIRECT;
+export const O_DIRECTORY: number = flags.O_DIRECTORY;
 const O_CLOEXEC = 0o2000000;
 export const O_PATH = 0o10000000;
 
@@ -282,12 +292,11 @@ export function tryLockRange(
   start: bigint,
   length: bigint,
 ): number {
-  // asm-generic/fcntl.h: struct flock, SEEK_SET
-  const lock = new Uint8Array(32);
+  const lock = new Uint8Array(FLOCK.size); // l_whence 0: SEEK_SET
   const view = new DataView(lock.buffer);
-  view.setInt16(0, exclusive ? F_WRLCK : F_RDLCK, true); // l_type
-  view.setBigInt64(8, start, true); // l_start
-  view.setBigInt64(16, length, true); // l_len
+  view.setInt16(FLOCK.l_type, exclusive ? F_WRLCK : F_RDLCK, true);
+  view.setBigInt64(FLOCK.l_start, start, true);
+  view.setBigInt64(FLOCK.l_len, length, true);
   return answer(lib().fcntl(fd, F_OFD_SETLK, lock));
 }
 
@@ -404,7 +413,7 @@ const STATX_BASIC_STATS = 0x7ff;
 const STATX_DIOALIGN = 0x2000;
 const AT_EMPTY_PATH = 0x1000;
 const AT_STATX_SYNC_AS_STAT = 0;
-const statxBytes = new Uint8Array(256);
+const statxBytes = new Uint8Array(STATX.size);
 const statxView = new DataView(statxBytes.buffer);
 
 function statxCall(
@@ -433,16 +442,16 @@ function statx(
   const result = statxCall(directory, path, flags, STATX_BASIC_STATS);
   if (result < 0) return result;
   return {
-    mode: statxView.getUint16(28, true), // stx_mode
-    inode: statxView.getBigUint64(32, true), // stx_ino
-    size: statxView.getBigUint64(40, true), // stx_size
+    mode: statxView.getUint16(STATX.stx_mode, true),
+    inode: statxView.getBigUint64(STATX.stx_ino, true),
+    size: statxView.getBigUint64(STATX.stx_size, true),
     rdevice: deviceNumber(
-      statxView.getUint32(128, true), // stx_rdev_major
-      statxView.getUint32(132, true), // stx_rdev_minor
+      statxView.getUint32(STATX.stx_rdev_major, true),
+      statxView.getUint32(STATX.stx_rdev_minor, true),
     ),
     device: deviceNumber(
-      statxView.getUint32(136, true), // stx_dev_major
-      statxView.getUint32(140, true), // stx_dev_minor
+      statxView.getUint32(STATX.stx_dev_major, true),
+      statxView.getUint32(STATX.stx_dev_minor, true),
     ),
   };
 }
@@ -466,9 +475,9 @@ export function statOf(fd: number): Stat | number {
  */
 export function directIoAlignment(fd: number): number | undefined {
   const result = statxCall(fd, EMPTY, AT_EMPTY_PATH, STATX_DIOALIGN);
-  const mask = statxView.getUint32(0, true); // stx_mask
+  const mask = statxView.getUint32(STATX.stx_mask, true);
   if (result < 0 || (mask & STATX_DIOALIGN) === 0) return undefined;
-  return statxView.getUint32(156, true); // stx_dio_offset_align
+  return statxView.getUint32(STATX.stx_dio_offset_align, true);
 }
 
 /** `readlinkat(2)`: how many bytes of the target were put into the buffer. */
@@ -578,9 +587,9 @@ function unlink(directory: number, path: CString, flags: bigint): number {
   );
 }
 
-// linux/mman.h: struct cachestat_range (from the start, no end) and struct cachestat
+// linux/mman.h: struct cachestat_range, from the start, no end
 const WHOLE_FILE = new Uint8Array(16);
-const cacheStatBytes = new Uint8Array(40);
+const cacheStatBytes = new Uint8Array(CACHESTAT.size);
 const cacheStatView = new DataView(cacheStatBytes.buffer);
 
 /** Pages of a file that are not written back yet; negative where the kernel cannot tell (`cachestat(2)`, Linux 6.5). */
@@ -596,8 +605,8 @@ export function dirtyPages(fd: number): number {
   );
   if (result < 0) return result;
   return Number(
-    cacheStatView.getBigUint64(8, true) + // nr_dirty
-      cacheStatView.getBigUint64(16, true), // nr_writeback
+    cacheStatView.getBigUint64(CACHESTAT.nr_dirty, true) +
+      cacheStatView.getBigUint64(CACHESTAT.nr_writeback, true),
   );
 }
 

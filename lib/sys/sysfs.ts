@@ -4,6 +4,7 @@
  *
  * As everywhere in this folder, a failure is a negative error number.
  */
+import { DIRENT64 } from "./layouts.ts";
 import {
   AT_FDCWD,
   close,
@@ -77,10 +78,6 @@ export function openDirectoryAt(
   return openAt(directory, cString(path), O_RDONLY | O_DIRECTORY);
 }
 
-// linux/dirent.h: struct linux_dirent64
-const D_RECLEN = 16;
-const D_NAME = 19;
-
 /** The names in a directory, in no order, without `.` and `..`. */
 export function listDirectory(path: string): string[] | number {
   const fd = openDirectoryAt(path);
@@ -92,8 +89,12 @@ export function listDirectory(path: string): string[] | number {
       const size = getDents(fd, page);
       if (size < 0) return size;
       if (size === 0) return names;
-      for (let at = 0; at < size; at += view.getUint16(at + D_RECLEN, true)) {
-        const start = at + D_NAME;
+      for (
+        let at = 0;
+        at < size;
+        at += view.getUint16(at + DIRENT64.d_reclen, true)
+      ) {
+        const start = at + DIRENT64.d_name;
         const name = decoder.decode(
           page.subarray(start, page.indexOf(0, start)),
         );

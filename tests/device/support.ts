@@ -33,6 +33,23 @@ export const onDevices: { ignore: boolean } = {
 
 if (reasonToSkip !== undefined) console.log(`Skipped: ${reasonToSkip}`);
 
+/**
+ * `LOOPDEV_TEST_FEWER=20`: tests that do something many times do it 20 times less
+ * often. For emulated machines, see `tests/kernels`; nowhere else.
+ */
+const FEWER = Number(Deno.env.get("LOOPDEV_TEST_FEWER") ?? 1);
+
+/** How often to do what a test does so many times. */
+export function times(count: number): number {
+  return Math.ceil(count / FEWER);
+}
+
+/** The numbers from 1 to `count`, or evenly spread ones of them, that begin anywhere. */
+export function* numbersTo(count: number): Generator<number> {
+  const first = Math.floor(Math.random() * Math.min(FEWER, count));
+  for (let number = first; number < count; number += FEWER) yield number + 1;
+}
+
 /** A directory of a test, with files that disappear with it. */
 export class Scratch implements Disposable {
   /** The directory, without symbolic links. */

@@ -10,6 +10,7 @@ import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
   boundDevices,
+  numbersTo,
   onDevices,
   runOk,
 } from "../device/support.ts";
@@ -182,7 +183,7 @@ describe("every system call fails in turn", onDevices, () => {
       for (const [call, count] of counts) {
         const errors = ERRORS[call]!;
         // The processes of a machine are many, and looked at one like the other.
-        for (let when = 1; when <= Math.min(count, 60); when++) {
+        for (const when of numbersTo(Math.min(count, 60))) {
           points++;
           for (const error of ALL ? errors : errors.slice(0, 1)) {
             tried++;

@@ -1,9 +1,15 @@
 import { attach } from "@loopdev/loopdev";
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { mounted, onDevices, runOk, Scratch } from "../device/support.ts";
+import {
+  mounted,
+  onDevices,
+  runOk,
+  Scratch,
+  times,
+} from "../device/support.ts";
 
-const RUNS = 100;
+const RUNS = times(100);
 const MiB = 1 << 20;
 
 type Files = Map<string, Uint8Array>;

@@ -1,0 +1,43 @@
+/**
+ * Where the fields of the kernel's structures are that are read and written in place, by
+ * their names in C. The same on x86_64 and aarch64, see `tests/unit/layouts_test.ts`.
+ */
+
+/** `struct statx`, linux/stat.h. */
+export const STATX = {
+  size: 256,
+  stx_mask: 0,
+  stx_mode: 28,
+  stx_ino: 32,
+  stx_size: 40,
+  stx_rdev_major: 128,
+  stx_rdev_minor: 132,
+  stx_dev_major: 136,
+  stx_dev_minor: 140,
+  stx_dio_offset_align: 156,
+} as const;
+
+/** `struct flock`, asm-generic/fcntl.h. */
+export const FLOCK = { size: 32, l_type: 0, l_start: 8, l_len: 16 } as const;
+
+/** `struct linux_dirent64`, linux/dirent.h. */
+export const DIRENT64 = { d_reclen: 16, d_name: 19 } as const;
+
+/** `struct cachestat`, linux/mman.h. */
+export const CACHESTAT = { size: 40, nr_dirty: 8, nr_writeback: 16 } as const;
+
+/** `struct blkpg_ioctl_arg`, linux/blkpg.h. */
+export const BLKPG_IOCTL_ARG = {
+  size: 24,
+  op: 0,
+  datalen: 8,
+  data: 16,
+} as const;
+
+/** `struct blkpg_partition`, linux/blkpg.h. */
+export const BLKPG_PARTITION = {
+  size: 152,
+  start: 0,
+  length: 8,
+  pno: 16,
+} as const;

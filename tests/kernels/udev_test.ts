@@ -1,0 +1,96 @@
+/**
+ * udev opens a device whenever it is attached, and whenever somebody closes it who
+ * could write. The kernel detaches when udev lets go: `detach` waits for that, a few
+ * milliseconds, and must not take it for somebody who keeps the device.
+ */
+import { attach, type Attachment, detach } from "@loopdev/loopdev";
+import { assert, assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { onDevices, run, Scratch } from "../device/support.ts";
+
+/** Never fewer, however slow the machine is. */
+const CYCLES = 200;
+const SIZE = 256 << 10;
+
+const isUdevRunning = [...Deno.readDirSync("/proc")].some(({ name }) => {
+  try {
+    return Deno.readTextFileSync(`/proc/${name}/comm`) === "systemd-udevd\n";
+  } catch {
+    return false; // no process, or gone by now
+  }
+});
+
+/** The ways in which a device is had and let go, in turn. */
+const WAYS:
+  ((path: string, write: (device: Attachment) => void) => Promise<void>)[] = [
+    async (path, write) => {
+      await using device = await attach(path);
+      write(device);
+    },
+    async (path, write) => {
+      const device = await attach(path, { partscan: true });
+      write(device);
+      await device.detach();
+    },
+    async (path, write) => {
+      const device = await attach(path, { autoclear: false, blockSize: 4096 });
+      write(device);
+      await device.detach();
+    },
+    async (path, write) => {
+      const device = await attach(path);
+      const { minor, diskSequence } = device;
+      write(device);
+      device.persist();
+      await detach({ minor, diskSequence });
+    },
+  ];
+
+describe(`attach, write and detach ${CYCLES} times`, onDevices, () => {
+  it(`${isUdevRunning ? "beside" : "without"} udev`, async () => {
+    const expected = Deno.env.get("LOOPDEV_TEST_UDEV");
+    if (expected !== undefined) assertEquals(isUdevRunning, expected === "yes");
+    using scratch = new Scratch();
+    const path = scratch.image(SIZE);
+    let seen = 0;
+    let longest = 0;
+    for (let cycle = 1; cycle <= CYCLES; cycle++) {
+      const content = new Uint8Array(SIZE);
+      new Uint32Array(content.buffer).fill(cycle * 0x10001);
+      let written = 0;
+      await WAYS[cycle % WAYS.length]!(path, (device) => {
+        Deno.writeFileSync(device.path, content);
+        // udev makes such a link when it has looked at a device.
+        if (isUdevRunning && cycle % 10 === 0) {
+          run("udevadm", "settle", "--timeout=10");
+          if (isLink(`/dev/disk/by-diskseq/${device.diskSequence}`)) seen++;
+        }
+        written = performance.now();
+      });
+      longest = Math.max(longest, performance.now() - written);
+      assertEquals(scratch.devices(), []);
+      const found = Deno.readFileSync(path);
+      const wrong = found.findIndex((byte, at) => byte !== content[at]);
+      assertEquals(
+        wrong,
+        -1,
+        `cycle ${cycle}: byte ${wrong} is not what was written`,
+      );
+    }
+    console.log(
+      `the longest detach: ${
+        Math.round(longest)
+      } ms; udev was seen ${seen} times`,
+    );
+    assert(!isUdevRunning || seen > 0, "udev never looked at a device");
+    scratch.check();
+  });
+});
+
+function isLink(path: string): boolean {
+  try {
+    return Deno.lstatSync(path).isSymlink;
+  } catch {
+    return false;
+  }
+}
