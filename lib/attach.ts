@@ -361,7 +361,7 @@ export class Attachment implements AsyncDisposable {
       if (!known) throw error;
       const binding = { minor, path, diskSequence: diskSequence || undefined };
       if (error.errno === ENXIO) {
-        await untilFree({ ...binding, failure: undefined }, {
+        await untilFree({ ...binding, failure: undefined, partscan: true }, {
           ...checkDetachOptions(options),
           ...(options.lazy && { timeout: 0 }),
         });

@@ -22,6 +22,7 @@ import {
 } from "./sys/libc.ts";
 import {
   LO_FLAGS_AUTOCLEAR,
+  LO_FLAGS_PARTSCAN,
   LOOP_CLR_FD,
   type LoopInfo64,
 } from "./sys/loop_uapi.ts";
@@ -192,6 +193,8 @@ export function sequenceOf(loop: Loop): number | undefined {
 export interface Released extends Binding {
   /** Why not everything could be written back. */
   readonly failure: LoopError | undefined;
+  /** Whether the kernel drops partitions with it. */
+  readonly partscan: boolean;
 }
 
 /**
@@ -209,12 +212,15 @@ export function releaseNow(loop: Loop): Released {
   try {
     const sequence = orError(() => sequenceOf(loop));
     const written = orError(() => writeBackRest(loop));
-    if (!isAutoclear(loop)) clear(loop);
+    // Without them clearing finds out.
+    const flags = orError(() => loop.getInfo().flags).value ?? 0;
+    if ((flags & LO_FLAGS_AUTOCLEAR) === 0) clear(loop);
     return {
       minor,
       path,
       diskSequence: sequence.value,
       failure: sequence.error ?? written.error,
+      partscan: (flags & LO_FLAGS_PARTSCAN) !== 0,
     };
   } finally {
     loop.close();
@@ -261,15 +267,6 @@ function writeBackRest(loop: Loop): void {
     path: loop.path,
     hint: "it was detached, and what was written last is not in the file",
   }));
-}
-
-function isAutoclear(loop: Loop): boolean {
-  try {
-    return (loop.getInfo().flags & LO_FLAGS_AUTOCLEAR) !== 0;
-  } catch (error) {
-    if (error instanceof LoopError) return false; // clearing finds out
-    throw error;
-  }
 }
 
 /**
@@ -342,17 +339,16 @@ export async function untilFree(
   device: Released,
   { timeout, signal }: Waiting,
 ): Promise<void> {
-  if (isFree(device)) return;
   const deadline = performance.now() + timeout;
   let pause = FIRST_PAUSE;
-  do {
+  while (!isFree(device)) {
     signal?.throwIfAborted();
     const left = deadline - performance.now();
     if (left <= 0) throw busyError(device);
     await sleep(Math.min(pause, left), signal);
     pause = Math.min(2 * pause, LONGEST_PAUSE);
-  } while (!isFree(device));
-  settle(device.minor);
+  }
+  if (device.partscan) settle(device.minor);
 }
 
 /**

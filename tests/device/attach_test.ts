@@ -23,14 +23,17 @@ import {
   assertThrows,
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { addPartition } from "../../lib/sys/blk_uapi.ts";
 import {
   attribute,
   holdExclusively,
+  lines,
   onDevices,
   OwnDevice,
   run,
   runOk,
   Scratch,
+  times,
   withScratch,
 } from "./support.ts";
 
@@ -577,6 +580,40 @@ describe("Attachment", onDevices, () => {
           .filter(({ name }) => /p\d+$/.test(name));
         assertEquals(left, []);
       }
+    }),
+  );
+
+  it(
+    "has no partitions left when somebody else closes it at the same time",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      await using other = new Deno.Command("bash", {
+        args: ["-c", "while read; do exec 3< $0; echo; read; exec 3<&-; done"]
+          .concat(own.path),
+        stdin: "piped",
+        stdout: "piped",
+      }).spawn();
+      const input = other.stdin.getWriter();
+      const answers = lines(other.stdout);
+      const proceed = () => input.write(new TextEncoder().encode("\n"));
+      for (let round = 0; round < times(200); round++) {
+        const a = await attach(path, { minor: own.minor, partscan: true });
+        for (let number = 1; number <= 8; number++) {
+          addPartition(a.loop.fd, { number, start: number << 12, size: 4096 });
+        }
+        await proceed();
+        await answers.next();
+        await proceed();
+        const end = performance.now() + Math.random() * 0.4;
+        while (performance.now() < end);
+        await a.detach();
+        const left = [...Deno.readDirSync(`/sys/block/${own.name}`)]
+          .filter(({ name }) => /p\d+$/.test(name));
+        assertEquals(left, [], `round ${round}`);
+      }
+      await input.close();
+      await answers.return(undefined);
     }),
   );
 
