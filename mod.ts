@@ -29,6 +29,7 @@ export {
   list,
   type LoopDevice,
 } from "./lib/devices.ts";
+export { type Check, doctor } from "./lib/doctor.ts";
 export {
   LoopBusyError,
   LoopError,

@@ -7,6 +7,8 @@ export interface Mount {
   readonly device: number;
   /** Where it is mounted. */
   readonly target: string;
+  /** The options of the mount itself: `ro`, `nodev` … */
+  readonly options: string[];
   /** The type of the file system. */
   readonly type: string;
   /** What was mounted, as it was named. */
@@ -22,6 +24,7 @@ export function parseMounts(text: string): Mount[] {
     return {
       device: deviceNumber(major!, minor!),
       target: unescapeOctal(fields[4]!),
+      options: fields[5]!.split(","),
       type: fields[separator + 1] ?? "",
       source: unescapeOctal(fields[separator + 2] ?? ""),
     };

@@ -28,6 +28,7 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   add: () => import("./add.ts"),
   remove: () => import("./remove.ts"),
   mknod: () => import("./mknod.ts"),
+  doctor: () => import("./doctor.ts"),
 };
 
 const HELP = `Control Linux loop devices: files that act as block devices.
@@ -57,6 +58,7 @@ Commands:
   add [N]            add a device
   remove [N]         remove a device that nobody uses
   mknod DEV DIR      make a node of a device in a directory
+  doctor             why loop devices do not work here, and what to do
 
   loopdev <command> --help tells more.
 

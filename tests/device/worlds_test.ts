@@ -3,65 +3,22 @@ import { attach, list, LoopError } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
+  inNamespace,
+  NOBODY,
+  PROJECT,
+  publish,
+  TMPFS_DEV,
+} from "./namespace.ts";
+import {
   mounted,
   onDevices,
-  type Output,
   OwnDevice,
-  run,
   runOk,
-  type Scratch,
   Undo,
   withScratch,
 } from "./support.ts";
 
 const MiB = 1 << 20;
-const PROJECT = new URL("../..", import.meta.url).pathname.replace(/\/$/, "");
-
-/** A directory in which everybody finds Deno and the library. */
-function publish(scratch: Scratch): void {
-  const { path } = scratch;
-  Deno.chmodSync(path, 0o755);
-  Deno.copyFileSync(Deno.execPath(), `${path}/deno`);
-  Deno.chmodSync(`${path}/deno`, 0o755);
-  runOk("cp", "-r", `${PROJECT}/mod.ts`, `${PROJECT}/lib`, path);
-  runOk("chmod", "-R", "a+rX", path);
-}
-
-/** A script that calls the library and prints what comes of it. */
-function script(body: string, from = PROJECT): string {
-  return `
-    import * as loopdev from "${from}/mod.ts";
-    const { attach, detach, find, holders, list, Loop, LoopControl } = loopdev;
-    const tell = async (call) => {
-      try {
-        console.log("ok", JSON.stringify(await call() ?? null));
-      } catch (error) {
-        console.log(error.name, error.code, error.message);
-      }
-    };
-    ${body}`;
-}
-
-/** Runs a script in a mount namespace of its own, after some shell commands. */
-function inNamespace(
-  scratch: Scratch,
-  setup: string,
-  body: string,
-  { user = "", deno = Deno.execPath(), from = PROJECT } = {},
-): Output {
-  const file = `${scratch.path}/world.ts`;
-  Deno.writeTextFileSync(file, script(body, from));
-  Deno.chmodSync(file, 0o644);
-  return run(
-    "unshare",
-    ..."--mount --propagation private bash -c".split(" "),
-    `set -e; ${setup}
-     export DENO_DIR='${scratch.path}/deno_dir' HOME='${scratch.path}'
-     ${user} '${deno}' run -q --no-check --no-prompt --allow-ffi --no-config '${file}'`,
-  );
-}
-
-const NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups";
 
 describe("an unprivileged user", onDevices, () => {
   it(
@@ -132,10 +89,6 @@ describe("an unprivileged user", onDevices, () => {
     }),
   );
 });
-
-/** Makes /dev what it is in many containers. */
-const TMPFS_DEV =
-  "mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9";
 
 describe("a /dev without nodes", onDevices, () => {
   it(

@@ -1,0 +1,264 @@
+/** The doctor in odd worlds: the true cause comes first. */
+import { attach, type Check, doctor } from "@loopdev/loopdev";
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { addPartition } from "../../lib/sys/blk_uapi.ts";
+import {
+  inNamespace,
+  NOBODY,
+  PROJECT,
+  publish,
+  TMPFS_DEV,
+} from "./namespace.ts";
+import {
+  onDevices,
+  OwnDevice,
+  run,
+  runOk,
+  type Scratch,
+  withScratch,
+} from "./support.ts";
+
+/** What the doctor says in another world. */
+function examined(
+  scratch: Scratch,
+  setup: string,
+  options: Parameters<typeof inNamespace>[3] = {},
+): Check[] {
+  const { stdout, stderr } = inNamespace(
+    scratch,
+    setup,
+    "console.log(JSON.stringify(await loopdev.doctor()));",
+    options,
+  );
+  assert(stdout !== "", stderr);
+  return JSON.parse(stdout);
+}
+
+function assertCause(
+  [first]: Check[],
+  name: string,
+  finding: RegExp,
+  remedy: RegExp,
+): void {
+  assertEquals(first?.status, "problem", JSON.stringify(first));
+  assertEquals(first!.name, name, first!.finding);
+  assertMatch(first!.finding, finding);
+  assertMatch(first!.remedy ?? "", remedy);
+}
+
+const WITHOUT_MKNOD = "setpriv --bounding-set -mknod --inh-caps -mknod";
+
+describe("doctor()", onDevices, () => {
+  it("finds no problem where attaching works", async () => {
+    const checks = await doctor();
+    assertEquals(checks.filter(({ status }) => status === "problem"), []);
+    const names = checks.map(({ name }) => name);
+    for (const name of ["driver", "loop-control", "nodes", "udev"]) {
+      assert(names.includes(name), names.join());
+    }
+  });
+
+  it(
+    "names the user's rights, and those of a user namespace",
+    withScratch((scratch) => {
+      publish(scratch);
+      const place = { deno: `${scratch.path}/deno`, from: scratch.path };
+      assertCause(
+        examined(scratch, "true", { user: NOBODY, ...place }),
+        "rights",
+        /^\/dev\/loop-control cannot be opened: user 65534 has no right to$/,
+        /as root/,
+      );
+      Deno.chmodSync(scratch.path, 0o777);
+      assertCause(
+        examined(scratch, "true", { user: `${NOBODY} unshare -Ur`, ...place }),
+        "user namespace",
+        /^\/dev\/loop-control cannot be opened: root of a user namespace/,
+        /outside/,
+      );
+    }),
+  );
+
+  it(
+    "warns of a tmpfs on /dev, and names what is missing where no node can be made",
+    withScratch((scratch) => {
+      const [first, second] = examined(scratch, TMPFS_DEV);
+      assertEquals([first?.status, first?.name], ["warning", "/dev"]);
+      assertEquals([second?.status, second?.name], ["warning", "nodes"]);
+      assertMatch(second!.finding, /have no node: \/dev\/loop0, /);
+      assertCause(
+        examined(scratch, TMPFS_DEV, { user: WITHOUT_MKNOD }),
+        "loop-control",
+        /^there is no \/dev\/loop-control, .* CAP_MKNOD$/,
+        /^mknod \/dev\/loop-control .*--device \/dev\/loop-control/,
+      );
+      const control = `${TMPFS_DEV}; mknod /dev/loop-control c 10 237`;
+      assertCause(
+        examined(scratch, control, { user: WITHOUT_MKNOD }),
+        "nodes",
+        /^there is no \/dev\/loop\d+, .* CAP_MKNOD$/,
+        /^mknod \/dev\/loop\d+/,
+      );
+    }),
+  );
+
+  it(
+    "names a loop-control that is another device, and a /dev without devices",
+    withScratch((scratch) => {
+      assertCause(
+        examined(scratch, "mount --bind /dev/null /dev/loop-control"),
+        "loop-control",
+        /it is a character device, not character device 10:237$/,
+        /^rm \/dev\/loop-control && mknod \/dev\/loop-control c 10 237$/,
+      );
+      assertCause(
+        examined(
+          scratch,
+          `${TMPFS_DEV}; mknod /dev/loop-control c 10 237; mount -o remount,nodev /dev`,
+        ),
+        "/dev",
+        /nodev/,
+        /remount,dev/,
+      );
+    }),
+  );
+
+  it(
+    "names a node that is another device",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const wrong = examined(
+        scratch,
+        `mount --bind /dev/null ${own.path}`,
+      ).filter(({ finding }) => finding.includes(`${own.path} `));
+      assertEquals(wrong.map(({ status }) => status), ["warning"]);
+      assertMatch(wrong[0]!.finding, /is not the node of loop\d+$/);
+      assertEquals(
+        wrong[0]!.remedy,
+        `rm ${own.path} && mknod ${own.path} b 7 ${own.minor}`,
+      );
+    }),
+  );
+
+  it("names the descriptor limit", () => {
+    const command =
+      `'${Deno.execPath()}' run --no-check --no-prompt --allow-ffi '${PROJECT}/cli.ts' doctor --json`;
+    runOk("bash", "-c", command); // Deno itself needs more to translate sources
+    const { code, stdout } = run("bash", "-c", `ulimit -n 16; ${command}`);
+    assertEquals(code, 1);
+    const { canAttach, checks } = JSON.parse(stdout);
+    assertEquals(canAttach, false);
+    assertCause(
+      checks,
+      "descriptors",
+      /the limit is 16: /,
+      /^raise the limit: ulimit -n/,
+    );
+  });
+
+  it(
+    "names a missing driver",
+    withScratch((scratch) => {
+      assertCause(
+        examined(
+          scratch,
+          "mount -t tmpfs t /sys/module; mount --bind /dev/null /proc/devices",
+        ),
+        "driver",
+        /^the kernel has no loop driver$/,
+        /^load it .*modprobe loop/,
+      );
+    }),
+  );
+
+  it(
+    "warns of a missing /sys",
+    withScratch((scratch) => {
+      const [first] = examined(scratch, "umount -l /sys");
+      assertEquals([first?.status, first?.name], ["warning", "sysfs"]);
+    }),
+  );
+
+  const devices = "/sys/fs/cgroup/devices";
+  const hasCgroup = run("test", "-w", `${devices}/devices.deny`).code === 0;
+  it(
+    "names a device cgroup that forbids the devices" +
+      (hasCgroup ? "" : " (skipped: this kernel has no such cgroup mounted)"),
+    { ignore: !hasCgroup },
+    withScratch(async (scratch) => {
+      for (
+        const [rule, node] of [["c 10:237", "-control"], ["b 7:*", "\\d+"]]
+      ) {
+        const cgroup = `${devices}/loopdev-test-${crypto.randomUUID()}`;
+        Deno.mkdirSync(cgroup);
+        try {
+          assertCause(
+            examined(
+              scratch,
+              `echo '${rule} rwm' > ${cgroup}/devices.deny; echo $$ > ${cgroup}/cgroup.procs`,
+            ),
+            "device cgroup",
+            new RegExp(
+              `^/dev/loop${node} cannot be opened: a rule of the device`,
+            ),
+            /--device-cgroup-rule='/,
+          );
+        } finally {
+          await removed(cgroup);
+        }
+      }
+    }),
+  );
+
+  it(
+    "warns of partitions that an earlier user left, and of deleted files",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      {
+        await using a = await attach(path, { minor: own.minor });
+        addPartition(a.loop.fd, { number: 1, start: 0, size: 4096 });
+      }
+      const stale = (await doctor())
+        .filter(({ name }) => name === "stale partitions");
+      assertEquals(stale.map(({ status }) => status), ["warning"]);
+      assertMatch(stale[0]!.finding, /left .* behind$/);
+
+      await using a = await attach(path, { minor: own.minor });
+      Deno.removeSync(path);
+      const deleted = (await doctor())
+        .filter(({ finding }) => finding.includes(path));
+      assertEquals(deleted, [{
+        name: "deleted files",
+        status: "warning",
+        finding: `${a.path} keeps the space of "${path}", which was deleted`,
+        remedy: `if nobody needs it: loopdev detach ${a.path}`,
+      }]);
+    }),
+  );
+
+  it(
+    "changes nothing",
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image());
+      const before = a.loop.getInfo().bytes;
+      const sequence = a.diskSequence;
+      await doctor();
+      assertEquals(a.loop.getInfo().bytes, before);
+      assertEquals(a.diskSequence, sequence);
+    }),
+  );
+});
+
+/** A cgroup can be removed only when the last process in it is really gone. */
+async function removed(cgroup: string): Promise<void> {
+  for (let tries = 0;; tries++) {
+    try {
+      return Deno.removeSync(cgroup);
+    } catch (error) {
+      if (tries === 50) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  }
+}
