@@ -1,19 +1,17 @@
 import { LoopControl } from "../loop_control.ts";
 import { only, parse, parseNumber } from "./arguments.ts";
-import type { Command } from "./main.ts";
+import type { Command } from "./command.ts";
 import { print } from "./output.ts";
 
-const HELP = `Add a loop device.
-
-Examples:
-  loopdev add        the lowest number that does not exist
-  loopdev add 100    /dev/loop100
-
-Usage: loopdev add [N]
-
-Prints the path of the device. Permissions: deno run --allow-ffi, and root.`;
-
-export const command: Command = { help: HELP, run };
+export const command: Command = {
+  title: "Add a loop device.",
+  examples: `loopdev add        the lowest number that does not exist
+loopdev add 100    /dev/loop100`,
+  options: {},
+  notes:
+    "Prints the path of the device. Permissions: deno run --allow-ffi, and root.",
+  run,
+};
 
 function run(args: string[]): number {
   const { operands } = parse(args);

@@ -4,20 +4,11 @@ import { checkMinor } from "../arguments.ts";
 import { minorOf } from "../device_ref.ts";
 import { quote } from "../errors.ts";
 import { Loop, type LoopOpenOptions } from "../loop.ts";
+import type { Option, Options } from "./command.ts";
 import { exact } from "./files.ts";
 import { UsageError } from "./usage_error.ts";
 
 export { UsageError };
-
-/** The options of a command: long name to the letter, or to `""` where there is none. */
-export interface Options {
-  /** Options that take a value. */
-  readonly values?: Readonly<Record<string, string>>;
-  /** Options that do not. */
-  readonly flags?: Readonly<Record<string, string>>;
-  /** Options that can be turned on and off: `--autoclear`, `--no-autoclear`. */
-  readonly switches?: readonly string[];
-}
 
 /** What a command was given. */
 export interface Arguments {
@@ -36,9 +27,7 @@ export function parse(args: string[], options: Options = {}): Arguments {
   const parsed = parseArgs(spell(args, options), {
     string: [
       "_", // file names stay text: 007, 1e3
-      ...Object.keys(options.values ?? {}),
-      ...Object.keys(options.flags ?? {}),
-      ...options.switches ?? [],
+      ...Object.keys(options),
     ],
   });
   const value = (name: string) => parsed[name] as string | undefined;
@@ -61,17 +50,20 @@ const OFF = "off";
  * take the word behind a flag for its value, and `-r5` for something else than `-r`.
  */
 function spell(args: string[], options: Options): string[] {
-  const { values = {}, flags = {}, switches = [] } = options;
+  const option = (name: string): Option | undefined =>
+    Object.hasOwn(options, name) ? options[name] : undefined;
   const byLetter = new Map(
-    [...Object.entries(values), ...Object.entries(flags)]
-      .map(([name, letter]) => [letter, name]),
+    Object.entries(options).map(([name, { letter }]) => [letter, name]),
   );
   const spelled: string[] = [];
   const rest = [...args];
-  const takeValue = (option: string, attached: string | undefined): string => {
+  const takeValue = (
+    spelling: string,
+    attached: string | undefined,
+  ): string => {
     const value = attached ?? rest.shift();
     if (value === undefined || value === "") {
-      throw new UsageError(`${option} takes a value`);
+      throw new UsageError(`${spelling} takes a value`);
     }
     return exact(value);
   };
@@ -81,13 +73,13 @@ function spell(args: string[], options: Options): string[] {
     if (long !== null) {
       const [, name = "", attached] = long;
       const positive = name.replace(/^no-/, "");
-      if (Object.hasOwn(values, name)) {
+      if (option(name)?.value !== undefined) {
         spelled.push(`--${name}=${takeValue(`--${name}`, attached)}`);
       } else if (attached !== undefined) {
         throw new UsageError(`there is no option --${name} with a value`);
-      } else if (Object.hasOwn(flags, name) || switches.includes(name)) {
+      } else if (option(name) !== undefined) {
         spelled.push(`--${name}=${ON}`);
-      } else if (switches.includes(positive)) {
+      } else if (option(positive)?.negatable) {
         spelled.push(`--${positive}=${OFF}`);
       } else throw new UsageError(`there is no option --${name}`);
       continue;
@@ -104,7 +96,7 @@ function spell(args: string[], options: Options): string[] {
       if (name === undefined) {
         throw new UsageError(`there is no option -${letter}`);
       }
-      if (Object.hasOwn(flags, name)) {
+      if (option(name)?.value === undefined) {
         spelled.push(`--${name}=${ON}`);
         continue;
       }

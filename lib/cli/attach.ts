@@ -19,62 +19,62 @@ import {
   UsageError,
 } from "./arguments.ts";
 import { fileOf } from "./files.ts";
-import { type Command, report } from "./main.ts";
+import type { Command, Options } from "./command.ts";
+import { report } from "./main.ts";
 import { print, printJson, warn } from "./output.ts";
 
 /** The options of the commands that attach. */
-export const ATTACH_OPTIONS = {
-  values: {
-    offset: "o",
-    sizelimit: "",
-    "sector-size": "b",
-    "loop-ref": "",
-    device: "",
+export const ATTACH_OPTIONS: Options = {
+  offset: { letter: "o", value: "SIZE", help: "begin there in the file" },
+  sizelimit: { value: "SIZE", help: "at most so large" },
+  "sector-size": {
+    letter: "b",
+    value: "SIZE",
+    help: `logical block size: 512, 1024, 2048, 4096 ...; or probe:
+that of the partition table in the file`,
+    choices: ["512", "1024", "2048", "4096", "probe"],
   },
-  flags: {
-    "read-only": "r",
-    partscan: "P",
-    "direct-io": "",
-    nooverlap: "L",
+  "read-only": {
+    letter: "r",
+    help: "nobody can write through the device",
+  },
+  partscan: { letter: "P", help: "have the kernel look for partitions" },
+  "direct-io": {
+    help: "bypass the page cache of the file; fails where it cannot",
+  },
+  "loop-ref": {
+    value: "NAME",
+    help: "a name of at most 63 bytes to keep with the device",
+  },
+  nooverlap: {
+    letter: "L",
+    help: "fail when some of the bytes are behind a device already",
+  },
+  device: { value: "DEV", help: "this device, and no other" },
+};
+
+const OPTIONS: Options = {
+  ...ATTACH_OPTIONS,
+  json: {
+    help: 'print {"devices": [...]}, with the fields of list --json',
   },
 };
 
-/** What their help says of them. */
-export const ATTACH_HELP = `  -o, --offset SIZE        begin there in the file
-      --sizelimit SIZE     at most so large
-  -b, --sector-size SIZE   logical block size: 512, 1024, 2048, 4096 ...; or probe:
-                           that of the partition table in the file
-  -r, --read-only          nobody can write through the device
-  -P, --partscan           have the kernel look for partitions
-      --direct-io          bypass the page cache of the file; fails where it cannot
-      --loop-ref NAME      a name of at most 63 bytes to keep with the device
-  -L, --nooverlap          fail when some of the bytes are behind a device already
-      --device DEV         this device, and no other`;
-
-const HELP = `Attach files to loop devices, which outlive the command.
-
-Examples:
-  loopdev attach disk.img                    prints /dev/loop0
-  dev=$(loopdev attach -r rootfs.squashfs)   read-only
-  loopdev attach -o 1M --sizelimit 64M disk.img
-  loopdev attach -P -b 4096 disk.img         partitions; 4 KiB sectors
-
-Usage: loopdev attach FILE... [options]
-
-Options:
-${ATTACH_HELP}
-      --json               print {"devices": [...]}, with the fields of list --json
-
-Prints one device a line, in the order of the files. All files are tried; the exit
-status is 1 when one failed. Permissions: deno run --allow-ffi, and mostly root.`;
-
-export const command: Command = { help: HELP, run };
+export const command: Command = {
+  title: "Attach files to loop devices, which outlive the command.",
+  examples: `loopdev attach disk.img                    prints /dev/loop0
+dev=$(loopdev attach -r rootfs.squashfs)   read-only
+loopdev attach -o 1M --sizelimit 64M disk.img
+loopdev attach -P -b 4096 disk.img         partitions; 4 KiB sectors`,
+  options: OPTIONS,
+  notes:
+    `Prints one device a line, in the order of the files. All files are tried; the exit
+status is 1 when one failed. Permissions: deno run --allow-ffi, and mostly root.`,
+  run,
+};
 
 async function run(args: string[]): Promise<number> {
-  const given = parse(args, {
-    ...ATTACH_OPTIONS,
-    flags: { ...ATTACH_OPTIONS.flags, json: "" },
-  });
+  const given = parse(args, OPTIONS);
   const files = given.operands.map(fileOf);
   const options = { ...attachOptions(given, files.length), autoclear: false };
 

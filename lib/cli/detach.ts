@@ -6,38 +6,41 @@ import { Loop } from "../loop.ts";
 import { GONE } from "../loop_sysfs.ts";
 import { parse, parseDevice, parseTimeout, UsageError } from "./arguments.ts";
 import { fileOf } from "./files.ts";
-import { type Command, report } from "./main.ts";
+import type { Command, Options } from "./command.ts";
+import { report } from "./main.ts";
 import { fail } from "./output.ts";
 
-const HELP = `Detach loop devices, and wait until they are free.
+const OPTIONS: Options = {
+  file: { value: "FILE", help: "the devices that FILE is attached to" },
+  "loop-ref": {
+    value: "NAME",
+    help: "the devices attached with that --loop-ref",
+  },
+  lazy: { help: "do not wait for others that have it open" },
+  timeout: {
+    value: "TIME",
+    help: "wait so long for them: 5s (the default), 500ms ...",
+  },
+};
 
-Examples:
-  loopdev detach /dev/loop0
-  loopdev detach 3 4 5
-  loopdev detach --file disk.img             all devices of a file
-  loopdev detach --loop-ref "build 7"        all devices of that name
-  loopdev detach /dev/loop0 --timeout 30s
-
-Usage: loopdev detach [DEV...] [options]
-
-Options:
-      --file FILE       the devices that FILE is attached to
-      --loop-ref NAME   the devices attached with that --loop-ref
-      --lazy            do not wait for others that have it open
-      --timeout TIME    wait so long for them: 5s (the default), 500ms ...
-
-What was written through a device is in the file when the command ends. When others
+export const command: Command = {
+  title: "Detach loop devices, and wait until they are free.",
+  examples: `loopdev detach /dev/loop0
+loopdev detach 3 4 5
+loopdev detach --file disk.img             all devices of a file
+loopdev detach --loop-ref "build 7"        all devices of that name
+loopdev detach /dev/loop0 --timeout 30s`,
+  options: OPTIONS,
+  notes:
+    `What was written through a device is in the file when the command ends. When others
 have a device open, they are named, and the kernel detaches it when they let go.
 All devices are tried; the exit status is 1 when one failed, or there was none.
-Permissions: deno run --allow-ffi, and mostly root.`;
-
-export const command: Command = { help: HELP, run };
+Permissions: deno run --allow-ffi, and mostly root.`,
+  run,
+};
 
 async function run(args: string[]): Promise<number> {
-  const given = parse(args, {
-    values: { file: "", "loop-ref": "", timeout: "" },
-    flags: { lazy: "" },
-  });
+  const given = parse(args, OPTIONS);
   const file = given.value("file");
   const reference = given.value("loop-ref");
   const timeout = given.value("timeout");

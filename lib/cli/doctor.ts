@@ -1,32 +1,33 @@
 import { type Check, doctor } from "../doctor.ts";
 import { parse, UsageError } from "./arguments.ts";
-import type { Command } from "./main.ts";
+import type { Command, Options } from "./command.ts";
 import { print, printJson } from "./output.ts";
 import { escapeControls } from "./table.ts";
 
-const HELP = `Tell why loop devices do not work here, and what to do about it.
+const OPTIONS: Options = {
+  json: {
+    help: `print {"canAttach": true, "checks": [...]}; a check has name, status
+(ok, warning, problem), finding, and mostly remedy`,
+  },
+};
 
-Examples:
-  loopdev doctor
-  loopdev doctor --json | jq '.checks[] | select(.status != "ok")'
-
-Usage: loopdev doctor [options]
-
-Options:
-      --json    print {"canAttach": true, "checks": [...]}; a check has name, status
-                (ok, warning, problem), finding, and mostly remedy
-
-Problems come first, the cause of them all at the top. Changes nothing. The exit status
-is 1 when attaching cannot work. Permissions: deno run --allow-ffi.`;
-
-export const command: Command = { help: HELP, run };
+export const command: Command = {
+  title: "Tell why loop devices do not work here, and what to do about it.",
+  examples: `loopdev doctor
+loopdev doctor --json | jq '.checks[] | select(.status != "ok")'`,
+  options: OPTIONS,
+  notes:
+    `Problems come first, the cause of them all at the top. Changes nothing. The exit status
+is 1 when attaching cannot work. Permissions: deno run --allow-ffi.`,
+  run,
+};
 
 const MARKS = { ok: "ok", warning: "warning", problem: "PROBLEM" };
 /** How a terminal shows them: green, yellow, bold red. */
 const COLOURS = { ok: "32", warning: "33", problem: "1;31" };
 
 async function run(args: string[]): Promise<number> {
-  const given = parse(args, { flags: { json: "" } });
+  const given = parse(args, OPTIONS);
   if (given.operands.length > 0) {
     throw new UsageError("doctor takes no operand");
   }

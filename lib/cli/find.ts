@@ -1,22 +1,20 @@
 import { find } from "../devices.ts";
 import { only, parse } from "./arguments.ts";
 import { fileOf } from "./files.ts";
-import type { Command } from "./main.ts";
+import type { Command } from "./command.ts";
 import { print } from "./output.ts";
 
-const HELP = `Print the devices that a file is attached to.
-
-Examples:
-  loopdev find disk.img
-  loopdev find disk.img > /dev/null && echo attached
-
-Usage: loopdev find FILE
-
-The file is recognised by device and inode: through hard links, symbolic links and
+export const command: Command = {
+  title: "Print the devices that a file is attached to.",
+  examples: `loopdev find disk.img
+loopdev find disk.img > /dev/null && echo attached`,
+  options: {},
+  notes:
+    `The file is recognised by device and inode: through hard links, symbolic links and
 bind mounts. Prints one path a line; the exit status is 1 when there is none.
-Permissions: deno run --allow-ffi.`;
-
-export const command: Command = { help: HELP, run };
+Permissions: deno run --allow-ffi.`,
+  run,
+};
 
 function run(args: string[]): number {
   const devices = find(fileOf(only(parse(args).operands, "FILE")));

@@ -1,6 +1,6 @@
 import { list, type LoopDevice } from "../devices.ts";
 import { parse, UsageError } from "./arguments.ts";
-import type { Command } from "./main.ts";
+import type { Command, Options } from "./command.ts";
 import { print, printJson } from "./output.ts";
 import { type Column, formatSize, table } from "./table.ts";
 
@@ -38,31 +38,33 @@ const DEFAULT_COLUMNS = [
   "BACK-FILE",
 ];
 
-const HELP = `List the attached loop devices.
+const OPTIONS: Options = {
+  json: { help: 'print {"devices": [...]}, sizes in bytes' },
+  output: {
+    letter: "O",
+    value: "LIST",
+    help: `these columns, with commas between them:
+${Object.keys(COLUMNS).join(", ").replace("LOG-SEC, ", "LOG-SEC,\n")}`,
+    choices: Object.keys(COLUMNS),
+  },
+  noheadings: { letter: "n", help: "no line of headings" },
+  bytes: { help: "sizes in bytes, also on a terminal" },
+};
 
-Examples:
-  loopdev list
-  loopdev list --json | jq -r '.devices[].backingFile'
-  loopdev list -n -O NAME,BACK-FILE
-
-Usage: loopdev list [options]
-
-Options:
-      --json           print {"devices": [...]}, sizes in bytes
-  -O, --output LIST    these columns: ${Object.keys(COLUMNS).join(",")}
-  -n, --noheadings     no line of headings
-      --bytes          sizes in bytes, also on a terminal
-
-Without devices nothing is printed. No device is opened, and no right is needed.
-Permissions: deno run --allow-ffi.`;
-
-export const command: Command = { help: HELP, run };
+export const command: Command = {
+  title: "List the attached loop devices.",
+  examples: `loopdev list
+loopdev list --json | jq -r '.devices[].backingFile'
+loopdev list -n -O NAME,BACK-FILE`,
+  options: OPTIONS,
+  notes:
+    `Without devices nothing is printed. No device is opened, and no right is needed.
+Permissions: deno run --allow-ffi.`,
+  run,
+};
 
 function run(args: string[]): number {
-  const given = parse(args, {
-    values: { output: "O" },
-    flags: { json: "", noheadings: "n", bytes: "" },
-  });
+  const given = parse(args, OPTIONS);
   if (given.operands.length > 0) throw new UsageError("list takes no operand");
   const names = columnNames(given.value("output"));
   if (given.flag("json")) {

@@ -1,37 +1,13 @@
 /** Finds the command, and turns what goes wrong into one line and an exit status. */
 import project from "../../deno.json" with { type: "json" };
-import { LoopError } from "../errors.ts";
-import { UsageError } from "./arguments.ts";
+import { LoopError, quote } from "../errors.ts";
+import { helpOf } from "./command.ts";
+import { COMMANDS, entryOf } from "./commands.ts";
+import { UsageError } from "./usage_error.ts";
 import { fail, print } from "./output.ts";
 
-/** A command. */
-export interface Command {
-  /** What `loopdev <command> --help` prints: examples first. */
-  readonly help: string;
-  /** Does it. The result is the exit status. */
-  run(args: string[]): number | Promise<number>;
-}
-
-// Each is loaded when it is needed. The specifiers must be literal: a computed one
-// needs --allow-read, and is lost to deno compile.
-const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
-  attach: () => import("./attach.ts"),
-  run: () => import("./run.ts"),
-  detach: () => import("./detach.ts"),
-  list: () => import("./list.ts"),
-  find: () => import("./find.ts"),
-  show: () => import("./show.ts"),
-  set: () => import("./set.ts"),
-  swap: () => import("./swap.ts"),
-  resize: () => import("./resize.ts"),
-  partitions: () => import("./partitions.ts"),
-  add: () => import("./add.ts"),
-  remove: () => import("./remove.ts"),
-  mknod: () => import("./mknod.ts"),
-  doctor: () => import("./doctor.ts"),
-};
-
-const HELP = `Control Linux loop devices: files that act as block devices.
+const help = (): string =>
+  `Control Linux loop devices: files that act as block devices.
 
 Examples:
   loopdev attach disk.img            attach a file; prints /dev/loop0
@@ -44,21 +20,7 @@ Examples:
 Usage: loopdev <command> [options]
 
 Commands:
-  attach FILE...     attach files to devices that outlive the command
-  run FILE... -- COMMAND...
-                     attach files, run a command, detach them
-  detach DEV...      detach devices and wait until they are free
-  list               attached devices
-  find FILE          devices of a file; exit status 1 when there is none
-  show DEV           everything about one device
-  set DEV            change a live device
-  swap DEV FILE      exchange the file of a read-only device
-  resize DEV         take over the present size of the file
-  partitions DEV     make partitions appear; list them
-  add [N]            add a device
-  remove [N]         remove a device that nobody uses
-  mknod DEV DIR      make a node of a device in a directory
-  doctor             why loop devices do not work here, and what to do
+${commandLines()}
 
   loopdev <command> --help tells more.
 
@@ -76,16 +38,16 @@ export async function main(args: readonly string[]): Promise<number> {
     return 0;
   }
   if (name === "--help" || name === "-h") {
-    print(HELP);
+    print(help());
     return 0;
   }
   if (name === undefined) return usage("which command?");
-  const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-  if (load === undefined) return usage(`there is no command "${name}"`);
+  const entry = entryOf(name);
+  if (entry === undefined) return usage(`there is no command ${quote(name)}`);
 
-  const { command } = await load();
+  const { command } = await entry.load();
   if (asksFor(rest, ["--help", "-h"])) {
-    print(command.help);
+    print(helpOf(name, entry.operands, command));
     return 0;
   }
   try {
@@ -94,6 +56,17 @@ export async function main(args: readonly string[]): Promise<number> {
     if (error instanceof UsageError) return usage(error.message, name);
     return report(error);
   }
+}
+
+function commandLines(): string {
+  const width = 19;
+  return Object.entries(COMMANDS).map(([name, { operands, summary }]) => {
+    const usage = `${name} ${operands}`.trim();
+    const gap = usage.length < width
+      ? " ".repeat(width - usage.length)
+      : `\n${" ".repeat(width + 2)}`;
+    return `  ${usage}${gap}${summary}`;
+  }).join("\n");
 }
 
 function asksFor(args: readonly string[], options: string[]): boolean {

@@ -1,21 +1,20 @@
 import { openDirectory } from "../file_descriptor.ts";
 import { openDevice, parse, UsageError } from "./arguments.ts";
 import { fileOf } from "./files.ts";
-import type { Command } from "./main.ts";
+import type { Command } from "./command.ts";
 import { print } from "./output.ts";
 
-const HELP = `Make a node of a loop device in a directory, with mode 0600.
-
-Examples:
-  loopdev mknod /dev/loop3 /run/build/dev    makes /run/build/dev/loop3
-
-Usage: loopdev mknod DEV DIR
-
-A node that is left behind gives access to whatever is attached to that device later:
+export const command: Command = {
+  title: "Make a node of a loop device in a directory, with mode 0600.",
+  examples:
+    "loopdev mknod /dev/loop3 /run/build/dev    makes /run/build/dev/loop3",
+  options: {},
+  notes:
+    `A node that is left behind gives access to whatever is attached to that device later:
 remove it when it is not needed any more. Prints the path of the node.
-Permissions: deno run --allow-ffi, and root.`;
-
-export const command: Command = { help: HELP, run };
+Permissions: deno run --allow-ffi, and root.`,
+  run,
+};
 
 function run(args: string[]): number {
   const [device, directory, ...more] = parse(args).operands;

@@ -1,29 +1,28 @@
 import { partitions } from "../partitions/partitions.ts";
 import { only, parse, parseDevice } from "./arguments.ts";
-import type { Command } from "./main.ts";
+import type { Command, Options } from "./command.ts";
 import { print, printJson } from "./output.ts";
 import { formatSize, table } from "./table.ts";
 
-const HELP = `Make the partitions of a loop device appear, and list them.
+const OPTIONS: Options = {
+  json: { help: 'print {"partitions": [...]}, sizes in bytes' },
+  bytes: { help: "sizes in bytes, also on a terminal" },
+};
 
-Examples:
-  loopdev partitions /dev/loop0
-  loopdev partitions 0 --json | jq -r '.partitions[].path'
-
-Usage: loopdev partitions DEV [options]
-
-Options:
-      --json     print {"partitions": [...]}, sizes in bytes
-      --bytes    sizes in bytes, also on a terminal
-
-The table, GPT or MBR, is read here, so that neither the kernel's parsers nor udev are
+export const command: Command = {
+  title: "Make the partitions of a loop device appear, and list them.",
+  examples: `loopdev partitions /dev/loop0
+loopdev partitions 0 --json | jq -r '.partitions[].path'`,
+  options: OPTIONS,
+  notes:
+    `The table, GPT or MBR, is read here, so that neither the kernel's parsers nor udev are
 needed. Without a table nothing is printed; a damaged one is an error that says what is
-damaged. Permissions: deno run --allow-ffi, and root.`;
-
-export const command: Command = { help: HELP, run };
+damaged. Permissions: deno run --allow-ffi, and root.`,
+  run,
+};
 
 async function run(args: string[]): Promise<number> {
-  const given = parse(args, { flags: { json: "", bytes: "" } });
+  const given = parse(args, OPTIONS);
   const device = parseDevice(only(given.operands, "DEV"));
   const found = await partitions(device);
   if (given.flag("json")) {

@@ -1,20 +1,18 @@
 import { LoopControl } from "../loop_control.ts";
 import { only, parse, parseNumber } from "./arguments.ts";
-import type { Command } from "./main.ts";
+import type { Command } from "./command.ts";
 import { print } from "./output.ts";
 
-const HELP =
-  `Remove a loop device to which no file is attached and which nobody has open.
-
-Examples:
-  loopdev remove 100    /dev/loop100
-  loopdev remove        the lowest that can be removed
-
-Usage: loopdev remove [N]
-
-Prints the path that the device had. Permissions: deno run --allow-ffi, and root.`;
-
-export const command: Command = { help: HELP, run };
+export const command: Command = {
+  title:
+    "Remove a loop device to which no file is attached and which nobody has open.",
+  examples: `loopdev remove 100    /dev/loop100
+loopdev remove        the lowest that can be removed`,
+  options: {},
+  notes:
+    "Prints the path that the device had. Permissions: deno run --allow-ffi, and root.",
+  run,
+};
 
 function run(args: string[]): number {
   const { operands } = parse(args);

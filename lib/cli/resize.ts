@@ -1,18 +1,15 @@
 import { only, openDevice, parse } from "./arguments.ts";
-import type { Command } from "./main.ts";
+import type { Command } from "./command.ts";
 import { print } from "./output.ts";
 
-const HELP = `Take over the present size of the file of a loop device.
-
-Examples:
-  truncate -s 2G disk.img && loopdev resize /dev/loop0
-
-Usage: loopdev resize DEV
-
-Prints the new size of the device in bytes.
-Permissions: deno run --allow-ffi, and mostly root.`;
-
-export const command: Command = { help: HELP, run };
+export const command: Command = {
+  title: "Take over the present size of the file of a loop device.",
+  examples: "truncate -s 2G disk.img && loopdev resize /dev/loop0",
+  options: {},
+  notes: `Prints the new size of the device in bytes.
+Permissions: deno run --allow-ffi, and mostly root.`,
+  run,
+};
 
 function run(args: string[]): number {
   using loop = openDevice(only(parse(args).operands, "DEV"), {});

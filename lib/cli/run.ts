@@ -1,29 +1,25 @@
 import { attach } from "../attach.ts";
 import { LoopError, quote } from "../errors.ts";
 import { parse, UsageError } from "./arguments.ts";
-import { ATTACH_HELP, ATTACH_OPTIONS, attachOptions } from "./attach.ts";
+import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
 import { fileOf } from "./files.ts";
-import { type Command, report } from "./main.ts";
+import type { Command } from "./command.ts";
+import { report } from "./main.ts";
 import { fail } from "./output.ts";
 
-const HELP = `Attach files, run a command, and detach them, also when it fails.
-
-Examples:
-  loopdev run disk.img -- sh -c 'mkfs.ext4 $LOOPDEV'
-  loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'
-
-Usage: loopdev run FILE... [options] -- COMMAND...
-
-Options:
-${ATTACH_HELP}
-
-COMMAND finds the devices in LOOPDEV, in the order of the files, with a blank between
+export const command: Command = {
+  title: "Attach files, run a command, and detach them, also when it fails.",
+  examples: `loopdev run disk.img -- sh -c 'mkfs.ext4 $LOOPDEV'
+loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'`,
+  options: ATTACH_OPTIONS,
+  notes:
+    `COMMAND finds the devices in LOOPDEV, in the order of the files, with a blank between
 them. The exit status is that of COMMAND; 1 when it could not be run, or a device
 could not be attached or detached. An interrupt is for COMMAND: the devices are
 detached when it has ended, and by the kernel when this process is killed.
-Permissions: deno run --allow-ffi --allow-run, and mostly root.`;
-
-export const command: Command = { help: HELP, run };
+Permissions: deno run --allow-ffi --allow-run, and mostly root.`,
+  run,
+};
 
 async function run(args: string[]): Promise<number> {
   const end = args.indexOf("--");

@@ -8,36 +8,45 @@ import {
   parseSize,
   UsageError,
 } from "./arguments.ts";
-import type { Command } from "./main.ts";
+import type { Command, Options } from "./command.ts";
 
-const HELP = `Change a live loop device.
+const OPTIONS: Options = {
+  offset: { letter: "o", value: "SIZE", help: "begin there in the file" },
+  sizelimit: {
+    value: "SIZE",
+    help: "at most so large; 0 takes the limit away",
+  },
+  "sector-size": {
+    letter: "b",
+    value: "SIZE",
+    help: "logical block size",
+    choices: ["512", "1024", "2048", "4096"],
+  },
+  autoclear: {
+    negatable: true,
+    help: "whether the kernel detaches at the last close",
+  },
+  partscan: { letter: "P", help: "have the kernel look for partitions" },
+  "direct-io": {
+    negatable: true,
+    help: "bypass the page cache of the file",
+  },
+};
 
-Examples:
-  loopdev set /dev/loop0 --offset 1M --sizelimit 0
-  loopdev set /dev/loop0 --no-autoclear
-  loopdev set /dev/loop0 -b 4096 --direct-io
-
-Usage: loopdev set DEV [options]
-
-Options:
-      --offset SIZE        begin there in the file
-      --sizelimit SIZE     at most so large; 0 takes the limit away
-  -b, --sector-size SIZE   logical block size
-      --[no-]autoclear     whether the kernel detaches at the last close
-      --partscan           have the kernel look for partitions
-      --[no-]direct-io     bypass the page cache of the file
-
-Offset, limit and block size of a device that is mounted or otherwise held exclusively
-are refused. Permissions: deno run --allow-ffi, and mostly root.`;
-
-export const command: Command = { help: HELP, run };
+export const command: Command = {
+  title: "Change a live loop device.",
+  examples: `loopdev set /dev/loop0 --offset 1M --sizelimit 0
+loopdev set /dev/loop0 --no-autoclear
+loopdev set /dev/loop0 -b 4096 --direct-io`,
+  options: OPTIONS,
+  notes:
+    `Offset, limit and block size of a device that is mounted or otherwise held exclusively
+are refused. Permissions: deno run --allow-ffi, and mostly root.`,
+  run,
+};
 
 function run(args: string[]): number {
-  const given = parse(args, {
-    values: { offset: "o", sizelimit: "", "sector-size": "b" },
-    flags: { partscan: "P" },
-    switches: ["autoclear", "direct-io"],
-  });
+  const given = parse(args, OPTIONS);
   const device = only(given.operands, "DEV");
   const sectorSize = given.value("sector-size");
   const blockSize = sectorSize === undefined

@@ -6,29 +6,31 @@ import { Loop } from "../loop.ts";
 import { partitionsOf } from "../loop_sysfs.ts";
 import { EACCES, ENXIO, EPERM } from "../sys/errno.ts";
 import { only, parse, parseDeviceNumber } from "./arguments.ts";
-import type { Command } from "./main.ts";
+import type { Command, Options } from "./command.ts";
 import { print, printJson, warn } from "./output.ts";
 import { escapeControls, formatSize } from "./table.ts";
 
-const HELP = `Show everything about one loop device, and who keeps it busy.
+const OPTIONS: Options = {
+  json: {
+    help:
+      `print {"devices": [...]}: the fields of list --json, the reference, the
+partitions that the kernel has, and the holders`,
+  },
+};
 
-Examples:
-  loopdev show /dev/loop0
-  loopdev show 0 --json | jq '.devices[0].holders'
-
-Usage: loopdev show DEV [options]
-
-Options:
-      --json    print {"devices": [...]}: the fields of list --json, the reference, the
-                partitions that the kernel has, and the holders
-
-Holders are mounts, swap, block devices on top, and processes that have it open; those
-of other users are seen as root only. Permissions: deno run --allow-ffi.`;
-
-export const command: Command = { help: HELP, run };
+export const command: Command = {
+  title: "Show everything about one loop device, and who keeps it busy.",
+  examples: `loopdev show /dev/loop0
+loopdev show 0 --json | jq '.devices[0].holders'`,
+  options: OPTIONS,
+  notes:
+    `Holders are mounts, swap, block devices on top, and processes that have it open; those
+of other users are seen as root only. Permissions: deno run --allow-ffi.`,
+  run,
+};
 
 function run(args: string[]): number {
-  const given = parse(args, { flags: { json: "" } });
+  const given = parse(args, OPTIONS);
   const minor = parseDeviceNumber(only(given.operands, "DEV"));
   const device = list().find((device) => device.minor === minor);
   if (device === undefined) {

@@ -1,19 +1,17 @@
 import { openFile } from "../file_descriptor.ts";
 import { openDevice, parse, UsageError } from "./arguments.ts";
 import { fileOf } from "./files.ts";
-import type { Command } from "./main.ts";
+import type { Command } from "./command.ts";
 
-const HELP = `Exchange the file of a read-only loop device, in use or not.
-
-Examples:
-  loopdev swap /dev/loop0 rootfs-2.squashfs
-
-Usage: loopdev swap DEV FILE
-
-The device must be read-only, and FILE as large as the file that it had. Everything
-else about the device stays. Permissions: deno run --allow-ffi, and mostly root.`;
-
-export const command: Command = { help: HELP, run };
+export const command: Command = {
+  title: "Exchange the file of a read-only loop device, in use or not.",
+  examples: "loopdev swap /dev/loop0 rootfs-2.squashfs",
+  options: {},
+  notes:
+    `The device must be read-only, and FILE as large as the file that it had. Everything
+else about the device stays. Permissions: deno run --allow-ffi, and mostly root.`,
+  run,
+};
 
 function run(args: string[]): number {
   const [device, file, ...more] = parse(args).operands;

@@ -8,6 +8,7 @@ import {
   parseTimeout,
   UsageError,
 } from "../../lib/cli/arguments.ts";
+import type { Options } from "../../lib/cli/command.ts";
 import { formatSize, table } from "../../lib/cli/table.ts";
 
 describe("parseSize()", () => {
@@ -50,10 +51,13 @@ describe("parseSize()", () => {
 });
 
 describe("parse()", () => {
-  const options = {
-    values: { offset: "o", "loop-ref": "" },
-    flags: { "read-only": "r", partscan: "P" },
-    switches: ["autoclear", "direct-io"],
+  const options: Options = {
+    offset: { letter: "o", value: "SIZE", help: "" },
+    "loop-ref": { value: "NAME", help: "" },
+    "read-only": { letter: "r", help: "" },
+    partscan: { letter: "P", help: "" },
+    autoclear: { negatable: true, help: "" },
+    "direct-io": { negatable: true, help: "" },
   };
 
   it("tells options from operands, which stay text", () => {

@@ -1,0 +1,55 @@
+import { only, parse } from "./arguments.ts";
+import type { Command } from "./command.ts";
+import { COMMANDS } from "./commands.ts";
+import { bash } from "./completions/bash.ts";
+import { fish } from "./completions/fish.ts";
+import type { Subject } from "./completions/subject.ts";
+import { zsh } from "./completions/zsh.ts";
+import { print } from "./output.ts";
+import { UsageError } from "./usage_error.ts";
+
+export const command: Command = {
+  title: "Print a script that completes command lines of loopdev in a shell.",
+  examples:
+    `loopdev completions bash > ~/.local/share/bash-completion/completions/loopdev
+loopdev completions zsh > ~/.zsh/completions/_loopdev      a directory of $fpath
+loopdev completions fish > ~/.config/fish/completions/loopdev.fish
+source <(loopdev completions bash)                         for this session`,
+  options: {},
+  notes:
+    `SHELL is bash, zsh or fish. The script needs nothing but the shell: devices are those
+in /sys/block. Permissions: none.`,
+  run,
+};
+
+async function run(args: string[]): Promise<number> {
+  const shell = only(parse(args).operands, "SHELL");
+  if (!Object.hasOwn(WRITERS, shell)) {
+    throw new UsageError(`SHELL is ${Object.keys(WRITERS).join(", ")}`);
+  }
+  const subjects = await Promise.all(
+    Object.entries(COMMANDS).map(async ([name, entry]) => ({
+      name,
+      summary: entry.summary,
+      operands: operandsOf(entry.operands),
+      options: { ...(await entry.load()).command.options, help: HELP },
+    })),
+  );
+  print(WRITERS[shell]!(subjects));
+  return 0;
+}
+
+const WRITERS: Record<string, (subjects: readonly Subject[]) => string> = {
+  bash,
+  zsh,
+  fish,
+};
+
+const HELP = { letter: "h", help: "tell more about this command" };
+
+/** `DEV FILE...` as words, without what stands behind `--`. */
+function operandsOf(operands: string): string[] {
+  return operands.replace(/ -- .*$/, "").split(" ")
+    .map((word) => word.replace("...", ""))
+    .filter((word) => word !== "");
+}
