@@ -51,7 +51,7 @@ const zsh: Completer = (scratch, script, line) => {
     driver,
     `zmodload zsh/zpty
      zpty shell zsh -f -i
-     zpty -w shell 'PS1=; autoload -Uz compinit; compinit -D -u; source ${script}; cd ${scratch.path}'
+     zpty -w shell 'PS1=; autoload -Uz compinit; compinit -u -C -d ${scratch.path}/zcompdump; source ${script}; cd ${scratch.path}'
      zpty -w shell 'tell() { print -r -- "<<$BUFFER>>"; exit }; zle -N tell; bindkey "^X" tell'
      zpty -w shell 'print REA''DY'
      while zpty -r shell text; do [[ $text == *READY* ]] && break; done
