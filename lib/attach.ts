@@ -15,8 +15,8 @@ import {
   isFree,
   release,
   type Released,
-  releaseNow,
   sequenceOf,
+  undo,
   untilFree,
 } from "./detach.ts";
 import { check, LoopError, quote } from "./errors.ts";
@@ -159,7 +159,7 @@ export async function attach(
     readOnly,
   };
   if (refusesOverlap) {
-    lockRange(claim);
+    await lockRange(claim, signal);
     refuseOverlap(claim, undefined);
   }
   if (probes) {
@@ -198,7 +198,7 @@ export async function attach(
   } catch (error) {
     nodes?.removeAll();
     // Ours beyond doubt: this descriptor has been open since it was bound.
-    releaseNow(loop);
+    await undo(loop);
     throw error;
   }
 }

@@ -52,11 +52,14 @@ export interface Waiting {
   readonly signal: AbortSignal | undefined;
 }
 
+/** In milliseconds. */
+const DEFAULT_TIMEOUT = 5000;
+
 /** Checks the options. An abort that has happened already is thrown. */
 export function checkDetachOptions(options: DetachOptions): Waiting {
   checkOptions(options, ["timeout", "lazy", "signal"]);
   const timeout = options.timeout === undefined
-    ? 5000
+    ? DEFAULT_TIMEOUT
     : checkTimeout(options.timeout);
   const lazy = checkBoolean(options.lazy, "lazy") ?? false;
   const signal = checkSignal(options.signal);
@@ -227,6 +230,19 @@ export function releaseNow(loop: Loop): Released {
   }
 }
 
+/**
+ * Undoes an attachment whose error must not be hidden by anything that happens here.
+ * Others, udev above all, may have it open for a moment: nothing is to stay attached.
+ */
+export async function undo(loop: Loop): Promise<void> {
+  try {
+    const released = releaseNow(loop);
+    await untilFree(released, { timeout: DEFAULT_TIMEOUT, signal: undefined });
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+  }
+}
+
 /** What must not keep a device from being let go is reported afterwards. */
 function orError<T>(call: () => T): { value?: T; error?: LoopError } {
   try {
@@ -337,23 +353,25 @@ const LONGEST_PAUSE = 20;
 /** Waits until others have let go. Mostly there are none, and one look is enough. */
 export async function untilFree(
   device: Released,
-  { timeout, signal }: Waiting,
+  { timeout, signal }: Pick<Waiting, "timeout" | "signal">,
 ): Promise<void> {
   const deadline = performance.now() + timeout;
   let pause = FIRST_PAUSE;
+  let othersHadIt = false;
   while (!isFree(device)) {
+    othersHadIt = true;
     signal?.throwIfAborted();
     const left = deadline - performance.now();
     if (left <= 0) throw busyError(device);
     await sleep(Math.min(pause, left), signal);
     pause = Math.min(2 * pause, LONGEST_PAUSE);
   }
-  if (device.partscan) settle(device.minor);
+  if (othersHadIt || device.partscan) settle(device.minor);
 }
 
 /**
- * When somebody else was the last to close, the kernel may still be dropping the
- * partitions. Opening the device waits for that.
+ * When somebody else was the last to close, the kernel may still be at it, dropping
+ * the partitions above all. Opening the device waits for that.
  */
 function settle(minor: number): void {
   try {

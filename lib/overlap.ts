@@ -1,5 +1,6 @@
 /** Keeping a file from being attached twice over the same bytes. */
 import type { Backing } from "./backing.ts";
+import { sleep } from "./detach.ts";
 import { devicesOver } from "./devices.ts";
 import { LoopError } from "./errors.ts";
 import { EACCES, EAGAIN, EBUSY } from "./sys/errno.ts";
@@ -19,22 +20,38 @@ export interface Claim extends Range {
   readonly readOnly: boolean;
 }
 
+/** A device that is being detached keeps its lock for a moment longer than its binding. */
+const LOCK_TRIES = 20;
+const LOCK_PAUSE = 5; // milliseconds
+
 /**
  * Locks the bytes for the open file description that will be bound. The loop device
  * keeps it open, so the lock lasts as long as the binding, also when this process is
  * gone: among those who lock there is no race.
  */
-export function lockRange(claim: Claim): void {
-  const result = tryLockRange(
-    claim.backing.fd,
-    !claim.readOnly, // a lock that excludes all needs a descriptor for writing
-    claim.start,
-    claim.length,
-  );
-  if (result >= 0) return;
-  const isTaken = result === -EAGAIN || result === -EACCES;
-  throw new LoopError(`Cannot attach ${claim.backing.name}`, {
-    errno: isTaken ? EBUSY : -result,
+export async function lockRange(
+  claim: Claim,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  for (let tries = 1;; tries++) {
+    const result = tryLockRange(
+      claim.backing.fd,
+      !claim.readOnly, // a lock that excludes all needs a descriptor for writing
+      claim.start,
+      claim.length,
+    );
+    if (result >= 0) return;
+    const isTaken = result === -EAGAIN || result === -EACCES;
+    const mayPass = isTaken && tries < LOCK_TRIES &&
+      devicesOver(claim.backing.stat).length === 0;
+    if (!mayPass) throw lockError(claim, -result, isTaken);
+    await sleep(LOCK_PAUSE, signal);
+  }
+}
+
+function lockError(claim: Claim, errno: number, isTaken: boolean): LoopError {
+  return new LoopError(`Cannot attach ${claim.backing.name}`, {
+    errno: isTaken ? EBUSY : errno,
     operation: "fcntl",
     hint: isTaken
       ? "some of its bytes are locked: they are behind another loop device or in use by a virtual machine"

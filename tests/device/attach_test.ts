@@ -28,6 +28,7 @@ import {
   attribute,
   holdExclusively,
   lines,
+  losetupDetach,
   onDevices,
   OwnDevice,
   run,
@@ -215,7 +216,7 @@ describe("attach()", onDevices, () => {
         assertEquals(scratch.devices(), [a.path]);
       }
       runOk("losetup", `/dev/loop${minor}`, path); // it is there
-      runOk("losetup", "-d", `/dev/loop${minor}`);
+      losetupDetach(`/dev/loop${minor}`);
       using control = new LoopControl();
       control.remove(minor);
     }),
@@ -450,7 +451,7 @@ describe("Attachment", onDevices, () => {
 
       using own = new OwnDevice();
       const c = await attach(scratch.image(), { minor: own.minor });
-      runOk("losetup", "-d", c.persist());
+      losetupDetach(c.persist());
       await c.detach(); // free already
     }),
   );
@@ -460,7 +461,7 @@ describe("Attachment", onDevices, () => {
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const a = await attach(scratch.image(), { minor: own.minor });
-      runOk("losetup", "-d", a.persist());
+      losetupDetach(a.persist());
       const other = scratch.image(MiB, "other.img");
       runOk("losetup", own.path, other);
       const error = await assertRejects(() => a.detach(), StaleDeviceError);
@@ -471,7 +472,7 @@ describe("Attachment", onDevices, () => {
         () => detach({ minor: own.minor, diskSequence: a.diskSequence }),
         StaleDeviceError,
       );
-      runOk("losetup", "-d", own.path);
+      losetupDetach(own.path);
 
       // The same, with a handle whose descriptor was closed.
       const b = await attach(scratch.image(), { minor: own.minor });
@@ -479,7 +480,7 @@ describe("Attachment", onDevices, () => {
       runOk("losetup", own.path, other);
       await assertRejects(() => b.detach(), StaleDeviceError);
       assertEquals(scratch.devices(), [own.path]);
-      runOk("losetup", "-d", own.path);
+      losetupDetach(own.path);
       await b.detach();
     }),
   );
@@ -668,7 +669,7 @@ describe("detach()", onDevices, () => {
     "takes an Attachment for what it is",
     withScratch(async (scratch) => {
       const a = await attach(scratch.image());
-      await detach(a, { timeout: 0 });
+      await detach(a, { timeout: 4000 });
       assertEquals(scratch.devices(), []);
       assertEquals(a.loop.fd, -1);
     }),

@@ -10,6 +10,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
+  losetupDetach,
   onDevices,
   OwnDevice,
   run,
@@ -190,7 +191,7 @@ describe("list()", onDevices, () => {
       const device = Deno.readTextFileSync(`${scratch.path}/out`).trim();
       assertEquals(only(list(), device).backingFile, "");
       assertEquals(only(list(), device).size, 512);
-      runOk("losetup", "-d", device);
+      losetupDetach(device);
       runOk("bash", "-c", `rm -rf '${scratch.path}/${part}'`);
       await a.detach();
       await b.detach();
@@ -255,7 +256,7 @@ describe("list()", onDevices, () => {
     assert(trace.includes("loop/backing_file"));
     const opened = trace.split("\n").filter((line) => /\/dev\/loop/.test(line));
     assertEquals(opened, []);
-    runOk("losetup", "-d", device);
+    losetupDetach(device);
     scratch.check();
   });
 });

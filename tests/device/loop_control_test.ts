@@ -6,7 +6,15 @@ import {
 } from "@loopdev/loopdev";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { onDevices, OwnDevice, run, runOk, withScratch } from "./support.ts";
+import {
+  losetupDetach,
+  onDevices,
+  OwnDevice,
+  removeDevice,
+  run,
+  runOk,
+  withScratch,
+} from "./support.ts";
 
 describe("new LoopControl()", onDevices, () => {
   it(
@@ -41,7 +49,7 @@ describe("LoopControl.add()", onDevices, () => {
         try {
           assert(Deno.statSync(`/dev/loop${added}`).isBlockDevice);
         } finally {
-          assertEquals(control.remove(added), added);
+          assertEquals(removeDevice(added), added);
         }
         assertThrows(() => Deno.statSync(`/dev/loop${added}`));
       }
@@ -68,7 +76,7 @@ describe("LoopControl.remove()", onDevices, () => {
         assertThrows(() => control.remove(own.minor), LoopError).code,
         "EBUSY",
       );
-      runOk("losetup", "-d", own.path);
+      losetupDetach(own.path);
       let gone;
       {
         using other = new OwnDevice();

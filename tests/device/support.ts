@@ -50,6 +50,31 @@ export function* numbersTo(count: number): Generator<number> {
   for (let number = first; number < count; number += FEWER) yield number + 1;
 }
 
+/**
+ * Whether udev is running. It opens a device whenever somebody who could write closes
+ * it, and the kernel detaches when udev lets go.
+ */
+export const hasUdev: boolean = exists("/run/udev/control");
+
+function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Whether something is so; beside udev also when it becomes so. */
+export function isSoon(condition: () => boolean): boolean {
+  const end = performance.now() + 10_000;
+  while (!condition()) {
+    if (!hasUdev || performance.now() > end) return false;
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
+  }
+  return true;
+}
+
 /** A directory of a test, with files that disappear with it. */
 export class Scratch implements Disposable {
   /** The directory, without symbolic links. */
@@ -82,6 +107,7 @@ export class Scratch implements Disposable {
 
   /** Nothing may be attached any more, and no descriptor be left. */
   check(): void {
+    isSoon(() => this.devices().length === 0);
     assertEquals(this.devices(), [], "a device is still attached");
     assertEquals(this.leaked(), [], "a descriptor leaked");
   }
@@ -221,11 +247,38 @@ export class OwnDevice implements Disposable {
     return boundDevices().some(({ name }) => name === this.name);
   }
 
+  /** Whether nothing is attached to it any more. */
+  get isFree(): boolean {
+    return isSoon(() => !this.isBound);
+  }
+
   [Symbol.dispose](): void {
     if (this.isBound) run("losetup", "-d", this.path);
-    using control = new LoopControl();
-    control.remove(this.minor);
+    removeDevice(this.minor);
   }
+}
+
+/** Removes a device of the test's own, which only udev may still have open. */
+export function removeDevice(minor: number): number | undefined {
+  using control = new LoopControl();
+  let removed: number | undefined;
+  isSoon(() => {
+    try {
+      removed = control.remove(minor);
+      return true;
+    } catch (error) {
+      if (!hasUdev) throw error;
+      return false;
+    }
+  });
+  return removed;
+}
+
+/** Detaches with losetup, which does not wait. */
+export function losetupDetach(device: string): void {
+  runOk("losetup", "-d", device);
+  const path = `/sys/block/${device.replace("/dev/", "")}/loop`;
+  assert(isSoon(() => !exists(path)), `${device} is still attached`);
 }
 
 /** Holds a device exclusively, as a mount does. */
