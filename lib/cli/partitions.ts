@@ -1,6 +1,8 @@
-import { partitions } from "../partitions/partitions.ts";
+import { list } from "../devices.ts";
+import { type Partition, partitions } from "../partitions/partitions.ts";
 import { only, parse, parseDevice } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
+import { drawDisk } from "./drawing.ts";
 import { print, printJson } from "./output.ts";
 import { formatSize, table } from "./table.ts";
 
@@ -16,7 +18,7 @@ loopdev partitions 0 --json | jq -r '.partitions[].path'`,
   options: OPTIONS,
   notes:
     `The table, GPT or MBR, is read here, so that neither the kernel's parsers nor udev are
-needed. Without a table nothing is printed; a damaged one is an error that says what is
+needed. On a terminal the disk is drawn to scale. Without a table nothing is printed; a damaged one is an error that says what is
 damaged. Permissions: deno run --allow-ffi, and root.`,
   run,
 };
@@ -39,6 +41,16 @@ async function run(args: string[]): Promise<number> {
     { heading: "UUID", cell: ({ uuid = "" }) => uuid },
     { heading: "LABEL", cell: ({ name = "" }) => name },
   ]);
+  if (human) draw(found).forEach(print);
   lines.forEach(print);
   return 0;
+}
+
+/** Where it is on the disk shows more than numbers do. */
+function draw(found: Partition[]): string[] {
+  const [first] = found;
+  const name = first?.path.match(/loop\d+/)?.[0];
+  const disk = list().find((device) => device.name === name);
+  if (disk === undefined) return [];
+  return drawDisk(found, disk.size, Deno.consoleSize().columns);
 }

@@ -1,5 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
+import { unicodeWidth } from "@std/cli/unicode-width";
 import { describe, it } from "@std/testing/bdd";
+import { drawDisk } from "../../lib/cli/drawing.ts";
 import {
   parse,
   parseDevice,
@@ -187,5 +189,54 @@ describe("formatSize()", () => {
     assertEquals(formatSize(512), "512B");
     assertEquals(formatSize(64 * 2 ** 20), "64M");
     assertEquals(formatSize(1.5 * 2 ** 30), "1.5G");
+  });
+});
+
+describe("drawDisk()", () => {
+  const partition = (number: number, start: number, size: number) => ({
+    number,
+    path: `/dev/loop0p${number}`,
+    start,
+    size,
+    type: "0x83",
+  });
+
+  it("draws partitions and free space to scale, in the order of the disk", () => {
+    const partitions = [
+      { ...partition(2, 512, 256), name: "röot" },
+      partition(1, 0, 256),
+    ];
+    assertEquals(drawDisk(partitions, 1024, 61), [
+      "┌──────────────┬──────────────┬──────────────┬──────────────┐",
+      "│1 256B        │256B··········│2 röot 256B   │256B··········│",
+      "└──────────────┴──────────────┴──────────────┴──────────────┘",
+    ]);
+    assertEquals(
+      drawDisk(partitions, 1024, 29)[1],
+      "│1 256B│256B··│2 256B│256B··│",
+    );
+    assertEquals(drawDisk(partitions, 1024, 11)[1], "│1 │··│2│·│");
+  });
+
+  it("draws logical partitions in place of the extended one", () => {
+    const extended = { ...partition(2, 512, 512), type: "0x5" };
+    assertEquals(
+      drawDisk([extended, partition(5, 512, 512)], 1024, 23)[1],
+      "│512B······│5 512B    │",
+    );
+  });
+
+  it("never draws more than fits", () => {
+    const many = Array.from(
+      { length: 60 },
+      (_, index) => partition(index + 1, index * 512, 512),
+    );
+    for (let width = 0; width < 300; width++) {
+      const lines = drawDisk(many, 61 * 512, width);
+      if (lines.length === 0) continue;
+      assertEquals(lines.map(unicodeWidth), [width, width, width]);
+    }
+    assertEquals(drawDisk(many, 61 * 512, 80), []);
+    assertEquals(drawDisk(many, 61 * 512, 250).length, 3);
   });
 });
