@@ -1,3 +1,4 @@
+import { unicodeWidth } from "@std/cli/unicode-width";
 import { type Check, doctor } from "../doctor.ts";
 import { parse, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
@@ -38,15 +39,33 @@ async function run(args: string[]): Promise<number> {
   return canAttach ? 0 : 1;
 }
 
+/** One line a check; on a terminal it is broken between words, and in colour. */
 function lines(checks: Check[]): string[] {
-  const inColour = Deno.stdout.isTerminal() && !Deno.noColor;
+  const isTerminal = Deno.stdout.isTerminal();
+  const inColour = isTerminal && !Deno.noColor;
   const width = Math.max(...checks.map(({ name }) => name.length));
-  return checks.map(({ name, status, finding, remedy }) => {
+  return checks.flatMap(({ name, status, finding, remedy }) => {
     const mark = MARKS[status].padEnd(MARKS.warning.length);
     const shown = inColour ? `\x1b[${COLOURS[status]}m${mark}\x1b[0m` : mark;
-    const advice = remedy === undefined ? "" : ` -> ${remedy}`;
-    return `${shown}  ${name.padEnd(width)}  ${
-      escapeControls(finding + advice)
-    }`;
+    const head = `${shown}  ${name.padEnd(width)}  `;
+    const indent = MARKS.warning.length + width + 4;
+    const texts = [finding, ...remedy === undefined ? [] : [`-> ${remedy}`]]
+      .map(escapeControls);
+    if (!isTerminal) return [head + texts.join(" ")];
+    const room = Math.max(20, Deno.consoleSize().columns - indent);
+    const [first = "", ...rest] = texts.flatMap((text) => broken(text, room));
+    return [head + first, ...rest.map((line) => " ".repeat(indent) + line)];
   });
+}
+
+/** A text in lines of at most so many columns, where its words allow that. */
+function broken(text: string, columns: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const last = lines.at(-1);
+    if (last !== undefined && unicodeWidth(`${last} ${word}`) <= columns) {
+      lines[lines.length - 1] = `${last} ${word}`;
+    } else lines.push(word);
+  }
+  return lines;
 }

@@ -57,14 +57,15 @@ function stretchesOf(
     .toSorted((a, b) => a.start - b.start);
   for (const { number, name, start, size } of drawn) {
     addFree(start);
-    const short = `${number}`;
-    const middle = `${number} ${formatSize(size)}`;
+    const label = escapeControls(name ?? "");
     stretches.push({
       size,
-      labels: name === undefined ? [middle, short] : [
-        `${number} ${escapeControls(name)} ${formatSize(size)}`,
-        middle,
-        short,
+      labels: [
+        ...label === ""
+          ? []
+          : [`${number} ${label} ${formatSize(size)}`, `${number} ${label}`],
+        `${number} ${formatSize(size)}`,
+        `${number}`,
       ],
       isFree: false,
     });

@@ -4,6 +4,7 @@ import { only, parse, parseDevice } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { drawDisk } from "./drawing.ts";
 import { print, printJson } from "./output.ts";
+import { partitionTypeName } from "./partition_types.ts";
 import { formatSize, table } from "./table.ts";
 
 const OPTIONS: Options = {
@@ -18,8 +19,9 @@ loopdev partitions 0 --json | jq -r '.partitions[].path'`,
   options: OPTIONS,
   notes:
     `The table, GPT or MBR, is read here, so that neither the kernel's parsers nor udev are
-needed. On a terminal the disk is drawn to scale. Without a table nothing is printed; a damaged one is an error that says what is
-damaged. Permissions: deno run --allow-ffi, and root.`,
+needed. On a terminal the disk is drawn to scale, and types have names. Without a table
+nothing is printed; a damaged one is an error that says what is damaged.
+Permissions: deno run --allow-ffi, and root.`,
   run,
 };
 
@@ -37,9 +39,12 @@ async function run(args: string[]): Promise<number> {
     { heading: "NAME", cell: ({ path }) => path },
     { heading: "START", cell: ({ start }) => show(start), right: true },
     { heading: "SIZE", cell: ({ size }) => show(size), right: true },
-    { heading: "TYPE", cell: ({ type }) => type },
-    { heading: "UUID", cell: ({ uuid = "" }) => uuid },
+    {
+      heading: "TYPE",
+      cell: ({ type }) => human ? partitionTypeName(type) : type,
+    },
     { heading: "LABEL", cell: ({ name = "" }) => name },
+    { heading: "UUID", cell: ({ uuid = "" }) => uuid },
   ]);
   if (human) draw(found).forEach(print);
   lines.forEach(print);

@@ -71,7 +71,7 @@ function run(args: string[]): number {
     ["direct I/O", yes(device.directIo)],
     ["reference", details.reference ?? "(it may not be opened)"],
     ["disk sequence", `${device.diskSequence}`],
-    ["partitions", details.partitions.join(" ")],
+    ["partitions", details.partitions.join(" ") || "none"],
     ...(holders.length === 0 ? [["holders", "none"] as [string, string]] : []),
     ...holders.map((holder, index): [string, string] => [
       index === 0 ? "holders" : "",

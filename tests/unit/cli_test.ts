@@ -213,7 +213,7 @@ describe("drawDisk()", () => {
     ]);
     assertEquals(
       drawDisk(partitions, 1024, 29)[1],
-      "│1 256B│256B··│2 256B│256B··│",
+      "│1 256B│256B··│2 röot│256B··│",
     );
     assertEquals(drawDisk(partitions, 1024, 11)[1], "│1 │··│2│·│");
   });
