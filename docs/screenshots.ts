@@ -34,7 +34,7 @@ async function main(directory: string): Promise<void> {
   await use(attach(rootfs, { readOnly: true, blockSize: 4096 }));
   const dataDevice = await use(attach(data, { reference: "build 7" }));
   run("mount", dataDevice, `${IMAGES}/mnt`);
-  devices.defer(() => run("umount", `${IMAGES}/mnt`));
+  devices.defer(() => void run("umount", `${IMAGES}/mnt`));
 
   const commands = {
     list: "list",

@@ -3,14 +3,15 @@ import { attach, type Check, doctor } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { addPartition } from "../../lib/sys/blk_uapi.ts";
-import { inNamespace, NOBODY, publish, TMPFS_DEV } from "./namespace.ts";
 import {
-  onDevices,
-  OwnDevice,
-  run,
-  type Scratch,
-  withScratch,
-} from "./support.ts";
+  DeviceCgroup,
+  inNamespace,
+  NOBODY,
+  noDeviceCgroup,
+  publish,
+  TMPFS_DEV,
+} from "./namespace.ts";
+import { onDevices, OwnDevice, type Scratch, withScratch } from "./support.ts";
 
 /** What the doctor says in another world. */
 function examined(
@@ -180,33 +181,23 @@ describe("doctor()", onDevices, () => {
     }),
   );
 
-  const devices = "/sys/fs/cgroup/devices";
-  const hasCgroup = run("test", "-w", `${devices}/devices.deny`).code === 0;
   it(
     "names a device cgroup that forbids the devices" +
-      (hasCgroup ? "" : " (skipped: this kernel has no such cgroup mounted)"),
-    { ignore: !hasCgroup },
+      (noDeviceCgroup === undefined ? "" : ` (skipped: ${noDeviceCgroup})`),
+    { ignore: noDeviceCgroup !== undefined },
     withScratch(async (scratch) => {
       for (
         const [rule, node] of [["c 10:237", "-control"], ["b 7:*", "\\d+"]]
       ) {
-        const cgroup = `${devices}/loopdev-test-${crypto.randomUUID()}`;
-        Deno.mkdirSync(cgroup);
-        try {
-          assertCause(
-            examined(
-              scratch,
-              `echo '${rule} rwm' > ${cgroup}/devices.deny; echo $$ > ${cgroup}/cgroup.procs`,
-            ),
-            "device cgroup",
-            new RegExp(
-              `^/dev/loop${node} cannot be opened: a rule of the device`,
-            ),
-            /--device-cgroup-rule='/,
-          );
-        } finally {
-          await removed(cgroup);
-        }
+        await using cgroup = new DeviceCgroup();
+        assertCause(
+          examined(scratch, cgroup.enter(["deny", `${rule} rwm`])),
+          "device cgroup",
+          new RegExp(
+            `^/dev/loop${node} cannot be opened: a rule of the device`,
+          ),
+          /--device-cgroup-rule='/,
+        );
       }
     }),
   );
@@ -250,15 +241,3 @@ describe("doctor()", onDevices, () => {
     }),
   );
 });
-
-/** A cgroup can be removed only when the last process in it is really gone. */
-async function removed(cgroup: string): Promise<void> {
-  for (let tries = 0;; tries++) {
-    try {
-      return Deno.removeSync(cgroup);
-    } catch (error) {
-      if (tries === 50) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
-  }
-}

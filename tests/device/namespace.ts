@@ -57,3 +57,42 @@ export const NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups";
 /** Makes /dev what it is in many containers. */
 export const TMPFS_DEV =
   "mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9";
+
+const CGROUPS = "/sys/fs/cgroup/devices";
+
+/** Why device cgroups cannot be tried; `undefined` when they can. */
+export const noDeviceCgroup: string | undefined =
+  run("test", "-w", `${CGROUPS}/devices.deny`).code === 0
+    ? undefined
+    : "no device cgroup is mounted here";
+
+/** A device cgroup of a test's own. */
+export class DeviceCgroup implements AsyncDisposable {
+  readonly path = `${CGROUPS}/loopdev-test-${crypto.randomUUID()}`;
+
+  constructor() {
+    Deno.mkdirSync(this.path);
+  }
+
+  /** Shell commands: with these rules, and with the shell in it. */
+  enter(...rules: ["allow" | "deny", string][]): string {
+    return [
+      ...rules.map(([verb, rule]) =>
+        `echo '${rule}' > ${this.path}/devices.${verb}`
+      ),
+      `echo $$ > ${this.path}/cgroup.procs`,
+    ].join("; ");
+  }
+
+  /** It can be removed only when the last process in it is really gone. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (let tries = 0;; tries++) {
+      try {
+        return Deno.removeSync(this.path);
+      } catch (error) {
+        if (tries === 50) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+    }
+  }
+}
