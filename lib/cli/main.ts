@@ -32,6 +32,15 @@ Permissions: deno run --allow-ffi, and mostly root.`;
 
 /** Runs the command line and gives the exit status. */
 export async function main(args: readonly string[]): Promise<number> {
+  try {
+    return await dispatch(args);
+  } catch (error) {
+    if (error instanceof UsageError) return usage(error.message, args[0]);
+    return report(error);
+  }
+}
+
+async function dispatch(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args;
   if (asksFor(args, ["--version", "-V"])) {
     print(`loopdev ${project.version}`);
@@ -50,12 +59,7 @@ export async function main(args: readonly string[]): Promise<number> {
     print(helpOf(name, entry.operands, command));
     return 0;
   }
-  try {
-    return await command.run(rest);
-  } catch (error) {
-    if (error instanceof UsageError) return usage(error.message, name);
-    return report(error);
-  }
+  return await command.run(rest);
 }
 
 function commandLines(): string {

@@ -1,9 +1,23 @@
 // deno-lint-ignore-file no-console
 /** What is printed, and where: stdout is the result, stderr everything else. */
+import { LoopError } from "../errors.ts";
 
-/** A line of the result. */
+/**
+ * A line of the result. That nobody reads any more is no error.
+ *
+ * @throws {LoopError} when it cannot be written
+ */
 export function print(line: string): void {
-  console.log(line);
+  try {
+    console.log(line);
+  } catch (error) {
+    const errno = /\(os error (\d+)\)/.exec(`${error}`)?.[1];
+    if (errno === undefined) throw error;
+    throw new LoopError("Cannot write to standard output", {
+      errno: Number(errno),
+      operation: "write",
+    });
+  }
 }
 
 /** A line about what went wrong. */

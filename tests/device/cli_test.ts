@@ -4,6 +4,7 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
+import { attach, openFile } from "@loopdev/loopdev";
 import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
@@ -202,6 +203,78 @@ describe("loopdev", onDevices, () => {
       // The character itself is a name like any other.
       assertEquals(bash("run detach $'d\\xef\\xbf\\xbd/node'").code, 0);
       assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "is good at pipelines",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      await using a = await attach(path, { minor: own.minor });
+      const loopdev =
+        `'${Deno.execPath()}' run -q --no-prompt --allow-ffi '${CLI}'`;
+      const shell = (script: string) =>
+        run(
+          "bash",
+          "-c",
+          `set -o pipefail; loopdev() { ${loopdev} "$@"; }; ${script}`,
+        );
+      const filter = `.devices[] | select(.path == "${a.path}") | .backingFile`;
+      const scripts: [script: string, stdout: string][] = [
+        [`loopdev list --json | jq -r '${filter}'`, `${path}\n`],
+        [`loopdev list | head -n 1 | cut -c1-4`, "NAME\n"],
+        [
+          `for i in {1..50}; do echo list; done | loopdev find '${path}'`,
+          `${a.path}\n`,
+        ],
+        [`loopdev find '${path}' <&-`, `${a.path}\n`],
+        [`loopdev find '${path}' >&-`, ""],
+        [`dev=$(loopdev find '${path}') && test -b "$dev"`, ""],
+      ];
+      for (const [script, stdout] of scripts) {
+        const result = shell(script);
+        assertEquals(result, { code: 0, stdout, stderr: "" }, script);
+      }
+      for (const args of ["list", "--help", "--version", "doctor"]) {
+        const { code, stderr } = shell(`loopdev ${args} > /dev/full`);
+        assertEquals(code, 1);
+        assertEquals(
+          stderr,
+          "loopdev: Cannot write to standard output: no space left on device (ENOSPC)\n",
+        );
+      }
+    }),
+  );
+
+  it(
+    "leaves a device to the kernel when a waiting detach is interrupted",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const device = cli("attach", path).stdout.trim();
+      using holder = openFile(device, { readOnly: true });
+      const child = new Deno.Command(Deno.execPath(), {
+        args: [
+          "run",
+          "-q",
+          "--allow-ffi",
+          CLI,
+          "detach",
+          device,
+          "--timeout",
+          "30s",
+        ],
+        stdout: "null",
+        stderr: "null",
+      }).spawn();
+      const name = device.replace("/dev/", "");
+      while (attribute(name, "loop/autoclear") !== "1") {
+        await new Promise((resolve) => setTimeout(resolve, 5));
+      }
+      child.kill("SIGINT");
+      assertEquals((await child.status).signal, "SIGINT");
+      assertEquals(scratch.devices(), [device]);
+      holder.close();
     }),
   );
 
