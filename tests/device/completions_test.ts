@@ -12,56 +12,63 @@ import {
   withScratch,
 } from "./support.ts";
 
-/** The words that a shell offers for the last one of a command line. */
+/** The words that a shell offers for the last one of each command line. */
 type Completer = (
   scratch: Scratch,
   script: string,
-  line: string,
-) => string[];
+  lines: string[],
+) => string[][];
 
 function words(text: string): string[] {
   return text.split("\n").filter((word) => word !== "").sort();
 }
 
 /** bash splits the line itself, so it is given as words. */
-const bash: Completer = (scratch, script, line) =>
-  words(runOk(
-    "bash",
-    "-c",
-    `cd ${scratch.path}; source ${script}; COMP_WORDS=("\${@}"); COMP_CWORD=$(($# - 1))
-     _loopdev 2> /dev/null; printf '%s\\n' "\${COMPREPLY[@]}"`,
-    "bash",
-    ...line.split(" "),
-  ));
-
-const fish: Completer = (scratch, script, line) =>
-  words(
-    runOk(
-      "fish",
-      "--no-config",
+const bash: Completer = (scratch, script, lines) =>
+  lines.map((line) =>
+    words(runOk(
+      "bash",
       "-c",
-      `cd ${scratch.path}; source ${script}; complete -C "${line}"`,
-    ).replace(/\t.*$/gm, ""),
+      `cd ${scratch.path}; source ${script}; COMP_WORDS=("\${@}"); COMP_CWORD=$(($# - 1))
+       _loopdev 2> /dev/null; printf '%s\\n' "\${COMPREPLY[@]}"`,
+      "bash",
+      ...line.split(" "),
+    ))
   );
 
+const fish: Completer = (scratch, script, lines) => {
+  const commands = lines.map((line) => `complete -C "${line}"; echo ====`);
+  const output = runOk(
+    "fish",
+    "--no-config",
+    "-c",
+    `cd ${scratch.path}; source ${script}; ${commands.join("; ")}`,
+  );
+  return output.replace(/\t.*$/gm, "").split(/^====$/m).slice(0, -1).map(words);
+};
+
 /** An interactive zsh on a terminal of its own: a tab after the line, and what the line is then. */
-const zsh: Completer = (scratch, script, line) => {
+const zsh: Completer = (scratch, script, lines) => {
   const driver = `${scratch.path}/driver.zsh`;
   Deno.writeTextFileSync(
     driver,
     `zmodload zsh/zpty
      zpty shell zsh -f -i
-     zpty -w shell 'PS1=; autoload -Uz compinit; compinit -u -C -d ${scratch.path}/zcompdump; source ${script}; cd ${scratch.path}'
-     zpty -w shell 'tell() { print -r -- "<<$BUFFER>>"; exit }; zle -N tell; bindkey "^X" tell'
+     zpty -w shell 'PS1=; autoload -Uz compinit; compinit -u -D; source ${script}; cd ${scratch.path}'
+     zpty -w shell 'tell() { print -r -- "<<$BUFFER>>"; BUFFER= }; zle -N tell; bindkey "^T" tell'
      zpty -w shell 'print REA''DY'
      while zpty -r shell text; do [[ $text == *READY* ]] && break; done
-     zpty -w -n shell "$1"$'\\t\\x18'
-     while zpty -r shell text; do
-       [[ $text == *'<<'*'>>'* ]] && print -r -- \${\${text##*<<}%%>>*} && break
+     for line; do
+       zpty -w -n shell "$line"$'\\t\\x14'
+       while zpty -r shell text; do
+         [[ $text == *'<<'*'>>'* ]] && print -r -- \${\${text##*<<}%%>>*} && break
+       done
      done`,
   );
-  const whole = runOk("timeout", "20", "zsh", driver, line).trimEnd();
-  return [whole.slice(line.lastIndexOf(" ") + 1)];
+  const wholes = runOk("timeout", "120", "zsh", driver, ...lines).split("\n");
+  return wholes.map((whole, index) => [
+    whole.trimEnd().slice(lines[index]!.lastIndexOf(" ") + 1),
+  ]);
 };
 
 /** The script of a shell. */
@@ -111,12 +118,18 @@ for (const [shell, complete] of Object.entries({ bash, fish, zsh })) {
           [`loopdev attach --device ${a.path}`, a.path],
           [`loopdev swap ${a.path} dis`, "disk.img"],
         ];
-        for (const [line, only] of expectations) {
-          const offered = complete(scratch, script, line)
-            .map((word) => word.replace(/[/,]$/, ""));
-          if (line.endsWith(" di")) assertStringIncludes(offered.join(), only);
-          else assertEquals(offered, [only], line);
-        }
+        const offered = complete(
+          scratch,
+          script,
+          expectations.map(([line]) => line),
+        );
+        expectations.forEach(([line, only], index) => {
+          const found = offered[index]!.map((word) =>
+            word.replace(/[/,]$/, "")
+          );
+          if (line.endsWith(" di")) assertStringIncludes(found.join(), only);
+          else assertEquals(found, [only], line);
+        });
       }),
     );
   });
