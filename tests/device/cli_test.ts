@@ -8,6 +8,7 @@ import { attach, openFile } from "@loopdev/loopdev";
 import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
+  CLI,
   cli,
   onDevices,
   OwnDevice,
@@ -17,7 +18,6 @@ import {
 } from "./support.ts";
 
 const MiB = 1 << 20;
-const CLI = new URL("../../cli.ts", import.meta.url).pathname;
 
 describe("loopdev", onDevices, () => {
   it(

@@ -2,8 +2,8 @@
 import { attach } from "@loopdev/loopdev";
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { PROJECT } from "./namespace.ts";
 import {
+  CLI,
   onDevices,
   OwnDevice,
   run,
@@ -77,7 +77,7 @@ function scriptFor(shell: string, scratch: Scratch): string {
   const { code, stdout, stderr } = run(
     Deno.execPath(),
     ..."run --no-check --no-prompt".split(" "),
-    ...[`${PROJECT}/cli.ts`, "completions", shell],
+    ...[CLI, "completions", shell],
   );
   assertEquals([code, stderr], [0, ""]);
   Deno.writeTextFileSync(path, stdout);
@@ -140,7 +140,7 @@ describe("loopdev completions", () => {
     const { code, stderr } = run(
       Deno.execPath(),
       ..."run --no-check --no-prompt".split(" "),
-      ...[`${PROJECT}/cli.ts`, "completions", "tcsh"],
+      ...[CLI, "completions", "tcsh"],
     );
     assertEquals(code, 2);
     assert(stderr.startsWith("loopdev: SHELL is bash, zsh, fish"), stderr);

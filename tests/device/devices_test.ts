@@ -10,6 +10,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
+  CLI,
   losetupDetach,
   onDevices,
   OwnDevice,
@@ -184,9 +185,7 @@ describe("list()", onDevices, () => {
       runOk(
         "bash",
         "-c",
-        `cd '${scratch.path}'; for i in $(seq 17); do mkdir ${part}; cd ${part}; done; truncate -s 512 f; exec '${Deno.execPath()}' run -q --no-check --allow-ffi '${
-          new URL("../../cli.ts", import.meta.url).pathname
-        }' attach f > '${scratch.path}/out'`,
+        `cd '${scratch.path}'; for i in $(seq 17); do mkdir ${part}; cd ${part}; done; truncate -s 512 f; exec '${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}' attach f > '${scratch.path}/out'`,
       );
       const device = Deno.readTextFileSync(`${scratch.path}/out`).trim();
       assertEquals(only(list(), device).backingFile, "");

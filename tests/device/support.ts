@@ -201,7 +201,9 @@ export function runOk(command: string, ...args: string[]): string {
   return stdout.trim();
 }
 
-const CLI = new URL("../../cli.ts", import.meta.url).pathname;
+/** The program; `LOOPDEV_TEST_CLI` names another form of it, a bundle. */
+export const CLI: string = Deno.env.get("LOOPDEV_TEST_CLI") ??
+  new URL("../../cli.ts", import.meta.url).pathname;
 
 /** Runs the command line with the permission that it asks for, and no other. */
 export function cli(...args: string[]): Output {

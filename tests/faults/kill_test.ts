@@ -7,6 +7,7 @@ import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
+  CLI,
   numbersTo,
   onDevices,
   OwnDevice,
@@ -80,7 +81,7 @@ describe("kill -9 at every system call", onDevices, () => {
         ...injection,
         Deno.execPath(),
         ..."run -q --no-check --allow-ffi --allow-run".split(" "),
-        new URL("../../cli.ts", import.meta.url).pathname,
+        CLI,
         ...["run", "--device", own.path, image, "--", "sh", "-c"],
         "head -c 4096 /dev/zero > $LOOPDEV",
       );
