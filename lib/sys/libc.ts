@@ -104,7 +104,19 @@ export const SYSTEM_CALLS = {
 
 const NUMBERS = SYSTEM_CALLS[Deno.build.arch as keyof typeof SYSTEM_CALLS];
 
-type Libc = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
+type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
+/** The same with buffers of any kind: before Deno 2.8.3 the types wanted an `ArrayBuffer` behind them. */
+type Libc = {
+  readonly [Name in keyof Symbols]: Symbols[Name] extends
+    (...args: infer Args) => infer Result ? (
+      ...args: {
+        [Index in keyof Args]: Args[Index] extends BufferSource | null
+          ? Uint8Array | Int32Array | null
+          : Args[Index];
+      }
+    ) => Result
+    : never;
+};
 
 const granted = (path?: string): boolean =>
   Deno.permissions.querySync({ name: "ffi", ...(path && { path }) }).state ===
@@ -145,7 +157,7 @@ let errnoPointer: Deno.PointerValue = null;
 const errnoSlot = new Int32Array(1);
 
 function open(library: string): Libc {
-  const { symbols } = Deno.dlopen(library, SYMBOLS);
+  const symbols = Deno.dlopen(library, SYMBOLS).symbols as Libc;
   // Constant for a thread, so that reading errno takes one call only.
   errnoPointer = symbols.errnoLocation();
   return libc = symbols;
