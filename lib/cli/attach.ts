@@ -30,8 +30,8 @@ export const ATTACH_OPTIONS: Options = {
   "sector-size": {
     letter: "b",
     value: "SIZE",
-    help: `logical block size: 512, 1024, 2048, 4096 ...; or probe:
-that of the partition table in the file`,
+    help:
+      "logical block size: 512, 1024, 2048, 4096 ...; or probe: that of the partition table in the file",
     choices: ["512", "1024", "2048", "4096", "probe"],
   },
   "read-only": {

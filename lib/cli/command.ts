@@ -1,4 +1,5 @@
 /** What a command is. From it come its help, how its arguments are parsed, and completion in shells. */
+import { wrapWords } from "./text.ts";
 
 /** An option. */
 export interface Option {
@@ -10,7 +11,7 @@ export interface Option {
   readonly negatable?: true;
   /** Values that completion offers. Those of a `LIST` stand with commas between them. */
   readonly choices?: readonly string[];
-  /** What it does, with line breaks where the help is to have them. */
+  /** What it does. */
   readonly help: string;
 }
 
@@ -25,7 +26,7 @@ export interface Command {
   readonly examples: string;
   /** Its options. */
   readonly options: Options;
-  /** What else there is to know. */
+  /** What else there is to know, in paragraphs. */
   readonly notes: string;
   /** Does it. The result is the exit status. */
   run(args: string[]): number | Promise<number>;
@@ -46,9 +47,14 @@ export function helpOf(
     `Examples:\n${examples.replace(/^/gm, "  ")}`,
     `Usage: loopdev ${name} ${usage.trim()}`.trim(),
     ...lines.length === 0 ? [] : [`Options:\n${lines.join("\n")}`],
-    notes,
+    notes.split("\n\n").map((paragraph) =>
+      wrapWords(paragraph, COLUMNS).join("\n")
+    ).join("\n\n"),
   ].join("\n\n");
 }
+
+/** What every terminal has. */
+const COLUMNS = 79;
 
 /** An option as people write it: `-o, --offset SIZE`. */
 function spelling(name: string, { letter, value, negatable }: Option): string {
@@ -60,10 +66,10 @@ function spelling(name: string, { letter, value, negatable }: Option): string {
 function optionLines(options: Options): string[] {
   const rows = Object.entries(options)
     .map(([name, option]) => [spelling(name, option), option.help] as const);
-  const width = Math.max(...rows.map(([spelled]) => spelled.length)) + 3;
-  return rows.map(([spelled, help]) =>
-    `  ${spelled.padEnd(width)}${
-      help.replaceAll("\n", `\n${" ".repeat(width + 2)}`)
-    }`
-  );
+  const width = Math.max(0, ...rows.map(([spelled]) => spelled.length)) + 3;
+  const margin = `\n${" ".repeat(width + 2)}`;
+  return rows.map(([spelled, help]) => {
+    const lines = wrapWords(help, COLUMNS - width - 2);
+    return `  ${spelled.padEnd(width)}${lines.join(margin)}`;
+  });
 }

@@ -1,14 +1,14 @@
-import { unicodeWidth } from "@std/cli/unicode-width";
 import { type Check, doctor } from "../doctor.ts";
 import { parse, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { print, printJson } from "./output.ts";
 import { escapeControls } from "./table.ts";
+import { wrapWords } from "./text.ts";
 
 const OPTIONS: Options = {
   json: {
-    help: `print {"canAttach": true, "checks": [...]}; a check has name, status
-(ok, warning, problem), finding, and mostly remedy`,
+    help:
+      'print {"canAttach": true, "checks": [...]}; a check has name, status (ok, warning, problem), finding, and mostly remedy',
   },
 };
 
@@ -53,19 +53,9 @@ function lines(checks: Check[]): string[] {
       .map(escapeControls);
     if (!isTerminal) return [head + texts.join(" ")];
     const room = Math.max(20, Deno.consoleSize().columns - indent);
-    const [first = "", ...rest] = texts.flatMap((text) => broken(text, room));
+    const [first = "", ...rest] = texts.flatMap((text) =>
+      wrapWords(text, room)
+    );
     return [head + first, ...rest.map((line) => " ".repeat(indent) + line)];
   });
-}
-
-/** A text in lines of at most so many columns, where its words allow that. */
-function broken(text: string, columns: number): string[] {
-  const lines: string[] = [];
-  for (const word of text.split(" ")) {
-    const last = lines.at(-1);
-    if (last !== undefined && unicodeWidth(`${last} ${word}`) <= columns) {
-      lines[lines.length - 1] = `${last} ${word}`;
-    } else lines.push(word);
-  }
-  return lines;
 }

@@ -43,8 +43,9 @@ const OPTIONS: Options = {
   output: {
     letter: "O",
     value: "LIST",
-    help: `these columns, with commas between them:
-${Object.keys(COLUMNS).join(", ").replace("LOG-SEC, ", "LOG-SEC,\n")}`,
+    help: `these columns, with commas between them: ${
+      Object.keys(COLUMNS).join(", ")
+    }`,
     choices: Object.keys(COLUMNS),
   },
   noheadings: { letter: "n", help: "no line of headings" },

@@ -1,4 +1,4 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { unicodeWidth } from "@std/cli/unicode-width";
 import { describe, it } from "@std/testing/bdd";
 import { drawDisk } from "../../lib/cli/drawing.ts";
@@ -10,7 +10,8 @@ import {
   parseTimeout,
   UsageError,
 } from "../../lib/cli/arguments.ts";
-import type { Options } from "../../lib/cli/command.ts";
+import { helpOf, type Options } from "../../lib/cli/command.ts";
+import { COMMANDS } from "../../lib/cli/commands.ts";
 import { formatSize, table } from "../../lib/cli/table.ts";
 
 describe("parseSize()", () => {
@@ -238,5 +239,20 @@ describe("drawDisk()", () => {
     }
     assertEquals(drawDisk(many, 61 * 512, 80), []);
     assertEquals(drawDisk(many, 61 * 512, 250).length, 3);
+  });
+});
+
+describe("loopdev <command> --help", () => {
+  it("begins with examples, and fits 80 columns", async () => {
+    for (const [name, entry] of Object.entries(COMMANDS)) {
+      const { command } = await entry.load();
+      const help = helpOf(name, entry.operands, command);
+      const paragraphs = help.split("\n\n");
+      assertMatch(paragraphs[1]!, /^Examples:\n {2}\S/, name);
+      assertMatch(help, /^Usage: loopdev /m, name);
+      assertMatch(paragraphs.at(-1)!, /Permissions:/, name);
+      const wide = help.split("\n").filter((line) => line.length > 80);
+      assertEquals(wide, [], name);
+    }
   });
 });

@@ -1,6 +1,5 @@
 /** Completion in fish. */
 import {
-  oneLine,
   quoted,
   type Source,
   sourceOf,
@@ -47,7 +46,7 @@ export function fish(subjects: readonly Subject[]): string {
         return spellings(long, negatable).map((word) =>
           `${behind}'${letter ? ` -s ${letter}` : ""} -l ${
             word.slice(2)
-          }${takes}${candidates(source)} -d ${quoted(oneLine(help))}`
+          }${takes}${candidates(source)} -d ${quoted(help)}`
         );
       }),
       ...operands.flatMap((word, index) => {

@@ -58,8 +58,3 @@ export function spellings(
 export function quoted(text: string): string {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }
-
-/** Help without its line breaks. */
-export function oneLine(text: string): string {
-  return text.replaceAll("\n", " ");
-}

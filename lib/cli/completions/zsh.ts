@@ -1,6 +1,5 @@
 /** Completion in zsh. */
 import {
-  oneLine,
   quoted,
   type Source,
   sourceOf,
@@ -29,7 +28,7 @@ export function zsh(subjects: readonly Subject[]): string {
     }
   };
   const escape = (text: string) =>
-    oneLine(text).replace(/[[\]:\\]/g, (character) => `\\${character}`);
+    text.replace(/[[\]:\\]/g, (character) => `\\${character}`);
   const cases = subjects.map(({ name, operands, options }) => {
     const specs = Object.entries(options).flatMap(([long, option]) => {
       const { letter, value, negatable, choices, help } = option;
