@@ -12,9 +12,9 @@ export const command: Command = {
   title: "Print a script that completes command lines of loopdev in a shell.",
   examples:
     `loopdev completions bash > ~/.local/share/bash-completion/completions/loopdev
-loopdev completions zsh > ~/.zsh/completions/_loopdev      a directory of $fpath
+loopdev completions zsh > ~/.zfunc/_loopdev    a directory of $fpath
 loopdev completions fish > ~/.config/fish/completions/loopdev.fish
-source <(loopdev completions bash)                         for this session`,
+source <(loopdev completions bash)             for this session`,
   options: {},
   notes:
     `SHELL is bash, zsh or fish. The script needs nothing but the shell: devices are those
