@@ -10,6 +10,7 @@ import {
   attribute,
   CLI,
   cli,
+  onAnyKernel,
   onDevices,
   OwnDevice,
   run,
@@ -131,7 +132,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "warns of what is left out of the file",
+    ...onAnyKernel("warns of what is left out of the file"),
     withScratch((scratch) => {
       const path = scratch.image(1000);
       const warning = (...options: string[]) => {
@@ -480,7 +481,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "exits with 2 for wrong usage, and changes nothing",
+    ...onAnyKernel("exits with 2 for wrong usage, and changes nothing"),
     withScratch((scratch) => {
       const path = scratch.image();
       const wrong = [
@@ -523,7 +524,7 @@ describe("loopdev", onDevices, () => {
     }),
   );
 
-  it("prints help and version without any permission", () => {
+  it(...onAnyKernel("prints help and version without any permission"), () => {
     const bare = (...args: string[]) =>
       run(Deno.execPath(), "run", "-q", "--no-prompt", CLI, ...args);
     const commands =

@@ -4,6 +4,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
   CLI,
+  onAnyKernel,
   onDevices,
   OwnDevice,
   run,
@@ -96,7 +97,7 @@ function group(name: string): { title: string; ignore: boolean } {
 
 for (const [shell, complete] of Object.entries({ bash, fish, zsh })) {
   const { title, ignore } = group(shell);
-  describe(title, { ignore }, () => {
+  describe(...onAnyKernel(title, { ignore }), () => {
     it(
       "offers commands, options, their values, files and devices",
       withScratch(async (scratch) => {

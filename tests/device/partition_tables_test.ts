@@ -3,7 +3,7 @@ import { describe, it } from "@std/testing/bdd";
 import type { ByteSource } from "../../lib/partitions/byte_source.ts";
 import { DamagedTable } from "../../lib/partitions/damaged_table.ts";
 import { probeSectorSize, readTable } from "../../lib/partitions/table.ts";
-import { run, runOk } from "./support.ts";
+import { onAnyKernel, run, runOk } from "./support.ts";
 
 // Files are enough: nothing is attached here.
 
@@ -182,138 +182,143 @@ const LOGICAL = [
   "start=20480, size=4096, type=c",
 ];
 
-describe("readTable() equals sfdisk and partx", withTools, () => {
-  it("for a GPT by sfdisk", () => {
-    using image = new Image().sfdisk(...TWO);
-    assertEquals(assertEqualsTools(image), 2);
-    assertEquals(probeSectorSize(image.source()), 512);
-  });
+describe(
+  ...onAnyKernel("readTable() equals sfdisk and partx", withTools),
+  () => {
+    it("for a GPT by sfdisk", () => {
+      using image = new Image().sfdisk(...TWO);
+      assertEquals(assertEqualsTools(image), 2);
+      assertEquals(probeSectorSize(image.source()), 512);
+    });
 
-  it("for a GPT by parted", () => {
-    using image = new Image().parted(512, "mklabel", "gpt")
-      .parted(512, "mkpart", "one", "ext4", "1MiB", "2MiB")
-      .parted(512, "mkpart", "two", "ext4", "2MiB", "100%");
-    assertEquals(assertEqualsTools(image), 2);
-  });
+    it("for a GPT by parted", () => {
+      using image = new Image().parted(512, "mklabel", "gpt")
+        .parted(512, "mkpart", "one", "ext4", "1MiB", "2MiB")
+        .parted(512, "mkpart", "two", "ext4", "2MiB", "100%");
+      assertEquals(assertEqualsTools(image), 2);
+    });
 
-  it("for a GPT without partitions", () => {
-    using image = new Image().sfdisk("label: gpt");
-    assertEquals(assertEqualsTools(image), 0);
-  });
+    it("for a GPT without partitions", () => {
+      using image = new Image().sfdisk("label: gpt");
+      assertEquals(assertEqualsTools(image), 0);
+    });
 
-  it("for GPTs of 1, 4, 128, 200 and 256 entries", () => {
-    for (const length of [1, 4, 128, 200, 256]) {
+    it("for GPTs of 1, 4, 128, 200 and 256 entries", () => {
+      for (const length of [1, 4, 128, 200, 256]) {
+        using image = new Image().sfdisk(
+          "label: gpt",
+          `table-length: ${length}`,
+          ...Array(Math.min(length, 255)).fill("size=8"),
+        );
+        assertEquals(assertEqualsTools(image), Math.min(length, 255));
+      }
+    });
+
+    it("for a GPT whose partitions are not in the order of the disk", () => {
       using image = new Image().sfdisk(
         "label: gpt",
-        `table-length: ${length}`,
-        ...Array(Math.min(length, 255)).fill("size=8"),
+        "start=20480, size=2048",
+        "start=2048, size=2048",
       );
-      assertEquals(assertEqualsTools(image), Math.min(length, 255));
-    }
-  });
-
-  it("for a GPT whose partitions are not in the order of the disk", () => {
-    using image = new Image().sfdisk(
-      "label: gpt",
-      "start=20480, size=2048",
-      "start=2048, size=2048",
-    );
-    assertEquals(assertEqualsTools(image), 2);
-  });
-
-  it("for a GPT with a hybrid MBR", () => {
-    using image = new Image().sfdisk(...TWO);
-    const slot = [0x80, 0, 2, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0];
-    image.write(446 + 16, slot);
-    assertEquals(assertEqualsTools(image), 2);
-  });
-
-  it("for a GPT whose primary header or entries are damaged", () => {
-    for (const offset of [512, 512 + 57, 1024 + 60]) {
-      using image = new Image().sfdisk(...TWO).write(offset, [0xff]);
       assertEquals(assertEqualsTools(image), 2);
-    }
-  });
+    });
 
-  it("for a GPT whose backup is damaged or gone", () => {
-    using image = new Image().sfdisk(...TWO).write(64 * MiB - 512, [0]);
-    assertEquals(assertEqualsTools(image), 2);
-    image.resize(96 * MiB);
-    assertEquals(assertEqualsTools(image), 2);
-  });
+    it("for a GPT with a hybrid MBR", () => {
+      using image = new Image().sfdisk(...TWO);
+      const slot = [0x80, 0, 2, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0];
+      image.write(446 + 16, slot);
+      assertEquals(assertEqualsTools(image), 2);
+    });
 
-  it("for an MBR with logical partitions, by sfdisk", () => {
-    using image = new Image().sfdisk(...LOGICAL);
-    assertEquals(assertEqualsTools(image), 5);
-    assertEquals(
-      readTable(image.source())?.partitions.map((entry) =>
-        entry.isContainer ?? false
-      ),
-      [false, true, false, false, false],
-    );
-  });
+    it("for a GPT whose primary header or entries are damaged", () => {
+      for (const offset of [512, 512 + 57, 1024 + 60]) {
+        using image = new Image().sfdisk(...TWO).write(offset, [0xff]);
+        assertEquals(assertEqualsTools(image), 2);
+      }
+    });
 
-  it("for an MBR with logical partitions, by parted", () => {
-    using image = new Image().parted(512, "mklabel", "msdos")
-      .parted(512, "mkpart", "primary", "1MiB", "2MiB")
-      .parted(512, "mkpart", "extended", "2MiB", "60MiB")
-      .parted(512, "mkpart", "logical", "3MiB", "5MiB")
-      .parted(512, "mkpart", "logical", "6MiB", "7MiB")
-      .parted(512, "mkpart", "logical", "9MiB", "10MiB");
-    assertEquals(assertEqualsTools(image), 5);
-    image.parted(512, "rm", "6");
-    assertEquals(assertEqualsTools(image), 4);
-  });
+    it("for a GPT whose backup is damaged or gone", () => {
+      using image = new Image().sfdisk(...TWO).write(64 * MiB - 512, [0]);
+      assertEquals(assertEqualsTools(image), 2);
+      image.resize(96 * MiB);
+      assertEquals(assertEqualsTools(image), 2);
+    });
 
-  it("for an MBR whose logical partitions are not in the order of the disk", () => {
-    using image = new Image().sfdisk(
-      "label: dos",
-      "start=4096, size=100000, type=f",
-      "start=40960, size=4096",
-      "start=6144, size=4096",
-      "start=20480, size=4096",
-    );
-    assertEquals(assertEqualsTools(image), 4);
-    runOk("sfdisk", "--quiet", "--delete", image.path, "5");
-    assertEquals(assertEqualsTools(image), 3);
-  });
+    it("for an MBR with logical partitions, by sfdisk", () => {
+      using image = new Image().sfdisk(...LOGICAL);
+      assertEquals(assertEqualsTools(image), 5);
+      assertEquals(
+        readTable(image.source())?.partitions.map((entry) =>
+          entry.isContainer ?? false
+        ),
+        [false, true, false, false, false],
+      );
+    });
 
-  it("for an extended partition without logical ones", () => {
-    using image = new Image().sfdisk(
-      "label: dos",
-      "start=4096, size=8192, type=5",
-    );
-    assertEquals(assertEqualsTools(image), 1);
-  });
+    it("for an MBR with logical partitions, by parted", () => {
+      using image = new Image().parted(512, "mklabel", "msdos")
+        .parted(512, "mkpart", "primary", "1MiB", "2MiB")
+        .parted(512, "mkpart", "extended", "2MiB", "60MiB")
+        .parted(512, "mkpart", "logical", "3MiB", "5MiB")
+        .parted(512, "mkpart", "logical", "6MiB", "7MiB")
+        .parted(512, "mkpart", "logical", "9MiB", "10MiB");
+      assertEquals(assertEqualsTools(image), 5);
+      image.parted(512, "rm", "6");
+      assertEquals(assertEqualsTools(image), 4);
+    });
 
-  it("for an MBR without an id, and for one without partitions", () => {
-    using image = new Image().sfdisk(
-      "label: dos",
-      "label-id: 0x0",
-      "size=2048",
-    );
-    assertEquals(assertEqualsTools(image), 1);
-    using empty = new Image().sfdisk("label: dos", "label-id: 0x1");
-    assertEquals(readTable(empty.source())?.partitions, []);
-    assertEquals(sfdiskRows(empty), { kind: "mbr", rows: [] });
-  });
+    it("for an MBR whose logical partitions are not in the order of the disk", () => {
+      using image = new Image().sfdisk(
+        "label: dos",
+        "start=4096, size=100000, type=f",
+        "start=40960, size=4096",
+        "start=6144, size=4096",
+        "start=20480, size=4096",
+      );
+      assertEquals(assertEqualsTools(image), 4);
+      runOk("sfdisk", "--quiet", "--delete", image.path, "5");
+      assertEquals(assertEqualsTools(image), 3);
+    });
 
-  it("for an MBR in the first sector of a FAT file system", () => {
-    using image = new Image();
-    runOk("mkfs.vfat", image.path);
-    image.sfdisk("label: dos", "start=2048, size=2048");
-    const { kind, rows } = sfdiskRows(image);
-    assertEquals(kind, "mbr");
-    assertEquals(
-      readTable(image.source())?.partitions.map(({ start }) => start),
-      rows.map(({ start }) => start),
-    );
-  });
-});
+    it("for an extended partition without logical ones", () => {
+      using image = new Image().sfdisk(
+        "label: dos",
+        "start=4096, size=8192, type=5",
+      );
+      assertEquals(assertEqualsTools(image), 1);
+    });
+
+    it("for an MBR without an id, and for one without partitions", () => {
+      using image = new Image().sfdisk(
+        "label: dos",
+        "label-id: 0x0",
+        "size=2048",
+      );
+      assertEquals(assertEqualsTools(image), 1);
+      using empty = new Image().sfdisk("label: dos", "label-id: 0x1");
+      assertEquals(readTable(empty.source())?.partitions, []);
+      assertEquals(sfdiskRows(empty), { kind: "mbr", rows: [] });
+    });
+
+    it("for an MBR in the first sector of a FAT file system", () => {
+      using image = new Image();
+      runOk("mkfs.vfat", image.path);
+      image.sfdisk("label: dos", "start=2048, size=2048");
+      const { kind, rows } = sfdiskRows(image);
+      assertEquals(kind, "mbr");
+      assertEquals(
+        readTable(image.source())?.partitions.map(({ start }) => start),
+        rows.map(({ start }) => start),
+      );
+    });
+  },
+);
 
 describe(
-  "readTable() equals partx for sectors of 4096 bytes",
-  withTools,
+  ...onAnyKernel(
+    "readTable() equals partx for sectors of 4096 bytes",
+    withTools,
+  ),
   () => {
     it("for a GPT by parted", () => {
       using image = new Image().parted(4096, "mklabel", "gpt")
@@ -357,52 +362,58 @@ describe(
   },
 );
 
-describe("readTable() of disks without a table", withTools, () => {
-  it("gives undefined for ext4, FAT and a file of zeros", () => {
-    const commands = [
-      ["mkfs.ext4", "-q"],
-      ["mkfs.vfat", "-F", "12"],
-      ["mkfs.vfat", "-F", "16"],
-      ["mkfs.vfat", "-F", "32"],
-      ["mkfs.vfat", "-F", "32", "-S", "4096"],
-      ["mkfs.vfat", "--mbr=yes"],
-      ["true"],
-    ];
-    for (const [command, ...args] of commands) {
-      using image = new Image();
-      runOk(command!, ...args, image.path);
-      assertEquals(readTable(image.source()), undefined, command);
-      assertEquals(probeSectorSize(image.source()), undefined, command);
-    }
-  });
-});
+describe(
+  ...onAnyKernel("readTable() of disks without a table", withTools),
+  () => {
+    it("gives undefined for ext4, FAT and a file of zeros", () => {
+      const commands = [
+        ["mkfs.ext4", "-q"],
+        ["mkfs.vfat", "-F", "12"],
+        ["mkfs.vfat", "-F", "16"],
+        ["mkfs.vfat", "-F", "32"],
+        ["mkfs.vfat", "-F", "32", "-S", "4096"],
+        ["mkfs.vfat", "--mbr=yes"],
+        ["true"],
+      ];
+      for (const [command, ...args] of commands) {
+        using image = new Image();
+        runOk(command!, ...args, image.path);
+        assertEquals(readTable(image.source()), undefined, command);
+        assertEquals(probeSectorSize(image.source()), undefined, command);
+      }
+    });
+  },
+);
 
-describe("readTable() of what sfdisk cannot read either", withTools, () => {
-  it("says that both headers of a GPT are damaged", () => {
-    using image = new Image().sfdisk(...TWO)
-      .write(512, [0]).write(64 * MiB - 512 + 57, [0xff]);
-    assertEquals(sfdiskRows(image).kind, "mbr"); // the protective one
-    assertEquals(
-      image.damage(),
-      "the primary GPT header at byte 512 has no signature, and the backup header at byte 67108352 does not match its checksum",
-    );
-  });
+describe(
+  ...onAnyKernel("readTable() of what sfdisk cannot read either", withTools),
+  () => {
+    it("says that both headers of a GPT are damaged", () => {
+      using image = new Image().sfdisk(...TWO)
+        .write(512, [0]).write(64 * MiB - 512 + 57, [0xff]);
+      assertEquals(sfdiskRows(image).kind, "mbr"); // the protective one
+      assertEquals(
+        image.damage(),
+        "the primary GPT header at byte 512 has no signature, and the backup header at byte 67108352 does not match its checksum",
+      );
+    });
 
-  it("names the partition that a truncated disk lacks", () => {
-    using image = new Image().sfdisk(...TWO).resize(5 * MiB);
-    assertEquals(sfdiskRows(image).kind, "mbr");
-    assertEquals(
-      image.damage(),
-      "partition 2 (sectors 6144 to 14335) lies outside the disk, which has 10240 sectors of 512 bytes",
-    );
-    image.resize(32 * MiB);
-    assertEquals(sfdiskRows(image).kind, "mbr");
-    assert(image.damage().startsWith("the GPT is for a larger disk"));
-  });
+    it("names the partition that a truncated disk lacks", () => {
+      using image = new Image().sfdisk(...TWO).resize(5 * MiB);
+      assertEquals(sfdiskRows(image).kind, "mbr");
+      assertEquals(
+        image.damage(),
+        "partition 2 (sectors 6144 to 14335) lies outside the disk, which has 10240 sectors of 512 bytes",
+      );
+      image.resize(32 * MiB);
+      assertEquals(sfdiskRows(image).kind, "mbr");
+      assert(image.damage().startsWith("the GPT is for a larger disk"));
+    });
 
-  it("refuses a protective MBR alone", () => {
-    using image = new Image()
-      .sfdisk("label: dos", "start=1, size=131071, type=ee");
-    assert(image.damage().includes("announces a GPT"));
-  });
-});
+    it("refuses a protective MBR alone", () => {
+      using image = new Image()
+        .sfdisk("label: dos", "start=1, size=131071, type=ee");
+      assert(image.damage().includes("announces a GPT"));
+    });
+  },
+);

@@ -44,6 +44,22 @@ export function times(count: number): number {
   return Math.ceil(count / FEWER);
 }
 
+/**
+ * A test that comes to the same on any kernel: on emulated machines, which are slow, it
+ * runs only when `LOOPDEV_TEST_ALL` is set. Gives its name and options.
+ */
+export function onAnyKernel(
+  name: string,
+  { ignore = false } = {},
+): [name: string, options: { ignore: boolean }] {
+  if (FEWER === 1 || Deno.env.has("LOOPDEV_TEST_ALL")) {
+    return [name, { ignore }];
+  }
+  return [`${name} (skipped: it comes to the same on any kernel)`, {
+    ignore: true,
+  }];
+}
+
 /** The numbers from 1 to `count`, or evenly spread ones of them, that begin anywhere. */
 export function* numbersTo(count: number): Generator<number> {
   const first = Math.floor(Math.random() * Math.min(FEWER, count));

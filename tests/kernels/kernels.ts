@@ -1,7 +1,10 @@
 /**
  * Runs the tests on other kernels, in QEMU, and prints a table of what came of it:
  *
- *     deno task test:kernels [--limit=SECONDS] [--suites=NAME,...] [KERNEL[+udev]...]
+ *     deno task test:kernels [--all] [--limit=SECONDS] [--suites=NAME,...] [KERNEL[+udev]...]
+ *
+ * With `--all` also the device tests that come to the same on any kernel; `stress` is a
+ * suite that runs when it is asked for.
  *
  * Without arguments: Debian's 6.1 and 6.12, each without udev and with it. A guest that
  * is not done in time is stopped (`--limit`, 450 seconds). The exit status is 0 when
@@ -34,6 +37,9 @@ const SUITES: Record<string, string> = {
   faults: `env LOOPDEV_TEST_FEWER=${FEWER_FAULTS} ${ONE} ${DENO} tests/faults`,
   stress: `${DENO} --v8-flags=--expose-gc tests/stress`,
 };
+
+/** Without what only takes longer: stress. */
+const DEFAULT_SUITES = "udev,demo,device,faults";
 
 /** Begins what the guest says of a suite, in both of its streams. */
 const MARK = "\x01";
@@ -91,6 +97,7 @@ async function run(
   script: string,
   program: string,
   limit: number,
+  all: boolean,
 ): Promise<void> {
   const started = performance.now();
   console.error(`${guest.name}: started`);
@@ -104,6 +111,7 @@ async function run(
       LOOPDEV_TEST_FEWER: `${FEWER}`,
       LOOPDEV_TEST_CLI: program,
       LOOPDEV_TEST_UDEV: guest.udev ? "yes" : "no",
+      ...(all && { LOOPDEV_TEST_ALL: "yes" }),
       DENO_NO_UPDATE_CHECK: "1",
       NO_COLOR: "1",
     },
@@ -337,9 +345,10 @@ function printFailed(guests: Guest[]): void {
 }
 
 async function main(): Promise<void> {
-  const { _: names, limit, suites: chosen } = parseArgs(Deno.args, {
+  const { _: names, limit, suites: chosen, all } = parseArgs(Deno.args, {
     string: ["_", "limit", "suites"],
-    default: { limit: "450", suites: Object.keys(SUITES).join() },
+    default: { limit: "450", suites: DEFAULT_SUITES },
+    boolean: ["all"],
   });
   const suites = String(chosen).split(",");
   for (const suite of suites) {
@@ -366,7 +375,7 @@ async function main(): Promise<void> {
   }
   const work = async () => {
     for (let next; (next = waiting.shift());) {
-      await run(next, suites, script, program, Number(limit));
+      await run(next, suites, script, program, Number(limit), all === true);
     }
   };
   await Promise.all(Array.from({ length: roomFor() }, work));
