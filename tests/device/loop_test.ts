@@ -267,6 +267,7 @@ describe("Loop.clearFd()", onDevices, () => {
         Deno.writeFileSync(own.path, bytes);
         loop.clearFd();
         loop.close();
+        assert(own.isFree);
         assertEquals(Deno.readFileSync(path).subarray(0, 4096), bytes);
       }
     }),

@@ -312,7 +312,7 @@ describe("partitions()", onDevices, () => {
       const device = cli("attach", "-P", gptImage(scratch)).stdout.trim();
       const { code, stdout } = cli("partitions", device);
       assertEquals(code, 0);
-      assertMatch(stdout, /^NAME +START +SIZE TYPE +UUID +LABEL\n/);
+      assertMatch(stdout, /^NAME +START +SIZE TYPE +LABEL +UUID\n/);
       assertEquals(stdout.trim().split("\n").length, 4);
       const json = JSON.parse(cli("partitions", device, "--json").stdout);
       assertEquals(json.partitions.length, 3);

@@ -267,7 +267,10 @@ export class OwnDevice implements Disposable {
 
   /** Whether nothing is attached to it any more. */
   get isFree(): boolean {
-    return isSoon(() => !this.isBound);
+    if (!isSoon(() => !this.isBound)) return false;
+    // udev may still be in its close, which opening waits for.
+    if (hasUdev) Deno.openSync(this.path).close();
+    return true;
   }
 
   [Symbol.dispose](): void {

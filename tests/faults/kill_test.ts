@@ -8,6 +8,7 @@ import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
   CLI,
+  isSoon,
   numbersTo,
   onDevices,
   OwnDevice,
@@ -51,6 +52,7 @@ describe("kill -9 at every system call", onDevices, () => {
         }
         killed++;
         await site.restart();
+        if (name !== "persist") isSoon(() => site.devices().length === 0);
         const [device, ...more] = site.devices();
         assertEquals(more, []);
         if (device === undefined) continue;
