@@ -57,6 +57,7 @@ Commands:
   add [N]            add a device
   remove [N]         remove a device that nobody uses
   mknod DEV DIR      make a node of a device in a directory
+  losetup ...        what losetup of util-linux does
 
   loopdev <command> --help tells more.
 
@@ -69,6 +70,7 @@ Permissions: deno run --allow-ffi, and mostly root.`;
 /** Runs the command line and gives the exit status. */
 export async function main(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args;
+  if (name === "losetup") return await losetup(rest);
   if (asksFor(args, ["--version", "-V"])) {
     print(`loopdev ${project.version}`);
     return 0;
@@ -92,6 +94,12 @@ export async function main(args: readonly string[]): Promise<number> {
     if (error instanceof UsageError) return usage(error.message, name);
     return report(error);
   }
+}
+
+/** All that stands behind `losetup` is for losetup, which has an own way with options and errors. */
+async function losetup(args: string[]): Promise<number> {
+  const program = await import("../losetup/program.ts");
+  return await program.main(args);
 }
 
 function asksFor(args: readonly string[], options: string[]): boolean {

@@ -8,10 +8,11 @@ import { LoopError, quote, UnexpectedDevice } from "../errors.ts";
 import { openFile } from "../file_descriptor.ts";
 import { bind, Loop } from "../loop.ts";
 import { LoopControl } from "../loop_control.ts";
-import { deviceNumberOf } from "../loop_sysfs.ts";
+import { deviceNumberOf, isBound } from "../loop_sysfs.ts";
 import { removeStalePartitions } from "../stale_partitions.ts";
 import {
   EACCES,
+  EBUSY,
   EEXIST,
   EINVAL,
   EISDIR,
@@ -242,17 +243,14 @@ function attach(
 ): Loop {
   const flags = openFlags(backing.fd);
   const readOnly = (flags & O_ACCMODE) === O_RDONLY;
-  const config = encode(backing, request, readOnly);
   const loop = open(readOnly);
+  let isOurs = false;
   try {
+    if (isBound(loop.minor)) throw refusal(EBUSY);
+    const config = encode(backing, request, readOnly);
     removeStalePartitions(loop);
     bind(loop, config, backing.name);
-  } catch (error) {
-    // Nothing is cleared: what is bound now is somebody else's.
-    loop.close();
-    throw error;
-  }
-  try {
+    isOurs = true;
     // The second step: in one, it races with udev, and partitions vanish again.
     if (request.partscan) loop.setStatus({ partscan: true });
     const wanted = {
@@ -264,7 +262,9 @@ function attach(
     verify(loop, wanted, config, backing);
     return loop;
   } catch (error) {
-    releaseNow(loop);
+    // What others have bound meanwhile is not cleared.
+    if (isOurs) releaseNow(loop);
+    else loop.close();
     throw error;
   }
 }

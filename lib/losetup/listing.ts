@@ -27,7 +27,7 @@ export function* devicesOf(
   file: ByteString,
   offset: bigint | undefined,
 ): Generator<Device> {
-  const isOver = backingTest(file);
+  const isOver = backingTest(file, [file, canonicalPath(file)]);
   for (const device of usedDevices()) {
     if (!isOver(device)) continue;
     if (offset === undefined || device.offset === offset) yield device;
@@ -35,10 +35,12 @@ export function* devicesOf(
 }
 
 /** Tells the file by device and inode; where those are not known, by its name. */
-function backingTest(file: ByteString): (device: Device) => boolean {
+function backingTest(
+  file: ByteString,
+  names: readonly ByteString[],
+): (device: Device) => boolean {
   const found = statAt(AT_FDCWD, toCString(file));
   const stat: Stat | undefined = typeof found === "number" ? undefined : found;
-  const names = [file, canonicalPath(file)];
   return (device) => {
     const { backingDevice, info } = device;
     if (stat !== undefined && info !== undefined) {
@@ -55,7 +57,9 @@ export function findOverlap(
   sizelimit: bigint,
 ): { device: Device; isEqual: boolean } | undefined {
   const wanted = { start: offset, length: sizelimit };
-  for (const device of devicesOf(file, undefined)) {
+  const isOver = backingTest(file, [file]);
+  for (const device of usedDevices()) {
+    if (!isOver(device)) continue;
     const { offset: start, sizelimit: length } = device;
     if (start === undefined || length === undefined) continue;
     const isEqual = start === offset && length === sizelimit;

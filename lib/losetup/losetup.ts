@@ -95,6 +95,7 @@ class Run {
       case "create":
         return await this.#create(request);
       case "detach":
+        this.#each([device], detach);
         return this.#each(request.devices, (name) => {
           detach(existingDevice(name));
         });

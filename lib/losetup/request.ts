@@ -26,9 +26,9 @@ export type Action =
 /** What the command line asks for. */
 export interface Request {
   readonly action: Action;
-  /** The device that is to be shown, changed or attached to; without it any. */
+  /** The device that is to be shown, changed, detached or attached to; without it any. */
   readonly device: ByteString | undefined;
-  /** The devices that are to be detached or removed. */
+  /** The devices that are to be removed, or to be detached beside that one. */
   readonly devices: readonly ByteString[];
   /** The file that is to be attached, or of which the devices are to be listed. */
   readonly file: ByteString | undefined;
@@ -71,6 +71,7 @@ const LONG: readonly LongOption[] = [
   none("detach-all", "D"),
   none("find", "f"),
   none("nooverlap", "L"),
+  none("help", "h"),
   required("associated", "j"),
   none("json", "J"),
   none("list", "l"),
@@ -86,7 +87,6 @@ const LONG: readonly LongOption[] = [
   none("raw"),
   none("show"),
   none("verbose", "v"),
-  none("help", "h"),
   none("version", "V"),
 ];
 
@@ -184,7 +184,7 @@ export function parseRequest(
     (action === undefined && args.length === 1 && (has("J") || has("raw")));
   const request = {
     device,
-    devices: [] as ByteString[],
+    devices: operands,
     file: values.get("j"),
     offset: sizes.get("o"),
     sizelimit: sizes.get("sizelimit"),
@@ -225,10 +225,8 @@ export function parseRequest(
     request.device = devicePath(name);
     request.file = file;
   }
-  if (action === "detach") request.devices = [device!, ...operands];
-  if (action === "remove") {
-    if (operands.length === 0) throw new Failure("no loop device specified");
-    request.devices = operands;
+  if (action === "remove" && operands.length === 0) {
+    throw new Failure("no loop device specified");
   }
   checkContext(action, request);
   return { ...request, action, columns };

@@ -28,30 +28,35 @@ export function formatTable(
 ): ByteString {
   if (style.format === "json") return formatJson(columns, rows);
   if (rows.length === 0) return "";
-  const lines = rows.map((row) => row.map((cell = "") => cell));
-  if (style.headings) lines.unshift(columns.map(({ name }) => name));
-  return style.format === "raw"
-    ? lines.map((line) => `${line.map(escapeBlanks).join(" ")}\n`).join("")
+  const lines = [
+    columns.map(({ name }) => name),
+    ...rows.map((row) => row.map((cell = "") => cell)),
+  ];
+  const formatted = style.format === "raw"
+    ? lines.map((line) => line.map(escapeBlanks).join(" "))
     : align(columns, lines, style.isUtf8);
+  // Columns are as wide as their headings, also where those are left out.
+  return formatted.slice(style.headings ? 0 : 1)
+    .map((line) => `${line}\n`).join("");
 }
 
 function align(
   columns: readonly TableColumn[],
   lines: readonly ByteString[][],
   isUtf8: boolean,
-): ByteString {
+): ByteString[] {
   const cells = lines.map((line) => line.map((text) => show(text, isUtf8)));
   const widths = columns.map((_, index) =>
     Math.max(...cells.map((line) => line[index]!.width))
   );
-  return cells.map((line) => {
-    const padded = line.map(({ text, width }, index) => {
+  const last = columns.length - 1;
+  return cells.map((line) =>
+    line.map(({ text, width }, index) => {
       const padding = " ".repeat(widths[index]! - width);
-      if (columns[index]!.right) return padding + text;
-      return index === columns.length - 1 ? text : text + padding;
-    });
-    return `${padded.join(" ")}\n`;
-  }).join("");
+      if (index === last && (text === "" || !columns[last]!.right)) return text;
+      return columns[index]!.right ? padding + text : text + padding;
+    }).join(" ")
+  );
 }
 
 /** What a terminal shows of a text: bytes it cannot show are spelled out. */
