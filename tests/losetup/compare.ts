@@ -2,6 +2,7 @@
  * Runs each command line with losetup and with ours, from the same state, and prints as
  * JSON what came of it. To be run in a mount namespace of its own.
  */
+import { assertNotEquals } from "@std/assert";
 import { type Case, CASES } from "./cases.ts";
 import { lines } from "../device/support.ts";
 import { World } from "./world.ts";
