@@ -18,6 +18,7 @@ export interface Outcome {
 /** What came of a case. */
 export interface Result {
   name: string;
+  differs: string | undefined;
   theirs: Outcome;
   ours: Outcome;
 }
@@ -104,36 +105,59 @@ function checkNamespace(): void {
   assertNotEquals(namespaceOf(Deno.pid), namespaceOf(Deno.ppid));
 }
 
+/** Tries a command line with both. */
+async function compare(
+  test: Case,
+  world: World,
+  server: Server,
+): Promise<Result> {
+  const args = test.args.map((arg) => world.expand(arg));
+  const env = { LC_ALL: "C.UTF-8", ...test.env };
+  const outcome = async (
+    run: () => Printed | Promise<Printed>,
+  ): Promise<Outcome> => {
+    test.given?.(world);
+    if (test.detachesAll) world.checkHidden();
+    const { code, stdout, stderr } = await run();
+    const state = world.state();
+    await world.reset();
+    return {
+      code,
+      stdout: world.normalize(stdout),
+      stderr: world.normalize(stderr),
+      state,
+    };
+  };
+  return {
+    name: test.name,
+    differs: test.differs,
+    theirs: await outcome(() => runLosetup(world.path, args, test, env)),
+    ours: await outcome(() => server.run(args, env)),
+  };
+}
+
+/** Others who list all devices open ours for a moment, which delays a detach: what differs then is equal soon. */
+const MAX_TRIES = 4;
+
+function isExpected({ theirs, ours, differs }: Result): boolean {
+  return (JSON.stringify(theirs) !== JSON.stringify(ours)) ===
+    (differs !== undefined);
+}
+
 if (import.meta.main) {
   checkNamespace();
-  using world = new World();
+  await using world = new World();
   using root = new Server(world.path);
   using nobody = new Server(world.path, "nobody");
   const results: Result[] = [];
-  const wanted = Deno.args[0];
-  for (const test of CASES) {
-    if (wanted !== undefined && !test.name.includes(wanted)) continue;
-    const args = test.args.map((arg) => world.expand(arg));
-    const env = { LC_ALL: "C.UTF-8", ...test.env };
-    const outcome = async (
-      run: () => Printed | Promise<Printed>,
-    ): Promise<Outcome> => {
-      test.given?.(world);
-      if (test.detachesAll) world.checkHidden();
-      const { code, stdout, stderr } = await run();
-      const state = world.state();
-      world.reset();
-      return {
-        code,
-        stdout: world.normalize(stdout),
-        stderr: world.normalize(stderr),
-        state,
-      };
-    };
-    const theirs = await outcome(() => runLosetup(world.path, args, test, env));
+  const [wanted = ""] = Deno.args;
+  for (const test of CASES.filter(({ name }) => name.includes(wanted))) {
     const server = test.user === "nobody" ? nobody : root;
-    const ours = await outcome(() => server.run(args, env));
-    results.push({ name: test.name, theirs, ours });
+    let result = await compare(test, world, server);
+    for (let tries = 1; tries < MAX_TRIES && !isExpected(result); tries++) {
+      result = await compare(test, world, server);
+    }
+    results.push(result);
   }
   console.log(JSON.stringify(results));
 }

@@ -3,17 +3,23 @@
  * directory of its own. In this mount namespace `/sys/block`, which is where losetup
  * looks for devices, holds those devices and no other.
  */
-import { Loop, LoopControl, openFile } from "@loopdev/loopdev";
-import { assert, assertEquals } from "@std/assert";
-import { BLKROSET } from "../../lib/sys/blk_uapi.ts";
-import { openLoop } from "../../lib/nodes.ts";
-import { ioctlPointer } from "../../lib/sys/libc.ts";
 import {
+  detach,
+  list,
   LO_FLAGS_AUTOCLEAR,
   LO_FLAGS_DIRECT_IO,
   LO_FLAGS_PARTSCAN,
   LO_FLAGS_READ_ONLY,
+  Loop,
+  LoopControl,
+  type LoopDevice,
+  LoopError,
+  openFile,
 } from "@loopdev/loopdev";
+import { assert, assertEquals } from "@std/assert";
+import { BLKROSET } from "../../lib/sys/blk_uapi.ts";
+import { openLoop } from "../../lib/nodes.ts";
+import { ioctlPointer } from "../../lib/sys/libc.ts";
 import {
   holdExclusively,
   OwnDevice,
@@ -42,26 +48,29 @@ export interface Attached {
 }
 
 /** Files, devices, and what was done to them. */
-export class World implements Disposable {
-  readonly #scratch = new Scratch();
+export class World implements AsyncDisposable {
+  /** Removed at the end, also when making them fails. */
+  readonly #made = new DisposableStack();
+  readonly #scratch = this.#made.use(new Scratch());
   readonly #devices: Record<Key, OwnDevice>;
   /** The number of no device. */
   readonly #missing: number;
+  /** Undone after each command line. */
   #held = new DisposableStack();
 
   constructor() {
-    this.#devices = {
-      A: new OwnDevice(),
-      B: new OwnDevice(),
-      C: new OwnDevice(),
-    };
-    using unused = new OwnDevice();
-    this.#missing = unused.minor;
     try {
+      this.#devices = {
+        A: this.#made.use(new OwnDevice()),
+        B: this.#made.use(new OwnDevice()),
+        C: this.#made.use(new OwnDevice()),
+      };
+      using unused = new OwnDevice();
+      this.#missing = unused.minor;
       this.#hideOtherDevices();
       this.#makeFiles();
     } catch (error) {
-      this.#remove();
+      this.#made.dispose();
       throw error;
     }
   }
@@ -121,6 +130,7 @@ export class World implements Disposable {
     this.#bash(
       `mknod stale b 7 ${this.#missing}; chmod 666 *.img fifo; chmod 600 secret.img`,
     );
+    this.#made.defer(() => run("umount", `${path}/ro`));
     this.#bash(
       "mkdir ro; mount -t tmpfs none ro; truncate -s 1M ro/disk.img; mount -o remount,ro ro",
     );
@@ -155,14 +165,9 @@ export class World implements Disposable {
     return text.replace(/\$(\w+)/g, (_, name) => values[name]!);
   }
 
-  /** Output with the numbers of devices that others have, too, made equal. */
+  /** Output in which the devices that the kernel chose, which others have, too, are equal. */
   normalize(output: string): string {
-    const own = Object.values(this.#devices).map(({ path }) => path);
-    return output.replace(
-      /\/dev\/loop\d+/g,
-      (path) =>
-        own.includes(path) || path.length > 9 ? path : "/dev/loop<free>",
-    );
+    return output.replace(/\/dev\/loop\d{1,3}\b/g, "/dev/loop<free>");
   }
 
   /** Attaches a file to a device. */
@@ -243,10 +248,15 @@ export class World implements Disposable {
     Deno.removeSync(`${this.path}/${file}`);
   }
 
-  /** A directory `/dev/loop`, as old systems have it. */
+  /** A directory `/dev/loop`, as old systems have it, in a `/dev` of our own. */
   makeDevLoop(): void {
-    Deno.mkdirSync("/dev/loop");
-    this.#held.defer(() => Deno.removeSync("/dev/loop"));
+    const nodes = Object.values(this.#devices).map(({ path }) => path);
+    this.#bash(
+      `mkdir dev; mount -t tmpfs none dev
+       cp -a /dev/null /dev/urandom /dev/loop-control ${nodes.join(" ")} dev
+       mkdir dev/loop; mount --move dev /dev; rmdir dev`,
+    );
+    this.#held.defer(() => runOk("umount", "--lazy", "/dev"));
   }
 
   /** What became of the devices. */
@@ -275,18 +285,24 @@ export class World implements Disposable {
   }
 
   /** Undoes what was done, so that the next command line finds what the last one found. */
-  reset(): void {
+  async reset(): Promise<void> {
     this.#held.dispose();
     this.#held = new DisposableStack();
-    // What is attached to a device of ours, before the device.
-    for (let round = 0; round < 2; round++) {
-      for (const { name } of Deno.readDirSync(BLOCK)) {
-        const isOwn = KEYS.some((key) => this.#devices[key].name === name) ||
-          name === `loop${this.#missing}`;
-        const file = read(`${BLOCK}/${name}/loop/backing_file`);
-        if (file === undefined || !(isOwn || this.#isOurs(name))) continue;
-        using loop = new Loop(Number(name.slice("loop".length)));
-        loop.clearFd();
+    const bound = list().filter(({ name, backingFile }) =>
+      this.#isOwn(name) || backingFile.startsWith(this.path)
+    );
+    // What is attached to a device, before the device. Others may have it open for a
+    // moment, when they list all there are.
+    const isUpper = ({ backingFile }: LoopDevice) =>
+      backingFile.startsWith("/dev/loop");
+    bound.sort((a, b) => Number(isUpper(b)) - Number(isUpper(a)));
+    for (const device of bound) {
+      try {
+        await detach(device);
+      } catch (error) {
+        if (!(error instanceof LoopError && error.code === "ENXIO")) {
+          throw error;
+        }
       }
     }
     for (const { minor } of Object.values(this.#devices)) {
@@ -300,20 +316,17 @@ export class World implements Disposable {
     assert(this.state().every(({ isBound }) => !isBound));
   }
 
-  [Symbol.dispose](): void {
-    try {
-      this.reset();
-    } finally {
-      this.#remove();
-    }
+  #isOwn(name: string): boolean {
+    return name === `loop${this.#missing}` ||
+      Object.values(this.#devices).some((device) => device.name === name);
   }
 
-  #remove(): void {
-    run("umount", `${this.path}/ro`);
-    for (const device of Object.values(this.#devices)) {
-      device[Symbol.dispose]();
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      await this.reset();
+    } finally {
+      this.#made.dispose();
     }
-    this.#scratch[Symbol.dispose]();
   }
 }
 
