@@ -220,10 +220,10 @@ export class World implements AsyncDisposable {
   /** A device that the kernel has, without a node. */
   loseNode(key: Key): void {
     const { path, minor } = this.#devices[key];
-    Deno.removeSync(path);
-    this.#held.defer(() => {
-      runOk("mknod", "-m", "600", path, "b", "7", `${minor}`);
-    });
+    // Renamed: a new one would not be the kernel's, and stay when the device is removed.
+    const elsewhere = `/dev/.lost-${minor}`;
+    Deno.renameSync(path, elsewhere);
+    this.#held.defer(() => Deno.renameSync(elsewhere, path));
   }
 
   /** Lets everybody use a device. */
