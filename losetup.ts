@@ -18,6 +18,7 @@
  * | `--direct-io` is dropped in silence where it cannot be | `Invalid argument`, and nothing is attached | the file is not what it was asked to be |
  * | `-d A BAD` detaches A again | it does not | somebody else may have attached to A meanwhile |
  * | a DEV of more than 127 bytes is cut | it is not | what is cut is another path |
+ * | a partition as DEV to attach to stands for its disk | `Inappropriate ioctl for device` | the disk was not named |
  * | a node of no device adds the device | `No such device` | looking at a node should change nothing |
  * | an empty FILE fails for no reason that is true | `No such file or directory` | so it is |
  * | a directory `/dev/loop` empties all lists | it is not looked at | the devices are there |

@@ -6,14 +6,18 @@ import { ENOENT } from "../sys/errno.ts";
 import { listDirectory } from "../sys/sysfs.ts";
 import type { ByteString } from "./byte_string.ts";
 import { isLoopNode } from "./device.ts";
-import { systemFailure } from "./failure.ts";
+import { orFail, systemFailure } from "./failure.ts";
+
+const NONE = "cannot find an unused loop device";
 
 /** The path of the first device that is free, which the kernel adds when there is none. */
 export function findUnused(): ByteString {
   const node = findNodeWithoutControl();
   if (node !== undefined) return node;
-  using control = new LoopControl();
-  return `/dev/loop${control.getUnbound()}`;
+  return orFail(NONE, () => {
+    using control = new LoopControl();
+    return `/dev/loop${control.getUnbound()}`;
+  });
 }
 
 /** Where `/dev/loop-control` may not be used, the first node of a free device; `undefined` where it may. */
@@ -31,9 +35,6 @@ export function findNodeWithoutControl(): ByteString | undefined {
       .sort((a, b) => a - b)
       .filter((minor) => isLoopNode(`/dev/loop${minor}`) && !isBound(minor));
     if (minor !== undefined) return `/dev/loop${minor}`;
-    throw systemFailure(
-      "cannot find an unused loop device",
-      ENOENT,
-    );
+    throw systemFailure(NONE, ENOENT);
   }
 }

@@ -7,6 +7,8 @@ export interface LongOption {
   /** What it is called in the result: its letter, where it has one. */
   readonly key: string;
   readonly argument: "none" | "required" | "optional";
+  /** Only what abbreviates no other option abbreviates this one. */
+  readonly isLate?: boolean;
 }
 
 /** Which options there are. */
@@ -14,8 +16,8 @@ export interface Grammar {
   /** Letters; those that take an argument with a colon behind. */
   readonly letters: string;
   readonly long: readonly LongOption[];
-  /** Operands end the options, as `POSIXLY_CORRECT` wants it. */
-  readonly stopsAtOperand: boolean;
+  /** Whether an operand ends the options, as `POSIXLY_CORRECT` wants it. */
+  stopsAtOperand(): boolean;
 }
 
 /** An option that was given. */
@@ -32,19 +34,19 @@ export class GetoptError extends Error {
 /** The options one after the other, so that what comes first counts first. Operands are put aside. */
 export function* getopt(
   args: readonly ByteString[],
-  { letters, long, stopsAtOperand }: Grammar,
+  grammar: Grammar,
   operands: ByteString[],
 ): Generator<GivenOption> {
   const rest = [...args];
   for (let arg; (arg = rest.shift()) !== undefined;) {
     if (arg === "--") break;
     if (arg.startsWith("--")) {
-      yield longOption(arg.slice(2), long, rest);
+      yield longOption(arg.slice(2), grammar.long, rest);
     } else if (arg.startsWith("-") && arg !== "-") {
-      yield* shortOptions(arg.slice(1), letters, rest);
+      yield* shortOptions(arg.slice(1), grammar.letters, rest);
     } else {
       operands.push(arg);
-      if (stopsAtOperand) break;
+      if (grammar.stopsAtOperand()) break;
     }
   }
   operands.push(...rest);
@@ -103,8 +105,9 @@ function findLong(
 ): LongOption {
   const exact = options.find((option) => option.name === name);
   if (exact !== undefined) return exact;
-  const [found, ...others] = options
-    .filter((option) => option.name.startsWith(name));
+  const all = options.filter((option) => option.name.startsWith(name));
+  const early = all.filter(({ isLate }) => !isLate);
+  const [found, ...others] = early.length > 0 ? early : all;
   if (found === undefined) {
     throw new GetoptError(`unrecognized option '--${text}'`);
   }

@@ -1,16 +1,16 @@
 /** Does what the command line asks for. */
 import project from "../../deno.json" with { type: "json" };
-import { check, LoopError, quote } from "../errors.ts";
+import { check, quote } from "../errors.ts";
 import { type Loop, reopen } from "../loop.ts";
 import { LoopControl } from "../loop_control.ts";
 import { EINVAL, ENODEV, ENOENT } from "../sys/errno.ts";
 import { ioctlValue, O_EXCL, O_RDONLY } from "../sys/libc.ts";
 import { LOOP_SET_BLOCK_SIZE } from "../sys/loop_uapi.ts";
-import { type ByteString, toBytes } from "./byte_string.ts";
+import { type ByteString, fromText, toBytes } from "./byte_string.ts";
 import { COLUMNS } from "./columns.ts";
 import { create, type CreateRequest, sizeWarning } from "./create.ts";
 import { Device, openNode } from "./device.ts";
-import { errorText, Failure, orFail, systemFailure } from "./failure.ts";
+import { Failure, orFail, systemFailure } from "./failure.ts";
 import { findUnused } from "./find.ts";
 import { GetoptError } from "./getopt.ts";
 import { describe, devicesOf, tabulate, usedDevices } from "./listing.ts";
@@ -38,7 +38,8 @@ export async function losetup(
 ): Promise<number> {
   const run = new Run(surroundings);
   try {
-    const isPosix = surroundings.variable("POSIXLY_CORRECT") !== undefined;
+    const isPosix = () =>
+      surroundings.variable("POSIXLY_CORRECT") !== undefined;
     await run.perform(parseRequest(args, isPosix));
   } catch (error) {
     run.fail(error);
@@ -64,8 +65,11 @@ class Run {
       this.#surroundings.stderr(
         toBytes(`Try '${NAME} --help' for more information.\n`),
       );
-    } else if (error instanceof LoopError) {
-      this.#warn(errorText(error.errno));
+    } else if (
+      error instanceof Deno.errors.NotCapable ||
+      error instanceof Deno.errors.NotSupported
+    ) {
+      this.#warn(fromText(error.message));
     } else throw error;
   }
 

@@ -7,11 +7,10 @@ import { losetup } from "./losetup.ts";
 /** Runs losetup with the last so many arguments of the process, and gives the exit status. */
 export async function main(args: readonly string[]): Promise<number> {
   const output: Uint8Array[] = [];
-  const environment = readEnvironment();
   const status = await losetup(exactArguments(args), {
     stdout: (bytes) => output.push(bytes),
     stderr: (bytes) => write(Deno.stderr, bytes),
-    variable: (name) => environment.get(name),
+    variable: (name) => readEnvironment().get(name),
   });
   try {
     for (const bytes of output) write(Deno.stdout, bytes);
@@ -36,8 +35,11 @@ const BROKEN_PIPE = 128 + 13;
 /** The arguments as they were given: `Deno.args` replaces bytes that are not UTF-8. */
 function exactArguments(args: readonly string[]): ByteString[] {
   if (!args.some((arg) => arg.includes("\ufffd"))) return args.map(fromText);
-  const raw = rawArguments().map(fromBytes);
-  return raw.slice(raw.length - args.length);
+  const raw = rawArguments();
+  if (raw.length < args.length) {
+    throw new Error("Cannot read the arguments: they are too long");
+  }
+  return raw.slice(raw.length - args.length).map(fromBytes);
 }
 
 function write(

@@ -88,20 +88,10 @@ const LONG: readonly LongOption[] = [
   none("show"),
   none("verbose", "v"),
   none("version", "V"),
+  // Of later versions: no abbreviation that scripts use becomes ambiguous.
+  { ...required("loop-ref"), isLate: true },
+  { ...none("remove"), isLate: true },
 ];
-
-/** Later than the others, so that no abbreviation that scripts use becomes ambiguous. */
-const LATER: readonly LongOption[] = [required("loop-ref"), none("remove")];
-
-function longOptions(args: readonly ByteString[]): readonly LongOption[] {
-  const isMeant = ({ name }: LongOption) =>
-    args.some((arg) => {
-      const given = arg.replace(/=.*/s, "");
-      return given.length > 2 && `--${name}`.startsWith(given) &&
-        !LONG.some((option) => `--${option.name}`.startsWith(given));
-    });
-  return [...LONG, ...LATER.filter(isMeant)];
-}
 
 /** Of each row only one may be given. */
 const EXCLUSIVE: readonly string[][] = [
@@ -123,7 +113,7 @@ class Exclusion {
       if (!keys.includes(key)) continue;
       if (keys.filter((key) => this.#seen.has(key)).length < 2) continue;
       const names = keys.map((key) =>
-        `--${[...LONG, ...LATER].find((option) => option.key === key)!.name}`
+        `--${LONG.find((option) => option.key === key)!.name}`
       );
       throw new Failure(`mutually exclusive arguments: ${names.join(" ")}`);
     }
@@ -148,7 +138,7 @@ const SETUP_ONLY =
 /** Reads the arguments. */
 export function parseRequest(
   args: readonly ByteString[],
-  isPosix: boolean,
+  isPosix: () => boolean,
 ): Request {
   const values = new Map<string, ByteString | undefined>();
   const sizes = new Map<string, bigint>();
@@ -161,7 +151,7 @@ export function parseRequest(
 
   const grammar = {
     letters: LETTERS,
-    long: longOptions(args),
+    long: LONG,
     stopsAtOperand: isPosix,
   };
   for (const { key, value } of getopt(args, grammar, operands)) {

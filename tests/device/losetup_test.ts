@@ -390,7 +390,7 @@ for device in json.load(sys.stdin)['loopdevices']:
            loop=$(losetup -f --show "$name")
            stat -c %i "$name"
            losetup -nO BACK-INO "$loop"
-           losetup -j "$name" | od -An -c
+           losetup -j "$name" | LC_ALL=C sed 's/loop[0-9]*//' | od -An -c
            losetup -j "$other"
            losetup -JO BACK-FILE "$loop" | od -An -c
            losetup "$other" "$name" 2>&1 | od -An -c

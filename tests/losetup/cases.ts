@@ -80,6 +80,7 @@ const DETACHES = "a failed attach detaches what was there";
 const WRAPS = "numbers are cut to 32 bits";
 const HANGS = "a FIFO as FILE hangs";
 const AGAIN = "`-d A BAD` detaches A again";
+const PARTITION = "a partition as DEV to attach to stands for its disk";
 const STALE = "a node of no device adds the device";
 const NO_NAME = "an empty FILE fails for no reason that is true";
 const DEV_LOOP = "a directory `/dev/loop` empties all lists";
@@ -167,7 +168,6 @@ const OPTIONS = situation("", {}, [
   ["--\xff"],
   ["-\xff"],
   ["--help", { differs: HELP }],
-  ["-h", { differs: HELP }],
   ["-V", { differs: VERSION }],
   ["--version", { differs: VERSION }],
   ["$A disk.img -r -a", { env: { POSIXLY_CORRECT: "1" } }],
@@ -614,6 +614,18 @@ const ODD = [
 ];
 
 const WORLDS = [
+  ...situation("a partition", {
+    given: (world) => world.attachPartition("A"),
+  }, [
+    "$P",
+    "-l $P",
+    "-d $P",
+    "-c $P",
+    "-b 512 $P",
+    ["$P disk.img", { differs: PARTITION }],
+    "$B $P",
+    "-l",
+  ]),
   ...situation("a lost node", {
     given: (world) => {
       two(world);

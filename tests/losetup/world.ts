@@ -160,6 +160,7 @@ export class World implements AsyncDisposable {
       D: `/dev/loop${this.#missing}`,
       W: `/dev/loop${2 ** 32 + A.minor}`,
       X: `/dev/loop${2 ** 32 + this.#missing}`,
+      P: `${A.path}p1`,
       PWD: this.path,
     };
     return text.replace(/\$(\w+)/g, (_, name) => values[name]!);
@@ -199,6 +200,12 @@ export class World implements AsyncDisposable {
   /** Attaches a device to a device. */
   nest(key: Key, lower: Key): void {
     this.attach(key, this.#devices[lower].path);
+  }
+
+  /** Attaches a file with a partition, and has it appear, also where the kernel reads no tables. */
+  attachPartition(key: Key): void {
+    this.attach(key, "parts.img", { partscan: true });
+    runOk("partx", "--update", this.#devices[key].path);
   }
 
   /** Keeps a device open, so that it is detached later than asked for. */

@@ -28,7 +28,11 @@ describe("getopt()", () => {
   ];
   const parse = (line: string, stopsAtOperand = false) => {
     const operands: string[] = [];
-    const grammar = { letters: "aO:v", long, stopsAtOperand };
+    const grammar = {
+      letters: "aO:v",
+      long,
+      stopsAtOperand: () => stopsAtOperand,
+    };
     const given = [...getopt(line.split(" "), grammar, operands)]
       .map(({ key, value }) => value === undefined ? key : `${key}=${value}`);
     return [given.join(" "), operands.join(" ")];
@@ -113,15 +117,17 @@ describe("chooseColumns()", () => {
 });
 
 describe("parseRequest()", () => {
+  const request = (args: string[]) => parseRequest(args, () => false);
+
   it("takes the options of later versions, which make nothing ambiguous", () => {
-    assertEquals(parseRequest(["--remove", "x"], false).action, "remove");
-    assertEquals(parseRequest(["--rem", "x"], false).devices, ["x"]);
+    assertEquals(request(["--remove", "x"]).action, "remove");
+    assertEquals(request(["--rem", "x"]).devices, ["x"]);
     assertEquals(
-      parseRequest(["--loop=a", "-f", "x"], false).reference,
+      request(["--loop=a", "-f", "x"]).reference,
       "a",
     );
-    assertEquals(parseRequest(["--l"], false).action, "list");
-    assertEquals(parseRequest(["--re", "-f", "x"], false).readOnly, true);
+    assertEquals(request(["--l"]).action, "list");
+    assertEquals(request(["--re", "-f", "x"]).readOnly, true);
   });
 
   it("refuses a table beside two operands", () => {
@@ -129,7 +135,7 @@ describe("parseRequest()", () => {
       const option of ["-l", "-J", "--raw", "-n", "-ONAME", "--output-all"]
     ) {
       assertThrows(
-        () => parseRequest([option, "/dev/x", "/dev/y"], false),
+        () => request([option, "/dev/x", "/dev/y"]),
         Failure,
         "unexpected arguments",
       );
