@@ -24,6 +24,7 @@
  * | a directory `/dev/loop` empties all lists | it is not looked at | the devices are there |
  * | `-d` throws away what was written last | it is written back first; when that fails, so does `-d`, after detaching | from Linux 6.11 on the last one to close loses it |
  * | `-f FILE` fails when a device has no node, and waits when it is held | it goes on with the next one | one such device is enough to attach nothing any more |
+ * | a device that an earlier owner made read-only stays so | it is writable, unless `-r` | a device is what was asked for |
  * | partitions of the last file stay | they are removed, or the device is busy | they show parts of the next file |
  * | a bad `-b` attaches the file for a moment | it is refused before | others see it come and go |
  * | a narrow terminal gets cells on lines of their own | lines stay whole | output is the same wherever it goes |

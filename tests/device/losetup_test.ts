@@ -439,6 +439,21 @@ print(subprocess.run(["bash", "-c", "losetup -J; exit $?"], stdout=writer).retur
     }),
   );
 
+  it("asks for no permission before it needs one", () => {
+    const bare = (...args: string[]) =>
+      run(
+        Deno.execPath(),
+        ..."run --quiet --no-check --no-prompt".split(" "),
+        `${PROJECT}losetup.ts`,
+        ...args,
+      );
+    assertMatch(bare("--help").stdout, /--find .* first device/);
+    assertEquals(bare("-V").stderr, "");
+    const denied = bare("-l");
+    assertEquals([denied.code, denied.stdout], [1, ""]);
+    assertMatch(denied.stderr, /^losetup: Requires ffi access .*\n$/);
+  });
+
   it("is a command of loopdev", () => {
     const { code, stdout } = run(
       Deno.execPath(),

@@ -80,6 +80,7 @@ const DETACHES = "a failed attach detaches what was there";
 const WRAPS = "numbers are cut to 32 bits";
 const HANGS = "a FIFO as FILE hangs";
 const AGAIN = "`-d A BAD` detaches A again";
+const READ_ONLY = "a device that an earlier owner made read-only stays so";
 const PARTITION = "a partition as DEV to attach to stands for its disk";
 const STALE = "a node of no device adds the device";
 const NO_NAME = "an empty FILE fails for no reason that is true";
@@ -412,6 +413,9 @@ const ATTACHING = [
     "-j $A",
     "-j disk.img",
   ]),
+  ...situation("made read-only by an earlier owner", {
+    given: (world) => world.makeReadOnly("A"),
+  }, [["$A disk.img", { differs: READ_ONLY }], "-r $A disk.img"]),
   ...situation("held exclusively", {
     given: (world) => world.holdExclusively("A"),
   }, ["$A disk.img", "-l $A"]),

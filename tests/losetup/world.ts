@@ -233,6 +233,11 @@ export class World implements AsyncDisposable {
     this.#held.defer(() => Deno.renameSync(elsewhere, path));
   }
 
+  /** What an earlier owner of a device did to it: `blockdev --setro`. */
+  makeReadOnly(key: Key): void {
+    runOk("blockdev", "--setro", this.#devices[key].path);
+  }
+
   /** Lets everybody use a device. */
   share(key: Key): void {
     const { path } = this.#devices[key];
@@ -278,10 +283,17 @@ export class World implements AsyncDisposable {
         const minor = Number(name.slice("loop".length));
         const key = own.get(name) ?? "free";
         const capacity = read(`${BLOCK}/${name}/size`);
+        const ro = read(`${BLOCK}/${name}/ro`);
         if (read(`${BLOCK}/${name}/loop/backing_file`) === undefined) {
           return { key, isBound: false };
         }
-        return { key, isBound: true, capacity, ...status(minor, this.path) };
+        return {
+          key,
+          isBound: true,
+          capacity,
+          ro,
+          ...status(minor, this.path),
+        };
       })
       .sort((one, other) => one.key < other.key ? -1 : 1);
   }
