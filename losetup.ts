@@ -29,6 +29,7 @@
  * | a bad `-b` attaches the file for a moment | it is refused before | others see it come and go |
  * | a narrow terminal gets cells on lines of their own | lines stay whole | output is the same wherever it goes |
  * | messages are translated | they are in English | there are no translations |
+ * | `write error` of long output does not say why | it does | there is a reason |
  * | a locale must be installed | one whose name ends in `UTF-8` has UTF-8 | the locale is not loaded |
  * | `LOOPDEV_DEBUG` traces | it does nothing | `strace` does |
  * | `--help` in its own words | in ours | they are theirs |
