@@ -1216,7 +1216,7 @@ export function locate(
 }
 
 /** The loop number of the device that a node stands for. */
-function minorOfNode(node: FilePath): number {
+export function minorOfNode(node: FilePath): number {
   const name = quote(node.text);
   const stat = checkStat(
     statAt(AT_FDCWD, node.bytes),

@@ -50,8 +50,8 @@ const SLASH = "/".charCodeAt(0);
 /** What one read of `/proc/self/cmdline` gives at most. */
 const MAX_BYTES = 65536;
 
-/** The arguments of this program, the last ones of the process. */
-function rawArguments(): Uint8Array[] {
+/** The arguments of this program, the last ones of the process; none when they cannot be read. */
+export function rawArguments(): Uint8Array[] {
   const line = readBytes("/proc/self/cmdline");
   if (typeof line === "number" || line.length >= MAX_BYTES) return [];
   const args: Uint8Array[] = [];
@@ -60,11 +60,11 @@ function rawArguments(): Uint8Array[] {
     args.push(line.slice(start, end));
     start = end + 1;
   }
-  return args.slice(-Deno.args.length);
+  return args.slice(args.length - Deno.args.length);
 }
 
-/** All of it percent-encoded, slashes too: as a single segment no `..` is resolved before the kernel sees it. */
-function urlOf(path: Uint8Array): URL {
+/** A path as a URL, all of it percent-encoded, slashes too: as a single segment no `..` is resolved before the kernel sees it. */
+export function urlOf(path: Uint8Array): URL {
   const start = path[0] === SLASH ? "" : "proc/self/cwd/";
   const encoded = Array.from(
     path[0] === SLASH ? path.subarray(1) : path,

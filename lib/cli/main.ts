@@ -21,6 +21,7 @@ Usage: loopdev <command> [options]
 
 Commands:
 ${commandLines()}
+  losetup ...        what losetup of util-linux does
 
   loopdev <command> --help tells more.
 
@@ -42,6 +43,7 @@ export async function main(args: readonly string[]): Promise<number> {
 
 async function dispatch(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args;
+  if (name === "losetup") return await losetup(rest);
   if (asksFor(args, ["--version", "-V"])) {
     print(`loopdev ${project.version}`);
     return 0;
@@ -71,6 +73,12 @@ function commandLines(): string {
       : `\n${" ".repeat(width + 2)}`;
     return `  ${usage}${gap}${summary}`;
   }).join("\n");
+}
+
+/** All that stands behind `losetup` is for losetup, which has an own way with options and errors. */
+async function losetup(args: string[]): Promise<number> {
+  const program = await import("../losetup/program.ts");
+  return await program.main(args);
 }
 
 function asksFor(args: readonly string[], options: string[]): boolean {

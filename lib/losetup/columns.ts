@@ -1,0 +1,145 @@
+/** The columns of losetup's tables. */
+import { majorMinor } from "../sys/libc.ts";
+import type { ByteString } from "./byte_string.ts";
+import type { Device } from "./device.ts";
+import { Failure } from "./failure.ts";
+
+/** A column. */
+export interface Column {
+  readonly name: string;
+  /** What `--help` says of it. */
+  readonly help: string;
+  /** What it is in JSON. */
+  readonly type: "string" | "number" | "boolean";
+  /** Aligned at the right. */
+  readonly right: boolean;
+  /** What a device has there; `undefined` when it has nothing, or that cannot be told. */
+  cell(device: Device): ByteString | undefined;
+}
+
+const text = (
+  name: string,
+  help: string,
+  cell: (device: Device) => ByteString | undefined,
+): Column => ({ name, help, type: "string", right: false, cell });
+
+const number = (
+  name: string,
+  help: string,
+  value: (device: Device) => bigint | number | undefined,
+): Column => ({
+  name,
+  help,
+  type: "number",
+  right: true,
+  cell: (device) => value(device)?.toString(),
+});
+
+const bit = (
+  name: string,
+  help: string,
+  value: (device: Device) => boolean,
+): Column => ({
+  name,
+  help,
+  type: "boolean",
+  right: true,
+  cell: (device) => value(device) ? "1" : "0",
+});
+
+const part = (index: 0 | 1, rdevice: number | undefined) =>
+  rdevice === undefined ? undefined : majorMinor(rdevice)[index];
+
+/** The columns of util-linux 2.38, in the order of `--output-all`. */
+const ALL: readonly Column[] = [
+  text("NAME", "path of the device", (device) => device.path),
+  bit(
+    "AUTOCLEAR",
+    "whether the kernel detaches at the last close",
+    (device) => device.autoclear,
+  ),
+  text("BACK-FILE", "path of the file", (device) => device.backingFile),
+  number("BACK-INO", "inode of the file", (device) => device.info?.inode),
+  text("BACK-MAJ:MIN", "number of the file system of the file", (device) => {
+    const number = device.backingDevice;
+    if (number === undefined) return undefined;
+    const [major, minor] = majorMinor(number);
+    return `${`${major}`.padStart(8)}:${`${minor}`.padEnd(3)}`;
+  }),
+  text("MAJ:MIN", "number of the device", ({ rdevice }) => {
+    if (rdevice === undefined) return undefined;
+    const [major, minor] = majorMinor(rdevice);
+    return `${`${major}`.padStart(3)}:${`${minor}`.padEnd(3)}`;
+  }),
+  number(
+    "OFFSET",
+    "where in the file it begins",
+    (device) => device.offset,
+  ),
+  bit("PARTSCAN", "whether partitions appear", (device) => device.partscan),
+  bit("RO", "whether it is read-only", (device) => device.readOnly),
+  number("SIZELIMIT", "how large it is at most", (device) => device.sizelimit),
+  bit("DIO", "whether it has direct I/O", (device) => device.directIo),
+  number("LOG-SEC", "its sector size", (device) => device.blockSize),
+];
+
+/** Those that later versions of util-linux have, which must be asked for by name. */
+const LATER: readonly Column[] = [
+  text("REF", "text of --loop-ref", (device) => device.reference),
+  number(
+    "MAJ",
+    "major number of the device",
+    ({ rdevice }) => part(0, rdevice),
+  ),
+  number(
+    "MIN",
+    "minor number of the device",
+    ({ rdevice }) => part(1, rdevice),
+  ),
+  text(
+    "BACK-MAJ",
+    "major number of the file system of the file",
+    ({ backingDevice }) => part(0, backingDevice)?.toString(),
+  ),
+  text(
+    "BACK-MIN",
+    "minor number of the file system of the file",
+    ({ backingDevice }) => part(1, backingDevice)?.toString(),
+  ),
+];
+
+/** All that can be asked for by name. */
+export const COLUMNS: readonly Column[] = [...ALL, ...LATER];
+
+const DEFAULT = "NAME,SIZELIMIT,OFFSET,AUTOCLEAR,RO,BACK-FILE,DIO,LOG-SEC";
+
+/** Which columns are to be printed: those of `--output`, with `+` behind those that were to be anyway. */
+export function chooseColumns(
+  output: ByteString | undefined,
+  all: boolean,
+): readonly Column[] {
+  const base = () => all ? ALL : parseColumns(DEFAULT);
+  if (output === undefined) return base();
+  return output.startsWith("+")
+    ? [...base(), ...parseColumns(output.slice(1))]
+    : parseColumns(output);
+}
+
+function parseColumns(list: ByteString): Column[] {
+  if (list === "") throw new Failure();
+  const columns: Column[] = [];
+  for (let at = 0; at < list.length;) {
+    const comma = list.indexOf(",", at);
+    // A comma at the very end is taken for a part of the name.
+    const end = comma < 0 || comma === list.length - 1 ? list.length : comma;
+    const name = list.slice(at, end);
+    if (name === "") throw new Failure();
+    const column = COLUMNS.find((it) => it.name === name.toUpperCase());
+    if (column === undefined) {
+      throw new Failure(`unknown column: ${list.slice(at)}`);
+    }
+    columns.push(column);
+    at = end + 1;
+  }
+  return columns;
+}

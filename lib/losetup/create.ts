@@ -1,0 +1,307 @@
+/** Attaching a file as losetup does, without the harm that a failure does there. */
+import { bindAny } from "../allocation.ts";
+import { checkBlockSize, checkBytes } from "../arguments.ts";
+import { Backing } from "../backing.ts";
+import { urlOf } from "../cli/files.ts";
+import { releaseNow } from "../detach.ts";
+import { LoopError, quote, UnexpectedDevice } from "../errors.ts";
+import { openFile } from "../file_descriptor.ts";
+import { bind, Loop } from "../loop.ts";
+import { LoopControl } from "../loop_control.ts";
+import { deviceNumberOf, isBound } from "../loop_sysfs.ts";
+import { removeStalePartitions } from "../stale_partitions.ts";
+import {
+  EACCES,
+  EBUSY,
+  EEXIST,
+  EINVAL,
+  EISDIR,
+  ENOENT,
+  ENOTTY,
+  EOVERFLOW,
+  EROFS,
+} from "../sys/errno.ts";
+import {
+  AT_FDCWD,
+  O_ACCMODE,
+  O_RDONLY,
+  openFlags,
+  S_IFBLK,
+  S_IFDIR,
+  S_IFMT,
+  statAt,
+} from "../sys/libc.ts";
+import {
+  LO_FLAGS_DIRECT_IO,
+  LO_FLAGS_READ_ONLY,
+  LO_NAME_SIZE,
+  LOOP_INFO64_OFFSETS,
+  LoopConfig,
+} from "../sys/loop_uapi.ts";
+import { verify } from "../verification.ts";
+import { type ByteString, toBytes, toCString, toText } from "./byte_string.ts";
+import { isLoopNode, openNode } from "./device.ts";
+import { Failure, systemFailure } from "./failure.ts";
+import { findNodeWithoutControl } from "./find.ts";
+import { findOverlap } from "./listing.ts";
+import { canonicalPath } from "./paths.ts";
+import type { Request } from "./request.ts";
+
+/** What is attached where: a {@linkcode Request} that has a file. */
+export type CreateRequest = Request & { readonly file: ByteString };
+
+/** Attaches, and gives the path of the device. */
+export async function create(request: CreateRequest): Promise<ByteString> {
+  const { device, file, nooverlap } = request;
+  if (device === undefined) {
+    const used = nooverlap ? reuse(request) : undefined;
+    return used ?? await attachAnywhere(request);
+  }
+  const isAdded = addDevice(device);
+  if (nooverlap && overlapping(request) !== undefined) {
+    throw new Failure(`${file}: overlapping loop device exists`);
+  }
+  attachTo(device, request, isAdded);
+  return device;
+}
+
+/** What to warn of: the tail of the file that the device does not show. */
+export function sizeWarning(
+  { file, offset = 0n, sizelimit = 0n }: CreateRequest,
+): string | undefined {
+  let size = sizelimit;
+  if (size === 0n) {
+    const stat = statAt(AT_FDCWD, toCString(file));
+    if (typeof stat === "number" || (stat.mode & S_IFMT) === S_IFBLK) return;
+    // An offset behind the end wraps, and is seldom warned of.
+    size = BigInt.asUintN(64, stat.size - offset);
+  }
+  if (size < 512n) {
+    return `${file}: Warning: file is smaller than 512 bytes; the loop device may be useless or invisible for system tools.`;
+  }
+  if (size % 512n !== 0n) {
+    return `${file}: Warning: file does not fit into a 512-byte sector; the end of the file will be ignored.`;
+  }
+}
+
+function overlapping(
+  { file, offset = 0n, sizelimit = 0n }: CreateRequest,
+): ReturnType<typeof findOverlap> {
+  return findOverlap(file, offset, sizelimit);
+}
+
+/** The device that shows these very bytes already, if there is one: it is kept from detaching itself. */
+function reuse(request: CreateRequest): ByteString | undefined {
+  const { file, readOnly } = request;
+  const found = overlapping(request);
+  if (found === undefined) return undefined;
+  const { device, isEqual } = found;
+  if (!isEqual) throw new Failure(`${file}: overlapping loop device exists`);
+  if (device.readOnly && !readOnly) {
+    throw new Failure(`${file}: overlapping read-only loop device exists`);
+  }
+  try {
+    using loop = openNode(device.path, true);
+    loop.setStatus({ autoclear: false });
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+    throw new Failure(`${file}: failed to re-use loop device`);
+  }
+  return device.path;
+}
+
+const CANONICAL_NAME = /\/loop(0|[1-9]\d{0,6})$/;
+const MAX_NUMBER = 2 ** 20 - 1;
+
+/** Adds the device of a name like `/dev/loop7`, when the kernel has none. Whether it may be a moment until its node is there. */
+function addDevice(path: ByteString): boolean {
+  const digits = CANONICAL_NAME.exec(path)?.[1];
+  const minor = Number(digits);
+  if (digits === undefined || minor > MAX_NUMBER) return false;
+  if (deviceNumberOf(minor) !== undefined) return false;
+  try {
+    using control = new LoopControl();
+    control.add(minor);
+    return true;
+  } catch (error) {
+    if (error instanceof LoopError) return error.errno === EEXIST;
+    throw error;
+  }
+}
+
+/** Attaches to a device that was named. */
+function attachTo(
+  device: ByteString,
+  request: CreateRequest,
+  isAdded: boolean,
+): void {
+  const open = () => openNode(device, request.readOnly);
+  try {
+    if (isAdded) waitForNode(open);
+    using backing = openBacking(request);
+    attach(backing, request, (readOnly) => openNode(device, readOnly)).close();
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+    const failed = "failed to set up loop device";
+    const blame = errorOf(open);
+    if (blame !== undefined && !isOtherFile(blame, device)) {
+      throw systemFailure(`${device}: ${failed}`, openErrno(blame));
+    }
+    const errno = error instanceof UnexpectedDevice ? ENOTTY : error.errno;
+    throw systemFailure(`${request.file}: ${failed}`, errno);
+  }
+}
+
+function errorOf(open: () => Loop): LoopError | undefined {
+  try {
+    open().close();
+    return undefined;
+  } catch (error) {
+    if (error instanceof LoopError) return error;
+    throw error;
+  }
+}
+
+/** Whether it is a file that can be opened, but takes no ioctl of a loop device. */
+function isOtherFile(error: LoopError, device: ByteString): boolean {
+  return error instanceof UnexpectedDevice && !isLoopNode(device) &&
+    openErrno(error) !== EISDIR;
+}
+
+function openErrno(error: LoopError): number {
+  const isDirectory = error instanceof UnexpectedDevice &&
+    (error.mode & S_IFMT) === S_IFDIR;
+  return isDirectory ? EISDIR : error.errno;
+}
+
+const NODE_LOOKS = 16;
+const NODE_PAUSE = 25;
+
+/** The node of a device that was added comes, and gets its owner, a moment later. */
+function waitForNode(open: () => Loop): void {
+  const clock = new Int32Array(new SharedArrayBuffer(4));
+  for (let look = 1; look <= NODE_LOOKS; look++) {
+    const error = errorOf(open);
+    if (error?.errno !== ENOENT && error?.errno !== EACCES) return;
+    Atomics.wait(clock, 0, 0, NODE_PAUSE);
+  }
+}
+
+/** Attaches to the first device that can be had. */
+async function attachAnywhere(request: CreateRequest): Promise<ByteString> {
+  try {
+    using backing = openBacking(request);
+    const free = findNodeWithoutControl();
+    if (free === undefined) {
+      const tryDevice = (minor: number) =>
+        attach(
+          backing,
+          request,
+          (readOnly) => new Loop(minor, { readOnly }),
+        );
+      using loop = await bindAny(tryDevice, backing.name, undefined);
+      return loop.path;
+    }
+    attach(backing, request, (readOnly) => openNode(free, readOnly)).close();
+    return free;
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+    throw systemFailure(
+      `${request.file}: failed to set up loop device`,
+      error.errno,
+    );
+  }
+}
+
+/** The file, opened; for reading only where it cannot be opened for writing. */
+function openBacking({ file, readOnly, directIo }: CreateRequest): Backing {
+  if (file === "") throw refusal(ENOENT);
+  const open = (readOnly: boolean): Backing => {
+    const descriptor = openFile(urlOf(toBytes(file)), { readOnly, directIo });
+    try {
+      return new Backing(descriptor.fd, quote(toText(file)), descriptor);
+    } catch (error) {
+      descriptor.close();
+      throw error;
+    }
+  };
+  try {
+    return open(readOnly);
+  } catch (error) {
+    const isProtected = error instanceof LoopError &&
+      (error.errno === EROFS || error.errno === EACCES);
+    if (readOnly || !isProtected) throw error;
+    return open(true);
+  }
+}
+
+/** Attaches to a device; it is what was asked for, or nothing stays. */
+function attach(
+  backing: Backing,
+  request: CreateRequest,
+  open: (readOnly: boolean) => Loop,
+): Loop {
+  const flags = openFlags(backing.fd);
+  const readOnly = (flags & O_ACCMODE) === O_RDONLY;
+  const loop = open(readOnly);
+  let isOurs = false;
+  try {
+    if (isBound(loop.minor)) throw refusal(EBUSY);
+    const config = encode(backing, request, readOnly);
+    removeStalePartitions(loop);
+    bind(loop, config, backing.name);
+    isOurs = true;
+    // The second step: in one, it races with udev, and partitions vanish again.
+    if (request.partscan) loop.setStatus({ partscan: true });
+    const wanted = {
+      readOnly,
+      partscan: request.partscan || undefined,
+      directIo: request.directIo || undefined,
+      blockSize: config.blockSize || undefined,
+    };
+    verify(loop, wanted, config, backing);
+    return loop;
+  } catch (error) {
+    // What others have bound meanwhile is not cleared.
+    if (isOurs) releaseNow(loop);
+    else loop.close();
+    throw error;
+  }
+}
+
+function encode(
+  backing: Backing,
+  { file, offset, sizelimit, blockSize, directIo, reference }: CreateRequest,
+  readOnly: boolean,
+): LoopConfig {
+  const config = new LoopConfig();
+  config.fd = backing.fd;
+  // LOOP_CONFIGURE that fails for these has touched the device already.
+  const bytes = (size = 0n) => orErrno(EOVERFLOW, () => checkBytes(size, ""));
+  config.info.offset = bytes(offset);
+  config.info.sizelimit = bytes(sizelimit);
+  if (blockSize) {
+    config.blockSize = orErrno(EINVAL, () => checkBlockSize(Number(blockSize)));
+  }
+  config.info.flags = (readOnly ? LO_FLAGS_READ_ONLY : 0) |
+    (directIo ? LO_FLAGS_DIRECT_IO : 0);
+  const text = toBytes(reference ?? canonicalPath(file));
+  config.info.bytes.set(
+    text.subarray(0, LO_NAME_SIZE - 1),
+    LOOP_INFO64_OFFSETS.fileName,
+  );
+  return config;
+}
+
+function orErrno<T>(errno: number, check: () => T): T {
+  try {
+    return check();
+  } catch (error) {
+    if (error instanceof RangeError) throw refusal(errno);
+    throw error;
+  }
+}
+
+function refusal(errno: number): LoopError {
+  return new LoopError("Cannot attach", { errno, operation: "LOOP_CONFIGURE" });
+}

@@ -1,0 +1,130 @@
+/** A loop device by a path, as losetup looks at it. */
+import type { FilePath } from "../arguments.ts";
+import { LoopError } from "../errors.ts";
+import { type InternalOptions, Loop, minorOfNode, NODE } from "../loop.ts";
+import { AT_FDCWD, majorMinor, S_IFBLK, S_IFMT, statAt } from "../sys/libc.ts";
+import {
+  LO_NAME_SIZE,
+  LOOP_INFO64_OFFSETS,
+  type LoopInfo64,
+} from "../sys/loop_uapi.ts";
+import { readBytes } from "../sys/sysfs.ts";
+import {
+  type ByteString,
+  fromBytes,
+  toCString,
+  toText,
+} from "./byte_string.ts";
+
+/** Opens the node of a whole loop device, whatever its path is. */
+export function openNode(path: ByteString, readOnly: boolean): Loop {
+  const node: FilePath = { text: toText(path), bytes: toCString(path) };
+  const options: InternalOptions = { readOnly, [NODE]: node };
+  return new Loop(minorOfNode(node), options);
+}
+
+/** Whether a path leads to the node of a loop device, whether there is such a device or not. */
+export function isLoopNode(path: ByteString): boolean {
+  return deviceNumberAt(path) !== undefined;
+}
+
+/** The number of the loop device that a node is for. */
+function deviceNumberAt(path: ByteString): number | undefined {
+  const stat = statAt(AT_FDCWD, toCString(path));
+  if (typeof stat === "number") return undefined;
+  if ((stat.mode & S_IFMT) !== S_IFBLK) return undefined;
+  return majorMinor(stat.rdevice)[0] === Loop.MAJOR ? stat.rdevice : undefined;
+}
+
+/** What can be told of a device. It is looked at anew each time, but for its status. */
+export class Device {
+  /** The path that it goes by. */
+  readonly path: ByteString;
+  #info: LoopInfo64 | undefined | null = null;
+
+  constructor(path: ByteString) {
+    this.path = path;
+  }
+
+  /** As in `st_rdev`. */
+  get rdevice(): number | undefined {
+    return deviceNumberAt(this.path);
+  }
+
+  /** An attribute in sysfs, which is only looked for when the path begins with `/dev/`. */
+  #attribute(name: string): ByteString | undefined {
+    const number = this.path.startsWith("/dev/") ? this.rdevice : undefined;
+    if (number === undefined) return undefined;
+    const bytes = readBytes(
+      `/sys/dev/block/${majorMinor(number).join(":")}/${name}`,
+    );
+    return typeof bytes === "number" ? undefined : fromBytes(bytes);
+  }
+
+  #number(name: string): bigint | undefined {
+    const text = this.#attribute(name);
+    return text === undefined ? undefined : BigInt(text);
+  }
+
+  get backingFile(): ByteString | undefined {
+    return this.#attribute("loop/backing_file");
+  }
+
+  get offset(): bigint | undefined {
+    return this.#number("loop/offset");
+  }
+
+  get sizelimit(): bigint | undefined {
+    return this.#number("loop/sizelimit");
+  }
+
+  get autoclear(): boolean {
+    return this.#attribute("loop/autoclear") === "1";
+  }
+
+  get directIo(): boolean {
+    return this.#attribute("loop/dio") === "1";
+  }
+
+  /** When nothing tells, that kernels without the attribute show partitions. */
+  get partscan(): boolean {
+    return (this.#attribute("loop/partscan") ?? "1") === "1";
+  }
+
+  get readOnly(): boolean {
+    return this.#attribute("ro") === "1";
+  }
+
+  get blockSize(): bigint | undefined {
+    return this.#number("queue/logical_block_size") ??
+      this.#ask((loop) => BigInt(loop.getBlockSize()));
+  }
+
+  /** The status, which only those get who may open the device. */
+  get info(): LoopInfo64 | undefined {
+    if (this.#info === null) this.#info = this.#ask((loop) => loop.getInfo());
+    return this.#info;
+  }
+
+  /** The number of the file system that holds the file. */
+  get backingDevice(): number | undefined {
+    return Number(this.info?.device ?? 0) || undefined;
+  }
+
+  /** The text that was given to the device, which is the path of the file where none was. */
+  get reference(): ByteString | undefined {
+    const { fileName } = LOOP_INFO64_OFFSETS;
+    const bytes = this.info?.bytes.subarray(fileName, fileName + LO_NAME_SIZE);
+    return bytes && fromBytes(bytes).replace(/\0.*$/s, "");
+  }
+
+  #ask<T>(question: (loop: Loop) => T): T | undefined {
+    try {
+      using loop = openNode(this.path, true);
+      return question(loop);
+    } catch (error) {
+      if (error instanceof LoopError) return undefined;
+      throw error;
+    }
+  }
+}

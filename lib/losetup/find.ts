@@ -1,0 +1,40 @@
+/** Finding a device to which nothing is attached. */
+import { LoopError } from "../errors.ts";
+import { LoopControl } from "../loop_control.ts";
+import { isBound } from "../loop_sysfs.ts";
+import { ENOENT } from "../sys/errno.ts";
+import { listDirectory } from "../sys/sysfs.ts";
+import type { ByteString } from "./byte_string.ts";
+import { isLoopNode } from "./device.ts";
+import { orFail, systemFailure } from "./failure.ts";
+
+const NONE = "cannot find an unused loop device";
+
+/** The path of the first device that is free, which the kernel adds when there is none. */
+export function findUnused(): ByteString {
+  const node = findNodeWithoutControl();
+  if (node !== undefined) return node;
+  return orFail(NONE, () => {
+    using control = new LoopControl();
+    return `/dev/loop${control.getUnbound()}`;
+  });
+}
+
+/** Where `/dev/loop-control` may not be used, the first node of a free device; `undefined` where it may. */
+export function findNodeWithoutControl(): ByteString | undefined {
+  try {
+    new LoopControl().close();
+    return undefined;
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+    const names = listDirectory("/dev");
+    const [minor] = (typeof names === "number" ? [] : names)
+      .map((name) => /^loop(0|[1-9]\d*)$/.exec(name)?.[1])
+      .filter((digits) => digits !== undefined)
+      .map(Number)
+      .sort((a, b) => a - b)
+      .filter((minor) => isLoopNode(`/dev/loop${minor}`) && !isBound(minor));
+    if (minor !== undefined) return `/dev/loop${minor}`;
+    throw systemFailure(NONE, ENOENT);
+  }
+}

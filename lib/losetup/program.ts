@@ -1,0 +1,64 @@
+/** losetup as a program: the arguments of the process, byte for byte, and its streams. */
+import { rawArguments } from "../cli/files.ts";
+import { readBytes } from "../sys/sysfs.ts";
+import { type ByteString, fromBytes, fromText } from "./byte_string.ts";
+import { losetup } from "./losetup.ts";
+
+/** Runs losetup with the last so many arguments of the process, and gives the exit status. */
+export async function main(args: readonly string[]): Promise<number> {
+  const output: Uint8Array[] = [];
+  const status = await losetup(exactArguments(args), {
+    stdout: (bytes) => output.push(bytes),
+    stderr: (bytes) => write(Deno.stderr, bytes),
+    variable: (name) => readEnvironment().get(name),
+  });
+  try {
+    for (const bytes of output) write(Deno.stdout, bytes);
+    return status;
+  } catch (error) {
+    if (error instanceof Deno.errors.BrokenPipe) return BROKEN_PIPE;
+    // "No space left on device (os error 28)"
+    const why = error instanceof Error
+      ? error.message.replace(/ \(os error \d+\)$/, "")
+      : error;
+    write(
+      Deno.stderr,
+      new TextEncoder().encode(`losetup: write error: ${why}\n`),
+    );
+    return 1;
+  }
+}
+
+/** What a shell says of a program that SIGPIPE has ended. */
+const BROKEN_PIPE = 128 + 13;
+
+/** The arguments as they were given: `Deno.args` replaces bytes that are not UTF-8. */
+function exactArguments(args: readonly string[]): ByteString[] {
+  if (!args.some((arg) => arg.includes("\ufffd"))) return args.map(fromText);
+  const raw = rawArguments();
+  if (raw.length < args.length) {
+    throw new Error("Cannot read the arguments: they are too long");
+  }
+  return raw.slice(raw.length - args.length).map(fromBytes);
+}
+
+function write(
+  stream: { writeSync(bytes: Uint8Array): number },
+  bytes: Uint8Array,
+): void {
+  for (let at = 0; at < bytes.length;) {
+    at += stream.writeSync(bytes.subarray(at));
+  }
+}
+
+/** The environment of the process. `Deno.env` would need a permission. */
+function readEnvironment(): Map<string, string> {
+  const bytes = readBytes("/proc/self/environ");
+  const text = typeof bytes === "number" ? "" : fromBytes(bytes);
+  return new Map(
+    text.split("\0").map((entry): [string, string] => {
+      const end = entry.indexOf("=");
+      return [entry.slice(0, end), entry.slice(end + 1)];
+    }),
+  );
+}
