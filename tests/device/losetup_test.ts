@@ -369,14 +369,9 @@ for device in json.load(sys.stdin)['loopdevices']:
          first=$(losetup -L -f --show image)
          again=$(losetup -L -f --show image)
          test "$first" = "$again" && losetup -l -O BACK-FILE "$first" | tail -n 1 | sed "s|$PWD/||"
-         losetup -d "$first"
-         losetup "$first" 2>&1 || echo "exit status $?"`,
+         losetup -d "$first"; count`,
       );
-      const free = "losetup: /dev/loop<n>: No such file or directory";
-      assertEquals(
-        printed,
-        `2\n0\n0\n0\n0\nbool\nbool\n0\nimage\n${free}\nexit status 1\n`,
-      );
+      assertEquals(printed, "2\n0\n0\n0\n0\nbool\nbool\n0\nimage\n0\n");
     }),
   );
 
