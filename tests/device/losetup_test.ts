@@ -14,6 +14,7 @@ import type { Result } from "../losetup/compare.ts";
 import {
   attribute,
   holdExclusively,
+  onAnyKernel,
   onDevices,
   type Output,
   OwnDevice,
@@ -288,7 +289,7 @@ function runWithEach(scratch: Scratch, script: string): string {
   return ours!.text;
 }
 
-describe("losetup first in PATH", onDevices, () => {
+describe(...onAnyKernel("losetup first in PATH", onDevices), () => {
   it(
     "builds a partitioned image, and detaches at the end",
     withScratch((scratch) => {
