@@ -71,7 +71,7 @@ const NOT_COMPARED = [
 const isOracle = reasonToSkip === undefined &&
   /util-linux 2\.38\./.test(run("losetup", "--version").stdout);
 
-describe("losetup", onDevices, () => {
+describe(...onAnyKernel("losetup", onDevices), () => {
   it(
     "prints and does what that of util-linux does, but for the deviations",
     { ignore: !isOracle },
