@@ -23,8 +23,17 @@ import {
   EPERM,
   ESTALE,
 } from "./sys/errno.ts";
-import { AT_FDCWD, S_IFBLK, S_IFMT, type Stat, statAt } from "./sys/libc.ts";
-import { openDirectoryAt, readBytes, readText } from "./sys/sysfs.ts";
+import {
+  AT_FDCWD,
+  cString,
+  O_RDONLY,
+  openAt,
+  S_IFBLK,
+  S_IFMT,
+  type Stat,
+  statAt,
+} from "./sys/libc.ts";
+import { openDirectoryAt, readBytes, readOpen, readText } from "./sys/sysfs.ts";
 
 /** An attached loop device: plain data. Sizes and offsets are bytes. */
 export interface LoopDevice {
@@ -160,7 +169,25 @@ export interface Found {
 /** The devices that a file is attached to. */
 export function devicesOver(file: Stat): Found[] {
   const wanted = identityOf(file);
-  return readAll().filter((found) => isBackedBy(found, wanted));
+  return loopNumbers()
+    .filter((minor) => mayBeBackedBy(minor, wanted))
+    .map(readDevice)
+    .filter((found) => found !== undefined)
+    .filter((found) => isBackedBy(found, wanted));
+}
+
+/** A first look, at the path of the backing file alone. Mostly it leads to another file. */
+function mayBeBackedBy(minor: number, file: Identity): boolean {
+  const path = `${BLOCK}/loop${minor}/loop/backing_file`;
+  const backing = readBytes(path);
+  if (typeof backing === "number") {
+    throwUnless([...GONE, ENAMETOOLONG], backing, path);
+    return backing === -ENAMETOOLONG || isBound(minor);
+  }
+  const stat = statAt(AT_FDCWD, terminated(backing));
+  // Where it leads nowhere, or is said to be deleted, the device itself has to tell.
+  return typeof stat === "number" || endsInDeleted(backing) ||
+    isSameFile(identityOf(stat), file);
 }
 
 /** What a path is said to lead to when it leads to no file from here. */
@@ -265,11 +292,26 @@ function lookAt(minor: number): Found | undefined {
   // The attributes are read one after the other. Were the device detached and bound
   // anew in between, they would be those of two devices, and whoever detaches what is
   // listed would detach the wrong one.
-  const before = attribute(directory.fd, path, "diskseq");
+  const sequence = openAt(directory.fd, DISKSEQ, O_RDONLY);
+  if (sequence < 0) {
+    throwUnless(GONE, sequence, `${path}/diskseq`);
+    return readAttributes(minor, directory.fd, path, "0"); // before Linux 5.15
+  }
+  using opened = new FileDescriptor(sequence);
+  const before = sequenceAt(opened.fd, path);
+  if (before === undefined) return undefined;
   const found = readAttributes(minor, directory.fd, path, before);
   if (found === undefined) return undefined;
-  const after = attribute(directory.fd, path, "diskseq");
-  return after === before ? found : undefined;
+  return sequenceAt(opened.fd, path) === before ? found : undefined;
+}
+
+const DISKSEQ = cString("diskseq");
+
+function sequenceAt(fd: number, path: string): string | undefined {
+  const text = readOpen(fd);
+  if (typeof text === "string") return text;
+  throwUnless(GONE, text, `${path}/diskseq`);
+  return undefined;
 }
 
 function attribute(
@@ -287,7 +329,7 @@ function readAttributes(
   minor: number,
   directory: number,
   path: string,
-  diskSequence = "0",
+  diskSequence: string,
 ): Found | undefined {
   const backing = readBytes("loop/backing_file", directory);
   if (typeof backing === "number") {
@@ -353,17 +395,19 @@ function saturated(text: string): number {
   return Math.min(Number(text), Number.MAX_SAFE_INTEGER);
 }
 
+function endsInDeleted(path: Uint8Array): boolean {
+  const start = path.length - DELETED.length;
+  return start >= 0 &&
+    DELETED.every((byte, index) => path[start + index] === byte);
+}
+
 /** Whether ` (deleted)` at the end of a path is the kernel's remark, and not part of a name. */
 function isDeleted(
   minor: number,
   diskSequence: number,
   backingPath: Uint8Array,
 ): boolean {
-  const end = backingPath.subarray(-1 - DELETED.length, -1);
-  if (
-    end.length < DELETED.length ||
-    !end.every((byte, index) => byte === DELETED[index])
-  ) return false;
+  if (!endsInDeleted(backingPath.subarray(0, -1))) return false;
   const stat = statAt(AT_FDCWD, backingPath);
   if (typeof stat === "number") {
     throwUnless(UNREACHABLE, stat, decoder.decode(backingPath.subarray(0, -1)));

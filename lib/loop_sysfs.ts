@@ -2,7 +2,9 @@
 import { LoopError, quote } from "./errors.ts";
 import { ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
 import { AT_FDCWD, cString, deviceNumber, statAt } from "./sys/libc.ts";
-import { listDirectory, readText } from "./sys/sysfs.ts";
+import { hasEntry, listDirectory, readBytes, readText } from "./sys/sysfs.ts";
+
+const encoder = new TextEncoder();
 
 /** All virtual block devices. The path through `/sys/block` takes twice as long. */
 export const BLOCK = "/sys/devices/virtual/block";
@@ -54,13 +56,25 @@ export function deviceNumberOf(minor: number): number | undefined {
 }
 
 function readDeviceNumber(path: string): number | undefined {
-  const text = readText(path);
-  if (typeof text === "string") {
-    const [major, minor] = text.split(":").map(Number);
-    return deviceNumber(major!, minor!);
+  const bytes = readBytes(path);
+  if (typeof bytes === "number") {
+    throwUnless(GONE, bytes, path);
+    return undefined;
   }
-  throwUnless(GONE, text, path);
-  return undefined;
+  const colon = bytes.indexOf(COLON);
+  return deviceNumber(
+    decimal(bytes, 0, colon),
+    decimal(bytes, colon + 1, bytes.length),
+  );
+}
+
+const COLON = ":".charCodeAt(0);
+
+/** The number that these digits are. */
+function decimal(digits: Uint8Array, start: number, end: number): number {
+  let value = 0;
+  for (let at = start; at < end; at++) value = value * 10 + digits[at]! - 48;
+  return value;
 }
 
 /** A partition of a loop device, as the kernel has it. */
@@ -69,6 +83,15 @@ export interface KernelPartition {
   readonly number: number;
   /** `loop3p1` */
   readonly name: string;
+}
+
+/** Whether the kernel has partitions for a device: as `partitionsOf`, but faster. */
+export function hasPartitions(minor: number): boolean {
+  const path = `${BLOCK}/loop${minor}`;
+  const found = hasEntry(path, encoder.encode(`loop${minor}p`));
+  if (typeof found === "boolean") return found;
+  throwUnless(GONE, found, path);
+  return false;
 }
 
 /** The partitions that the kernel has for a device, in order. An unbound device may have some of its last owner. */

@@ -5,7 +5,7 @@
  */
 import { LoopError, quote } from "./errors.ts";
 import { type Loop, reopen } from "./loop.ts";
-import { isBound, partitionsOf } from "./loop_sysfs.ts";
+import { hasPartitions, isBound, partitionsOf } from "./loop_sysfs.ts";
 import { deletePartition } from "./sys/blk_uapi.ts";
 import { ENXIO } from "./sys/errno.ts";
 import { O_EXCL, O_RDONLY } from "./sys/libc.ts";
@@ -17,7 +17,7 @@ import { O_EXCL, O_RDONLY } from "./sys/libc.ts";
  * @throws {LoopError} `EBUSY` when somebody uses the device or one of them
  */
 export function removeStalePartitions(loop: Loop): void {
-  if (partitionsOf(loop.minor).length === 0) return;
+  if (!hasPartitions(loop.minor)) return;
   using exclusive = reopen(
     loop,
     O_RDONLY | O_EXCL,

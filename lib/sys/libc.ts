@@ -208,7 +208,14 @@ const encoder = new TextEncoder();
 
 /** Text for C. The caller has made sure that it holds no NUL. */
 export function cString(text: string): CString {
-  return encoder.encode(text + "\0");
+  const bytes = new Uint8Array(text.length + 1);
+  for (let index = 0; index < text.length; index++) {
+    const code = text.charCodeAt(index);
+    // Mostly it is ASCII, for which the encoder takes longer.
+    if (code > 127) return encoder.encode(text + "\0");
+    bytes[index] = code;
+  }
+  return bytes;
 }
 
 /** `fcntl.h`: paths are relative to the working directory. */

@@ -22,6 +22,7 @@ const NEWLINE = 10;
 
 // An attribute of sysfs has at most one page.
 const page = new Uint8Array(65536);
+const pageView = new DataView(page.buffer);
 
 /** The bytes of an attribute, without the newline at the end. They are valid until the next call. */
 export function readBytes(
@@ -33,6 +34,16 @@ export function readBytes(
   const size = pread(fd, page, 0);
   close(fd);
   if (size < 0) return size;
+  return withoutNewline(size);
+}
+
+/** The text of an attribute that is open already, as it is now. */
+export function readOpen(fd: number): string | number {
+  const size = pread(fd, page, 0);
+  return size < 0 ? size : decoder.decode(withoutNewline(size));
+}
+
+function withoutNewline(size: number): Uint8Array {
   return page.subarray(0, page[size - 1] === NEWLINE ? size - 1 : size);
 }
 
@@ -78,22 +89,46 @@ export function openDirectoryAt(
   return openAt(directory, cString(path), O_RDONLY | O_DIRECTORY);
 }
 
+/** Whether a directory has an entry whose name begins so, or a negative error number. */
+export function hasEntry(path: string, prefix: Uint8Array): boolean | number {
+  const fd = openDirectoryAt(path);
+  if (fd < 0) return fd;
+  try {
+    for (;;) {
+      const size = getDents(fd, page);
+      if (size <= 0) return size < 0 ? size : false;
+      for (let at = 0; at < size; at = nextEntry(at)) {
+        if (beginsWith(at + DIRENT64.d_name, prefix)) return true;
+      }
+    }
+  } finally {
+    close(fd);
+  }
+}
+
+function beginsWith(at: number, prefix: Uint8Array): boolean {
+  for (let index = 0; index < prefix.length; index++) {
+    if (page[at + index] !== prefix[index]) return false;
+  }
+  return true;
+}
+
+/** Where the entry behind that at `at` begins. */
+function nextEntry(at: number): number {
+  return at + pageView.getUint16(at + DIRENT64.d_reclen, true);
+}
+
 /** The names in a directory, in no order, without `.` and `..`. */
 export function listDirectory(path: string): string[] | number {
   const fd = openDirectoryAt(path);
   if (fd < 0) return fd;
   try {
-    const view = new DataView(page.buffer);
     const names: string[] = [];
     for (;;) {
       const size = getDents(fd, page);
       if (size < 0) return size;
       if (size === 0) return names;
-      for (
-        let at = 0;
-        at < size;
-        at += view.getUint16(at + DIRENT64.d_reclen, true)
-      ) {
+      for (let at = 0; at < size; at = nextEntry(at)) {
         const start = at + DIRENT64.d_name;
         const name = decoder.decode(
           page.subarray(start, page.indexOf(0, start)),
