@@ -20,7 +20,7 @@ import {
 } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
-import { report } from "./main.ts";
+import { report } from "./report.ts";
 import { print, printJson, warn } from "./output.ts";
 
 /** The options of the commands that attach. */

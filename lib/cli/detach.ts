@@ -7,7 +7,7 @@ import { GONE } from "../loop_sysfs.ts";
 import { parse, parseDevice, parseTimeout, UsageError } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
-import { report } from "./main.ts";
+import { report } from "./report.ts";
 import { fail } from "./output.ts";
 
 const OPTIONS: Options = {

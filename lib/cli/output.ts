@@ -1,22 +1,22 @@
 // deno-lint-ignore-file no-console
 /** What is printed, and where: stdout is the result, stderr everything else. */
-import { LoopError } from "../errors.ts";
+
+/** The result could not be written. */
+export class OutputError extends Error {
+  override readonly name = "OutputError";
+}
 
 /**
  * A line of the result. That nobody reads any more is no error.
  *
- * @throws {LoopError} when it cannot be written
+ * @throws {OutputError} when it cannot be written
  */
 export function print(line: string): void {
   try {
     console.log(line);
   } catch (error) {
-    const errno = /\(os error (\d+)\)/.exec(`${error}`)?.[1];
-    if (errno === undefined) throw error;
-    throw new LoopError("Cannot write to standard output", {
-      errno: Number(errno),
-      operation: "write",
-    });
+    const why = error instanceof Error ? error.message : error;
+    throw new OutputError(`Cannot write to standard output: ${why}`);
   }
 }
 

@@ -4,7 +4,7 @@ import { parse, UsageError } from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
 import { fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
-import { report } from "./main.ts";
+import { report } from "./report.ts";
 import { fail } from "./output.ts";
 
 export const command: Command = {

@@ -242,7 +242,7 @@ describe("loopdev", onDevices, () => {
         assertEquals(code, 1);
         assertEquals(
           stderr,
-          "loopdev: Cannot write to standard output: no space left on device (ENOSPC)\n",
+          "loopdev: Cannot write to standard output: No space left on device (os error 28)\n",
         );
       }
     }),

@@ -10,8 +10,9 @@ import {
   parseTimeout,
   UsageError,
 } from "../../lib/cli/arguments.ts";
-import { helpOf, type Options } from "../../lib/cli/command.ts";
+import type { Options } from "../../lib/cli/command.ts";
 import { COMMANDS } from "../../lib/cli/commands.ts";
+import { helpOf } from "../../lib/cli/help.ts";
 import { formatSize, table } from "../../lib/cli/table.ts";
 
 describe("parseSize()", () => {

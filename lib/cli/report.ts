@@ -1,0 +1,15 @@
+/** What went wrong, for people. */
+import { LoopError } from "../errors.ts";
+import { fail, OutputError } from "./output.ts";
+
+/** One line for what is expected to go wrong. What is not keeps its stack. */
+export function report(error: unknown): number {
+  const isExpected = error instanceof LoopError ||
+    error instanceof OutputError ||
+    error instanceof RangeError || // a size that no number holds
+    error instanceof Deno.errors.NotCapable ||
+    error instanceof Deno.errors.NotSupported;
+  if (isExpected) fail(error.message);
+  else fail(error instanceof Error ? error.stack ?? error.message : `${error}`);
+  return 1;
+}

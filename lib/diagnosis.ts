@@ -1,0 +1,490 @@
+/** What the doctor looks at. */
+import { list } from "./devices.ts";
+import type { Check } from "./doctor.ts";
+import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
+import type { Loop } from "./loop.ts";
+import {
+  deviceNumberOf,
+  GONE,
+  hasSysfs,
+  isBound,
+  loopNumbers,
+  partitionsOf,
+} from "./loop_sysfs.ts";
+import { type Mount, parseMounts } from "./mounts.ts";
+import { openControl, openLoop } from "./nodes.ts";
+import { EBADF, EBUSY, EMFILE, ENFILE, ENOENT } from "./sys/errno.ts";
+import {
+  AT_FDCWD,
+  cString,
+  ioctlPointer,
+  majorMinor,
+  S_IFBLK,
+  S_IFMT,
+  statAt,
+} from "./sys/libc.ts";
+import { LOOP_CONFIGURE, LoopConfig } from "./sys/loop_uapi.ts";
+import { listDirectory, readBytes, readText, readWhole } from "./sys/sysfs.ts";
+
+/** Looks at everything; problems come first. */
+export async function examine(): Promise<Check[]> {
+  const self = examineProcess();
+  const causes = [checkDescriptors(self), checkKernel(), checkDriver()];
+  const checks = [
+    ...causes,
+    // What it would say follows from these.
+    ...causes.some(isProblem) ? [] : checkAccess(self),
+    ...attempt("sysfs", checkSysfs),
+    ...attempt("/dev", () => checkDevDirectory(self)),
+    ...attempt("nodes", checkNodes),
+    ...attempt("capabilities", () => checkCapabilities(self)),
+    ...attempt("stale partitions", checkStalePartitions),
+    ...attempt("deleted files", checkDeletedFiles),
+    checkUdev(),
+    await checkParsers(),
+  ];
+  const order = ["problem", "warning", "ok"];
+  return checks.sort((a, b) =>
+    order.indexOf(a.status) - order.indexOf(b.status)
+  );
+}
+
+function isProblem({ status }: Check): boolean {
+  return status === "problem";
+}
+
+function ok(name: string, finding: string): Check {
+  return { name, status: "ok", finding };
+}
+
+function warning(name: string, finding: string, remedy: string): Check {
+  return { name, status: "warning", finding, remedy };
+}
+
+function problem(name: string, finding: string, remedy: string): Check {
+  return { name, status: "problem", finding, remedy };
+}
+
+/** What cannot be looked at is no problem: what attaching needs is tried. */
+function attempt(name: string, examine: () => Check[]): Check[] {
+  try {
+    return examine();
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+    if (error.errno === EMFILE) return []; // said of the descriptors
+    return [{ name, status: "warning", finding: error.message }];
+  }
+}
+
+/** What this process may do. */
+interface Process {
+  readonly uid: number;
+  readonly capabilities: bigint;
+  /** Whether root here is not root of the system. */
+  readonly isInUserNamespace: boolean;
+  readonly descriptorLimit: number;
+  readonly openDescriptors: number;
+  readonly mounts: Mount[];
+}
+
+// linux/capability.h
+const CAP_DAC_OVERRIDE = 1n;
+const CAP_SYS_ADMIN = 21n;
+const CAP_MKNOD = 27n;
+
+function examineProcess(): Process {
+  const text = (path: string) => {
+    const text = readWhole(path);
+    return typeof text === "string" ? text : "";
+  };
+  const status = text("/proc/self/status");
+  const field = (pattern: RegExp, from: string) => pattern.exec(from)?.[1];
+  const descriptors = listDirectory("/proc/self/fd");
+  const uidMap = text("/proc/self/uid_map").trim();
+  return {
+    uid: Number(field(/^Uid:\s+\d+\s+(\d+)/m, status) ?? 0),
+    capabilities: BigInt(`0x${field(/^CapEff:\s+(\w+)/m, status) ?? "0"}`),
+    isInUserNamespace: uidMap !== "" && !/^0\s+0\s+4294967295$/.test(uidMap),
+    descriptorLimit: Number(
+      field(/^Max open files\s+(\d+)/m, text("/proc/self/limits")) ?? Infinity,
+    ),
+    // One of them is that of the directory.
+    openDescriptors: typeof descriptors === "number"
+      ? 0
+      : descriptors.length - 1,
+    mounts: parseMounts(text("/proc/self/mountinfo")),
+  };
+}
+
+function can({ capabilities }: Process, capability: bigint): boolean {
+  return (capabilities >> capability & 1n) === 1n;
+}
+
+/** What attaching opens at once: file, loop-control, device, the device again, an attribute. */
+const DESCRIPTORS = 5;
+
+function checkDescriptors(
+  { descriptorLimit, openDescriptors }: Process,
+): Check {
+  const left = descriptorLimit - openDescriptors;
+  const finding =
+    `${openDescriptors} descriptors are open, and the limit is ${descriptorLimit}`;
+  return left >= DESCRIPTORS ? ok("descriptors", finding) : problem(
+    "descriptors",
+    `${finding}: attaching needs up to ${DESCRIPTORS} more`,
+    "raise the limit: ulimit -n 1024",
+  );
+}
+
+function checkKernel(): Check {
+  const release = readText("/proc/sys/kernel/osrelease");
+  return ok(
+    "kernel",
+    `Linux ${
+      typeof release === "string" ? release : "(unknown)"
+    } on ${Deno.build.arch}`,
+  );
+}
+
+/** Whether there is a driver, and with what parameters. */
+function checkDriver(): Check {
+  const module = "/sys/module/loop";
+  const isThere = (path: string): boolean =>
+    typeof statAt(AT_FDCWD, cString(path)) !== "number";
+  const devices = readWhole("/proc/devices");
+  const isRegistered = typeof devices === "string" &&
+    /^ *7 loop$/m.test(devices);
+  if (!isThere(module) && !isRegistered) {
+    return problem(
+      "driver",
+      "the kernel has no loop driver",
+      "load it where that is allowed: modprobe loop (in a container: on the host)",
+    );
+  }
+  const kind = isThere(`${module}/initstate`)
+    ? "loaded as a module"
+    : "built in";
+  const parameters = ["max_loop", "max_part"].map((name) => {
+    const value = readText(`${module}/parameters/${name}`);
+    return typeof value === "string" ? `${name}=${value}` : undefined;
+  }).filter((parameter) => parameter !== undefined);
+  return ok("driver", [kind, ...parameters].join(", "));
+}
+
+const CONTROL = "/dev/loop-control";
+
+/** Opens what attaching opens. */
+function checkAccess(self: Process): Check[] {
+  try {
+    openControl().close();
+  } catch (error) {
+    return [explain(error, CONTROL, "c 10:237", self)];
+  }
+  const checks = [ok("loop-control", `${CONTROL} can be opened`)];
+  let minors;
+  try {
+    minors = loopNumbers();
+  } catch (error) {
+    if (error instanceof LoopError) return checks; // said of sysfs
+    throw error;
+  }
+  for (const minor of minors) {
+    try {
+      if (isBound(minor)) continue;
+      using loop = openLoop(minor, {});
+      return [
+        ...checks,
+        ok("device", `${loop.path} can be opened`),
+        probe(loop),
+      ];
+    } catch (error) {
+      const isGone = error instanceof LoopError &&
+        [...GONE, EBUSY].includes(error.errno) && error.errno !== ENOENT;
+      if (isGone) continue;
+      return [...checks, explain(error, `/dev/loop${minor}`, "b 7:*", self)];
+    }
+  }
+  checks.push(
+    ok("device", "all are in use: the kernel adds one when it is needed"),
+  );
+  return checks;
+}
+
+/** Why a node could not be opened. */
+function explain(
+  error: unknown,
+  path: string,
+  number: string,
+  self: Process,
+): Check {
+  if (!(error instanceof LoopError)) throw error;
+  const what = `${path} cannot be opened: `;
+  const rule = `--device-cgroup-rule='${number} rwm'`;
+  if (error.errno === EMFILE || error.errno === ENFILE) {
+    return problem(
+      "descriptors",
+      error.message,
+      "raise the limit: ulimit -n 1024",
+    );
+  }
+  const isMissing = error.errno === ENOENT;
+  const isForbidden = error.code === "EACCES" || error.code === "EPERM";
+  if (!isMissing && !isForbidden) {
+    const isOther = error instanceof UnexpectedDevice;
+    const [type, numbers = ""] = number.split(" ");
+    return problem(
+      path === CONTROL ? "loop-control" : "nodes",
+      error.message,
+      isOther
+        ? `rm ${path} && mknod ${path} ${type} ${numbers.replace(":", " ")}`
+        : "see dmesg",
+    );
+  }
+  const refusal = isMissing
+    ? `there is no ${path}, and no node of it can be made: `
+    : what;
+  if (self.isInUserNamespace) {
+    return problem(
+      "user namespace",
+      `${refusal}root of a user namespace has no right to devices`,
+      isMissing
+        ? `give ${path} to the container, and its users the right to open it`
+        : "run outside of it, as root (podman, docker: not rootless)",
+    );
+  }
+  if (isMissing) {
+    return can(self, CAP_MKNOD)
+      ? problem(
+        "device cgroup",
+        `${refusal}making it is forbidden`,
+        `allow it: docker run ${rule}`,
+      )
+      : problem(
+        path === CONTROL ? "loop-control" : "nodes",
+        `${refusal}that takes CAP_MKNOD`,
+        `mknod ${path} as root (in a container: --device ${path})`,
+      );
+  }
+  if (self.uid !== 0 && !can(self, CAP_DAC_OVERRIDE)) {
+    return problem(
+      "rights",
+      `${what}user ${self.uid} has no right to`,
+      "run it as root, or in the group of the node (often disk)",
+    );
+  }
+  const device = self.mounts.findLast(({ target }) => target === "/dev");
+  if (device?.options.includes("nodev")) {
+    return problem(
+      "/dev",
+      `${what}/dev is mounted with the option nodev`,
+      "mount it without: mount -o remount,dev /dev",
+    );
+  }
+  if (error.code === "EPERM") {
+    return problem(
+      "device cgroup",
+      `${what}a rule of the device cgroup forbids it`,
+      `allow it: docker run ${rule}, DeviceAllow= of systemd`,
+    );
+  }
+  return problem(
+    "rights",
+    `${what}${error.message}`,
+    "run it as root with CAP_DAC_OVERRIDE; see dmesg for SELinux and AppArmor",
+  );
+}
+
+/** -1, as the structure has it. */
+const NO_DESCRIPTOR = 0xffff_ffff;
+
+/** Which ioctls there are. With a descriptor that is none, nothing can be configured. */
+function probe(loop: Loop): Check {
+  const config = new LoopConfig();
+  config.fd = NO_DESCRIPTOR;
+  const result = ioctlPointer(loop.fd, LOOP_CONFIGURE, config.bytes);
+  if (result !== -EBADF) {
+    return problem(
+      "ioctls",
+      "this kernel has no LOOP_CONFIGURE",
+      "attach with Loop.setFd() and setStatus(), or use Linux 5.10 or later",
+    );
+  }
+  let hasSequence = true;
+  try {
+    loop.getDiskSequence();
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+    hasSequence = false;
+  }
+  return hasSequence
+    ? ok("ioctls", "LOOP_CONFIGURE and BLKGETDISKSEQ, and all that are older")
+    : warning(
+      "ioctls",
+      "LOOP_CONFIGURE, but no disk sequence numbers (Linux 5.15)",
+      "a device that was recycled is known by its file only",
+    );
+}
+
+function checkSysfs(): Check[] {
+  if (hasSysfs()) return [ok("sysfs", "mounted on /sys")];
+  return [warning(
+    "sysfs",
+    "/sys is not mounted: list() and find() cannot work",
+    "mount -t sysfs sysfs /sys",
+  )];
+}
+
+function checkDevDirectory({ mounts }: Process): Check[] {
+  const mount = mounts.findLast(({ target }) => target === "/dev");
+  if (mount === undefined) {
+    return [warning(
+      "/dev",
+      "it is a plain directory: nodes do not appear by themselves",
+      "for other programs: attach({ nodes }), loopdev mknod",
+    )];
+  }
+  return [
+    mount.type === "devtmpfs"
+      ? ok("/dev", "devtmpfs: the kernel makes the nodes")
+      : warning(
+        "/dev",
+        `${mount.type}: nodes do not appear by themselves`,
+        "for other programs: attach({ nodes }), loopdev mknod",
+      ),
+  ];
+}
+
+/** The nodes of all devices that the kernel has. */
+function checkNodes(): Check[] {
+  if (!hasSysfs()) return [];
+  const missing: string[] = [];
+  const checks: Check[] = [];
+  const minors = loopNumbers();
+  for (const minor of minors) {
+    const path = `/dev/loop${minor}`;
+    const stat = statAt(AT_FDCWD, cString(path));
+    const number = deviceNumberOf(minor);
+    if (number === undefined) continue; // removed meanwhile
+    if (typeof stat === "number") missing.push(path);
+    else if ((stat.mode & S_IFMT) !== S_IFBLK || stat.rdevice !== number) {
+      checks.push(warning(
+        "nodes",
+        `${path} is not the node of loop${minor}`,
+        `rm ${path} && mknod ${path} b ${majorMinor(number).join(" ")}`,
+      ));
+    }
+  }
+  if (missing.length > 0) {
+    checks.push(warning(
+      "nodes",
+      `of ${minors.length} devices ${missing.length} have no node: ${
+        some(missing)
+      }`,
+      "for other programs: loopdev mknod DEV /dev",
+    ));
+  }
+  return checks.length > 0
+    ? checks
+    : [ok("nodes", `all ${minors.length} devices have theirs`)];
+}
+
+/** The first few of many. */
+function some(items: string[]): string {
+  const shown = items.slice(0, 3).join(", ");
+  return items.length > 3 ? `${shown} …` : shown;
+}
+
+function checkCapabilities(self: Process): Check[] {
+  if (can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace) {
+    return [ok("capabilities", "CAP_SYS_ADMIN: partitions and mounts work")];
+  }
+  const consequence =
+    "partitions cannot be made, nor most file systems mounted";
+  return [
+    self.isInUserNamespace
+      ? warning(
+        "user namespace",
+        `its root is not that of the system: ${consequence}`,
+        "for these: run outside of it, as root",
+      )
+      : warning(
+        "capabilities",
+        `no CAP_SYS_ADMIN: ${consequence}`,
+        "for these: run as root (in a container: --cap-add SYS_ADMIN)",
+      ),
+  ];
+}
+
+function checkStalePartitions(): Check[] {
+  if (!hasSysfs()) return [];
+  const stale = loopNumbers().filter((minor) => !isBound(minor))
+    .flatMap((minor) => partitionsOf(minor))
+    .map(({ name }) => `/dev/${name}`);
+  if (stale.length === 0) return [ok("stale partitions", "none")];
+  return [warning(
+    "stale partitions",
+    `an earlier user of the device left ${some(stale)} behind`,
+    "attach() removes them; other tools show them with the next file",
+  )];
+}
+
+function checkDeletedFiles(): Check[] {
+  if (!hasSysfs()) return [];
+  // Files in memory have no name to lose.
+  const deleted = list().filter(({ deleted, backingFile }) =>
+    deleted && !backingFile.startsWith("/memfd:")
+  );
+  if (deleted.length === 0) return [ok("deleted files", "none is attached")];
+  return deleted.map(({ path, backingFile }) =>
+    warning(
+      "deleted files",
+      `${path} keeps the space of ${quote(backingFile)}, which was deleted`,
+      `if nobody needs it: loopdev detach ${path}`,
+    )
+  );
+}
+
+function checkUdev(): Check {
+  const isRunning = typeof statAt(AT_FDCWD, cString("/run/udev/control")) !==
+    "number";
+  return ok("udev", isRunning ? "running" : "not running, and not needed");
+}
+
+/** Whether the kernel reads partition tables itself. */
+async function checkParsers(): Promise<Check> {
+  const config = await kernelConfig();
+  if (config === undefined) {
+    return ok("partition tables", "read by loopdev where the kernel does not");
+  }
+  const has = (option: string): boolean =>
+    new RegExp(`^${option}=y$`, "m").test(config);
+  const kinds = [
+    ...has("CONFIG_EFI_PARTITION") ? ["GPT"] : [],
+    ...has("CONFIG_MSDOS_PARTITION") ? ["MBR"] : [],
+  ];
+  return ok(
+    "partition tables",
+    kinds.length === 0
+      ? "this kernel reads none: loopdev does"
+      : `this kernel reads ${kinds.join(" and ")}, and loopdev what it misses`,
+  );
+}
+
+async function kernelConfig(): Promise<string | undefined> {
+  const release = readText("/proc/sys/kernel/osrelease");
+  for (
+    const path of [`/boot/config-${release}`, `/lib/modules/${release}/config`]
+  ) {
+    const text = readWhole(path);
+    if (typeof text === "string") return text;
+  }
+  const compressed = readBytes("/proc/config.gz");
+  if (typeof compressed === "number") return undefined;
+  try {
+    const stream = new Blob([compressed.slice()]).stream()
+      .pipeThrough(new DecompressionStream("gzip"));
+    return await new Response(stream).text();
+  } catch {
+    return undefined; // cut off: it is for one line only
+  }
+}
