@@ -23,20 +23,21 @@ export async function attachCase(world: World): Promise<Findings> {
     await using programs = new AsyncDisposableStack();
     const start = (command: string, ...args: string[]): Program =>
       programs.use(new Program(command, ...args));
-    const fast = world.times(300, 100);
+    // Short turns: what else happens on the machine is to hit neighbours alike.
+    const fast = 100;
     const contenders: Contender[] = [
       programs.use(loopdev("attach", file)).as("loopdev", fast, WARM_UP),
       start(sameCalls, file).as("C", fast, 100),
-      start(losetup, file).as("losetup", world.times(20, 5)),
-      start("python3", `${HERE}original.py`, file).as("original", 4),
+      start(losetup, file).as("losetup", 5),
+      start("python3", `${HERE}original.py`, file).as("original", 2),
     ];
-    if (go !== undefined) contenders.push(start(go, file).as("Go", 4));
-    if (rust !== undefined) contenders.push(start(rust, file).as("Rust", 4));
+    if (go !== undefined) contenders.push(start(go, file).as("Go", 2));
+    if (rust !== undefined) contenders.push(start(rust, file).as("Rust", 2));
     rows.push({
       id: `attach ${directory === world.memory ? "memory" : "disk"}`,
       title: `attach and detach, ${directory.type}`,
       unit: "µs",
-      samples: await alternate(contenders, world.times(30, 3)),
+      samples: await alternate(contenders, world.times(120, 10)),
     });
   }
   const file = world.image(world.memory);
@@ -84,16 +85,14 @@ export async function optionsCase(world: World): Promise<Findings> {
     const contenders = [
       programs.use(ours).as(
         "loopdev",
-        isSlow ? 4 : world.times(300, 100),
+        isSlow ? 2 : 100,
         isSlow ? 10 : WARM_UP,
       ),
-      ...others.map((other) =>
-        programs.use(other).as("C", world.times(300, 100), 100)
-      ),
+      ...others.map((other) => programs.use(other).as("C", 100, 100)),
       programs.use(new Program(losetup, file, ...losetupOptions, ...flags))
-        .as("losetup", world.times(20, 4)),
+        .as("losetup", 5),
     ];
-    return await alternate(contenders, world.times(20, 2));
+    return await alternate(contenders, world.times(80, 5));
   };
   return {
     rows: [{

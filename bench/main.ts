@@ -33,7 +33,16 @@ const README = new URL("../README.md", import.meta.url);
 const PLOT = new URL("../docs/speed.svg", import.meta.url);
 const MARKED = /(<!-- bench -->\n)[^]*(<!-- \/bench -->)/;
 
+/** Two programs on one processor take longer, and not all programs by as much. */
+const BUSY = 0.5;
+
 async function measure(world: World, names: string[]): Promise<Report> {
+  const [load = 0] = Deno.loadavg();
+  if (load > BUSY) {
+    world.remarks.push(
+      `Other programs were running at the start: the load was ${load}`,
+    );
+  }
   const rows: Row[] = [];
   const figures: Figure[] = [];
   for (const name of names) {
