@@ -5,6 +5,7 @@
  *     deno task bench:scale [COUNT]
  */
 import { attach, find, list } from "@loopdev/loopdev";
+import { median } from "./measure.ts";
 import { World } from "./world.ts";
 
 const STEPS = 4;
@@ -24,14 +25,15 @@ interface Step {
 
 declare const gc: (() => void) | undefined;
 
-/** Bytes that this process has, and that the kernel has for its own structures. */
+/** KiB of objects of this process, and of the kernel's own structures. */
 function memory(): { process: number; kernel: number } {
   gc?.();
   const info = Deno.readTextFileSync("/proc/meminfo");
   const kibibytes = (name: string): number =>
     Number(new RegExp(`^${name}: +(\\d+)`, "m").exec(info)?.[1]);
+  const { heapUsed, external } = Deno.memoryUsage();
   return {
-    process: Deno.memoryUsage().rss / 1024,
+    process: (heapUsed + external) / 1024,
     kernel: kibibytes("Slab") + kibibytes("Percpu"),
   };
 }
@@ -41,6 +43,13 @@ async function timed(work: () => unknown): Promise<number> {
   const start = performance.now();
   await work();
   return (performance.now() - start) * 1000;
+}
+
+/** The median of some runs, in microseconds. */
+async function mostly(work: () => unknown): Promise<number> {
+  const times: number[] = [];
+  for (let run = 0; run < 5; run++) times.push(await timed(work));
+  return median(times);
 }
 
 async function measure(world: World, count: number): Promise<Step[]> {
@@ -65,9 +74,9 @@ async function measure(world: World, count: number): Promise<Step[]> {
         );
       }
     });
-    const listing = await timed(list);
-    const finding = await timed(() => find(images[goal - 1]!));
     const after = memory();
+    const listing = await mostly(list);
+    const finding = await mostly(() => find(images[goal - 1]!));
     steps.push({
       devices: goal,
       attach: attach / (goal - from),
