@@ -1,0 +1,87 @@
+/** Looking: the status of one device, and all devices. */
+import { buildC } from "./build.ts";
+import { alternate } from "./measure.ts";
+import { loopdev, Program } from "./program.ts";
+import type { Findings, Row } from "./result.ts";
+import type { World } from "./world.ts";
+
+const HERE = new URL(".", import.meta.url).pathname;
+const COUNTS = [8, 64, 256, 512];
+
+/** `list()` beside `losetup --list`, and `find()` beside `losetup --associated`. */
+export async function listCase(world: World): Promise<Findings> {
+  const run = buildC("run");
+  const rows: Row[] = [];
+  await using own = world.ownDevices();
+  await using attachments = new AsyncDisposableStack();
+  const file = world.image(world.memory);
+  for (const count of world.quick ? COUNTS.slice(0, 2) : COUNTS) {
+    // As many as are attached: unbound ones are looked at too.
+    const before = own.minors.length;
+    own.add(count - before);
+    for (const [index, minor] of own.minors.slice(before).entries()) {
+      const isLast = before + index === count - 1;
+      const backing = isLast && count === COUNTS[0]
+        ? file
+        : world.image(world.memory);
+      attachments.use(await world.attach(backing, { minor }));
+    }
+    const rounds = world.times(20, 3);
+    const cycles = Math.max(1, Math.round(world.times(200, 50) / count));
+    const measure = async (
+      id: string,
+      title: string,
+      ours: string[],
+      losetup: string[],
+    ): Promise<void> => {
+      await using a = loopdev(...ours);
+      await using b = new Program(run, "losetup", ...losetup);
+      const samples = await alternate([
+        a.as("loopdev", cycles, Math.ceil(2000 / count)),
+        b.as("losetup", Math.min(10, cycles)),
+      ], rounds);
+      rows.push({ id: `${id} ${count}`, title, unit: "µs", samples });
+    };
+    await measure(
+      "list",
+      `list ${count} devices`,
+      ["list"],
+      ["--list"],
+    );
+    await measure(
+      "find",
+      `find one of ${count} devices`,
+      ["find", file],
+      ["--associated", file],
+    );
+  }
+  return { rows };
+}
+
+/** The status of one device. */
+export async function statusCase(world: World): Promise<Findings> {
+  const run = buildC("run");
+  const file = world.image(world.memory);
+  await using device = await world.attach(file);
+  await using programs = new AsyncDisposableStack();
+  const python = [`${HERE}original.py`, world.image(world.memory), "--status"];
+  const losetup = programs.use(
+    new Program(run, "losetup", "--json", "--list", device.path),
+  );
+  const original = programs.use(new Program("python3", ...python));
+  const rows: Row[] = [];
+  for (const what of ["getInfo", "getStatus"]) {
+    const ours = programs.use(loopdev(what, world.image(world.memory)));
+    rows.push({
+      id: what,
+      title: `${what}()`,
+      unit: "µs",
+      samples: await alternate([
+        ours.as("loopdev", 10, 200),
+        losetup.as("losetup", 10),
+        original.as("original", 10),
+      ], world.times(20, 3)),
+    });
+  }
+  return { rows };
+}

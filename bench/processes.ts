@@ -1,0 +1,66 @@
+/** Many processes that attach and detach at once, all of them the first free device. */
+import { removeDevices } from "./devices.ts";
+import { allMinors } from "./devices.ts";
+import { buildC } from "./build.ts";
+import { type Sample, sampleOf } from "./measure.ts";
+import { loopdev, Program } from "./program.ts";
+import type { Findings, Row } from "./result.ts";
+import type { World } from "./world.ts";
+
+const HERE = new URL(".", import.meta.url).pathname;
+const COUNTS = [1, 8, 32, 128];
+/** Numbers below are given by the kernel to who asks for a free device. */
+const FIRST_CHOSEN_NUMBER = 1000;
+/** What a process of Deno takes, in bytes, generously. */
+const MEMORY = 80 * 2 ** 20;
+
+/** Failures, and how long a cycle takes at most, beside as many processes. */
+export async function processesCase(world: World): Promise<Findings> {
+  const sameCalls = buildC("attach");
+  const losetup = buildC("losetup");
+  const before = new Set(allMinors());
+  const rows: Row[] = [];
+  const many: Record<string, [start: (file: string) => Program, full: number]> =
+    {
+      loopdev: [(file) => loopdev("attach", file), 200],
+      C: [(file) => new Program(sameCalls, file), 200],
+      losetup: [(file) => new Program(losetup, file), 20],
+      original: [
+        (file) => new Program("python3", `${HERE}original.py`, file),
+        5,
+      ],
+    };
+  for (const count of world.quick ? COUNTS.slice(0, 2) : COUNTS) {
+    if (Deno.systemMemoryInfo().available < count * MEMORY) {
+      world.remarks.push(
+        `${count} processes at once are left out: there is not enough memory`,
+      );
+      continue;
+    }
+    const samples: Record<string, Sample> = {};
+    for (const [name, [start, full]] of Object.entries(many)) {
+      const cycles = world.times(full, Math.ceil(full / 10));
+      await using programs = new AsyncDisposableStack();
+      const all = Array.from(
+        { length: count },
+        () => programs.use(start(world.image(world.memory))),
+      );
+      // Each has been started when it has answered. One after the other: alone.
+      for (const program of all) {
+        await program.run(name === "loopdev" ? 100 : 1);
+      }
+      const answers = await Promise.all(all.map((one) => one.run(cycles)));
+      samples[name] = sampleOf(answers.flat());
+    }
+    rows.push({
+      id: `processes ${count}`,
+      title: count === 1 ? "1 process" : `${count} processes at once`,
+      unit: "µs",
+      samples,
+    });
+  }
+  const added = allMinors()
+    .filter((minor) => minor < FIRST_CHOSEN_NUMBER && !before.has(minor));
+  await removeDevices(added);
+  return { rows };
+}

@@ -1,0 +1,186 @@
+/** The results as the README shows them. */
+import type { Sample } from "./measure.ts";
+import type { Figure, Row } from "./result.ts";
+import type { Target } from "./targets.ts";
+
+/** All that was found in one run. */
+export interface Report {
+  readonly machine: string;
+  readonly rows: Row[];
+  readonly figures: Figure[];
+  readonly targets: Target[];
+  readonly remarks: string[];
+}
+
+/** The contenders, as the columns name them. */
+export const CONTENDERS: Record<string, string> = {
+  loopdev: "loopdev",
+  C: "the same calls in C",
+  losetup: "losetup",
+  original: "the original's calls",
+  Go: "Go library",
+  Rust: "Rust library",
+};
+
+const WHY = `
+The 16 ms of the original are not Python's fault, and those of the libraries in Go and
+Rust not theirs. \`LOOP_SET_STATUS64\` freezes the queue of the device, and the kernel
+waits for an RCU grace period to do so: in any language. loopdev does not do that step
+faster, it has no need of it: \`LOOP_CONFIGURE\` sets everything at once. Where a step of
+that kind is needed (\`partscan\`, \`persist()\`, changing a device that is attached), it
+takes those 16 ms here too. losetup's time is that of starting two processes.`;
+
+/** A time, from microseconds, in the unit that suits it. */
+export function duration(microseconds: number): string {
+  if (Number.isNaN(microseconds)) return "–";
+  const [value, unit] = microseconds < 1000
+    ? [microseconds, "µs"]
+    : microseconds < 1e6
+    ? [microseconds / 1000, "ms"]
+    : [microseconds / 1e6, "s"];
+  return `${
+    value < 100 ? Number(value.toPrecision(2)) : Math.round(value)
+  } ${unit}`;
+}
+
+/** The section of the README, without its heading. */
+export function markdown(report: Report): string {
+  return [
+    "![Attaching and detaching, and listing devices, on a logarithmic scale](docs/speed.svg)",
+    `Medians, measured by turns in one run of \`deno task bench\`: ${report.machine}.`,
+    ...tables(report),
+    WHY.trim(),
+    goals(report.targets),
+    ...report.remarks.map((remark) => `${remark}.`),
+  ].join("\n\n");
+}
+
+/** What was found, for the terminal. */
+export function text(report: Report): string {
+  return [
+    report.machine,
+    ...tables(report),
+    goals(report.targets),
+    ...report.remarks,
+  ].filter((part) => part !== "").join("\n\n");
+}
+
+function tables({ rows }: Report): string[] {
+  return [
+    times(rows.filter((row) => row.unit === "µs" && !isApart(row))),
+    processes(rows.filter(({ id }) => id.startsWith("processes"))),
+    throughput(rows.filter(({ unit }) => unit !== "µs")),
+    start(rows.find(({ id }) => id === "start")),
+  ].filter((table) => table !== "");
+}
+
+/** Rows that have tables of their own. */
+function isApart({ id }: Row): boolean {
+  return id.startsWith("processes") || id === "start";
+}
+
+function table(heads: string[], lines: string[][]): string {
+  if (lines.length === 0) return "";
+  return [heads, heads.map((_, index) => index === 0 ? "---" : "--:"), ...lines]
+    .map((cells) => `| ${cells.join(" | ")} |`)
+    .join("\n");
+}
+
+function times(rows: Row[]): string {
+  const names = Object.keys(CONTENDERS)
+    .filter((name) => rows.some(({ samples }) => name in samples));
+  return table(
+    ["", ...names.map((name) => CONTENDERS[name]!)],
+    rows.map(({ title, samples }) => [
+      title,
+      ...names.map((name) => {
+        const sample = samples[name];
+        if (sample === undefined) return "";
+        const time = duration(sample.median);
+        const own = samples["loopdev"]?.median;
+        if (name === "loopdev" || own === undefined) return time;
+        return `${time} (${timesAs(sample.median / own)})`;
+      }),
+    ]),
+  );
+}
+
+/** `41 ×`: how many times as long. */
+function timesAs(ratio: number): string {
+  return `${
+    ratio < 10 ? ratio.toFixed(ratio < 2 ? 2 : 1) : Math.round(ratio)
+  } ×`;
+}
+
+/** Whoever waits is shown by the slowest: medians say nothing of that. */
+function processes(rows: Row[]): string {
+  const cell = ({ failures, count, median, p99, most }: Sample): string => {
+    const failed = failures === 0
+      ? ""
+      : `, ${Math.round(100 * failures / (count + failures))} % failed`;
+    return count === 0
+      ? "all failed"
+      : `${duration(median)}, ${duration(p99)}, ${duration(most)}${failed}`;
+  };
+  const names = ["loopdev", "C", "losetup", "original"];
+  return table(
+    [
+      "attach and detach: median, 99th percentile, longest",
+      ...names.map((name) => CONTENDERS[name]!),
+    ],
+    rows.map(({ title, samples }) => [
+      title,
+      ...names.map((name) =>
+        samples[name] === undefined ? "" : cell(samples[name])
+      ),
+    ]),
+  );
+}
+
+function throughput(rows: Row[]): string {
+  const rate = (sample: Sample | undefined, unit: string): string =>
+    sample === undefined ? "" : `${Math.round(sample.median)} ${unit}`;
+  return table(
+    ["fio on a device attached by", "loopdev", "losetup", ""],
+    rows.map(({ title, unit, samples: { loopdev, losetup } }) => [
+      title,
+      rate(loopdev, unit),
+      rate(losetup, unit),
+      timesAs((loopdev?.median ?? NaN) / (losetup?.median ?? NaN)),
+    ]),
+  );
+}
+
+function start(row: Row | undefined): string {
+  if (row === undefined) return "";
+  const names: Record<string, string> = {
+    empty: "an empty program",
+    import: "one that imports the module",
+    version: "`cli.ts --version`",
+    list: "`cli.ts list`, 8 devices",
+    losetup: "`losetup --version`",
+  };
+  const empty = row.samples["empty"]?.median ?? NaN;
+  return table(
+    ["from start to end", "", "over empty"],
+    Object.entries(row.samples).map(([name, { median }]) => [
+      names[name] ?? name,
+      duration(median),
+      ["empty", "losetup"].includes(name)
+        ? ""
+        : `${duration(median - empty)} (${timesAs(median / empty)})`,
+    ]),
+  );
+}
+
+function goals(targets: Target[]): string {
+  return table(
+    ["target", "wanted", "measured", ""],
+    targets.map(({ what, wanted, measured, met }) => [
+      what,
+      wanted,
+      measured,
+      met ? "met" : "**not met**",
+    ]),
+  );
+}

@@ -1,0 +1,1 @@
+/** Does nothing: what everything else is compared with. */

@@ -1,0 +1,2 @@
+/** Imports the module and does nothing with it. */
+import "../../mod.ts";

@@ -1,0 +1,126 @@
+/** What the library is to reach, and what was measured. */
+import type { Figure, Row } from "./result.ts";
+
+/** A target; what is left out was not measured. */
+export interface Target {
+  readonly what: string;
+  readonly wanted: string;
+  readonly measured: string;
+  readonly met: boolean;
+}
+
+const MILLISECOND = 1000;
+
+/** All targets for which there are figures. */
+export function targets(rows: Row[], figures: Figure[]): Target[] {
+  const found: Target[] = [];
+  const row = (id: string): Row | undefined =>
+    rows.find((row) => row.id === id);
+  const time = (id: string, name: string): number | undefined =>
+    row(id)?.samples[name]?.median;
+
+  const check = (
+    what: string,
+    [wanted, isMet]: [string, (value: number) => boolean],
+    [value, unit]: [number | undefined, string],
+  ): void => {
+    if (value === undefined || Number.isNaN(value)) return;
+    const measured = `${value.toPrecision(value < 100 ? 3 : 4)} ${unit}`;
+    found.push({ what, wanted, measured: measured.trim(), met: isMet(value) });
+  };
+  const atMost = (limit: number, unit: string) =>
+    [
+      `at most ${limit} ${unit}`.trim(),
+      (value: number) => value <= limit,
+    ] as [string, (value: number) => boolean];
+  const atLeast = (limit: number, unit: string) =>
+    [
+      `at least ${limit} ${unit}`,
+      (value: number) => value >= limit,
+    ] as [string, (value: number) => boolean];
+  const ratio = (
+    id: string,
+    name: string,
+    other: string,
+  ): number | undefined => {
+    const [value, reference] = [time(id, name), time(id, other)];
+    return value === undefined || reference === undefined
+      ? undefined
+      : value / reference;
+  };
+
+  const memory = "attach memory";
+  check(
+    "attach and detach, against the same system calls in C",
+    atMost(1.3, "×"),
+    [ratio(memory, "loopdev", "C"), "×"],
+  );
+  check(
+    "the same, on a disk",
+    atMost(1.3, "×"),
+    [ratio("attach disk", "loopdev", "C"), "×"],
+  );
+  check(
+    "attach and detach, faster than losetup",
+    atLeast(20, "×"),
+    [ratio(memory, "losetup", "loopdev"), "×"],
+  );
+  check(
+    "attach and detach, faster than the original's calls",
+    atLeast(100, "×"),
+    [ratio(memory, "original", "loopdev"), "×"],
+  );
+  for (const count of [256, 512]) {
+    check(
+      `list of ${count} devices, faster than losetup`,
+      atLeast(1.5, "×"),
+      [ratio(`list ${count}`, "losetup", "loopdev"), "×"],
+    );
+  }
+  const [few, many] = [
+    time("list 64", "loopdev"),
+    time("list 512", "loopdev"),
+  ];
+  if (few !== undefined && many !== undefined) {
+    check(
+      "time per device in a list of 512, against one of 64",
+      atMost(1.2, "×"),
+      [many / 512 / (few / 64), "×"],
+    );
+  }
+  const eight = row("processes 8")?.samples["loopdev"];
+  check(
+    "8 processes at once: failures",
+    atMost(0, ""),
+    [eight?.failures, ""],
+  );
+  check(
+    "8 processes at once: the longest wait",
+    ["under 200 ms", (value) => value < 200],
+    [eight && eight.most / MILLISECOND, "ms"],
+  );
+  const [empty, imported] = [time("start", "empty"), time("start", "import")];
+  if (empty !== undefined && imported !== undefined) {
+    check(
+      "import of the module, over an empty program",
+      atMost(8, "ms"),
+      [(imported - empty) / MILLISECOND, "ms"],
+    );
+  }
+  check(
+    "functions of C looked up at import",
+    atMost(16, ""),
+    [figures.find(({ id }) => id === "symbols")?.value, ""],
+  );
+  check(
+    "`cli.ts --version`, against an empty program",
+    atMost(1.3, "×"),
+    [ratio("start", "version", "empty"), "×"],
+  );
+  check(
+    "`cli.ts list` with 8 devices, against an empty program",
+    atMost(1.8, "×"),
+    [ratio("start", "list", "empty"), "×"],
+  );
+  return found;
+}

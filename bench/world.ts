@@ -1,0 +1,99 @@
+/** What the cases share: directories, devices, programs; and that nothing is left of it. */
+import { attach, type Attachment, type AttachOptions } from "@loopdev/loopdev";
+import { boundDevices } from "../tests/device/support.ts";
+import { OwnDevices } from "./devices.ts";
+import { killPrograms } from "./program.ts";
+
+/** A directory for images. */
+export interface Directory {
+  readonly path: string;
+  /** `tmpfs`, `ext4` … */
+  readonly type: string;
+}
+
+/** Everything that the cases make, undone at the end, however it comes. */
+export class World implements AsyncDisposable {
+  /** Fewer repetitions. */
+  readonly quick: boolean;
+  /** In memory. */
+  readonly memory: Directory;
+  /** On a disk, or what the machine has. */
+  readonly disk: Directory;
+  /** What could not be measured, and why. */
+  readonly remarks: string[] = [];
+  readonly #undo = new AsyncDisposableStack();
+
+  constructor(quick: boolean) {
+    this.quick = quick;
+    this.memory = this.#directory("/dev/shm");
+    this.disk = this.#directory();
+  }
+
+  #directory(parent?: string): Directory {
+    const path = Deno.realPathSync(
+      Deno.makeTempDirSync({
+        prefix: "loopdev-bench-",
+        ...(parent !== undefined && { dir: parent }),
+      }),
+    );
+    this.#undo.defer(() => Deno.remove(path, { recursive: true }));
+    const type = output("stat", "--file-system", "--format=%T", path);
+    return { path, type: type === "ext2/ext3" ? "ext4" : type };
+  }
+
+  /** What programs that were killed left attached: only our own files. */
+  #detachOurs(): void {
+    for (const { name, file } of boundDevices()) {
+      const isOurs = file.startsWith(`${this.memory.path}/`) ||
+        file.startsWith(`${this.disk.path}/`);
+      if (isOurs) output("losetup", "--detach", `/dev/${name}`);
+    }
+  }
+
+  /** So many, or fewer in a quick run. */
+  times(full: number, quick: number): number {
+    return this.quick ? quick : full;
+  }
+
+  /** A sparse file. */
+  image(directory: Directory, size: number = 1 << 20): string {
+    const path = `${directory.path}/${crypto.randomUUID()}.img`;
+    Deno.createSync(path).close();
+    Deno.truncateSync(path, size);
+    return path;
+  }
+
+  /** Devices of our own, which are removed by the end at the latest. */
+  ownDevices(): OwnDevices {
+    return this.#undo.use(new OwnDevices());
+  }
+
+  /** Attaches until the end at the latest. */
+  async attach(file: string, options?: AttachOptions): Promise<Attachment> {
+    return this.#undo.use(await attach(file, options));
+  }
+
+  /** Builds something, or says why it cannot be built. */
+  tryToBuild(what: string, build: () => string): string | undefined {
+    try {
+      return build();
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error);
+      this.remarks.push(`${what} is left out: ${why}`);
+      return undefined;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    killPrograms();
+    this.#detachOurs();
+    await this.#undo.disposeAsync();
+  }
+}
+
+/** What a command prints. */
+export function output(command: string, ...args: string[]): string {
+  const { stdout } = new Deno.Command(command, { args, stderr: "inherit" })
+    .outputSync();
+  return new TextDecoder().decode(stdout).trim();
+}
