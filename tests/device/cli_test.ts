@@ -149,7 +149,9 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "attaches the file that was named, whatever bytes its name has",
+    ...onAnyKernel(
+      "attaches the file that was named, whatever bytes its name has",
+    ),
     withScratch((scratch) => {
       for (const name of ["\\xff", "a\\nb", "-x", "\\xef\\xbf\\xbd", "%41?#"]) {
         const script = `
@@ -208,7 +210,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "is good at pipelines",
+    ...onAnyKernel("is good at pipelines"),
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();

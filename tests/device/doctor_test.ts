@@ -12,7 +12,13 @@ import {
   publish,
   TMPFS_DEV,
 } from "./namespace.ts";
-import { onDevices, OwnDevice, type Scratch, withScratch } from "./support.ts";
+import {
+  onAnyKernel,
+  onDevices,
+  OwnDevice,
+  type Scratch,
+  withScratch,
+} from "./support.ts";
 
 /** What the doctor says in another world. */
 function examined(
@@ -55,7 +61,7 @@ describe("doctor()", onDevices, () => {
   });
 
   it(
-    "names the user's rights, and those of a user namespace",
+    ...onAnyKernel("names the user's rights, and those of a user namespace"),
     withScratch((scratch) => {
       publish(scratch);
       const place = { deno: `${scratch.path}/deno`, from: scratch.path };
@@ -76,7 +82,9 @@ describe("doctor()", onDevices, () => {
   );
 
   it(
-    "warns of a tmpfs on /dev, and names what is missing where no node can be made",
+    ...onAnyKernel(
+      "warns of a tmpfs on /dev, and names what is missing where no node can be made",
+    ),
     withScratch((scratch) => {
       const [first, second] = examined(scratch, TMPFS_DEV);
       assertEquals([first?.status, first?.name], ["warning", "/dev"]);
@@ -99,7 +107,9 @@ describe("doctor()", onDevices, () => {
   );
 
   it(
-    "names a loop-control that is another device, and a /dev without devices",
+    ...onAnyKernel(
+      "names a loop-control that is another device, and a /dev without devices",
+    ),
     withScratch((scratch) => {
       assertCause(
         examined(scratch, "mount --bind /dev/null /dev/loop-control"),
@@ -120,7 +130,7 @@ describe("doctor()", onDevices, () => {
   );
 
   it(
-    "names a node that is another device",
+    ...onAnyKernel("names a node that is another device"),
     withScratch((scratch) => {
       using own = new OwnDevice();
       const wrong = examined(
@@ -137,7 +147,7 @@ describe("doctor()", onDevices, () => {
   );
 
   it(
-    "names the descriptor limit",
+    ...onAnyKernel("names the descriptor limit"),
     withScratch((scratch) => {
       // Set from within: Deno itself needs more than that to start.
       const { stdout, stderr } = inNamespace(
@@ -160,7 +170,7 @@ describe("doctor()", onDevices, () => {
   );
 
   it(
-    "names a missing driver",
+    ...onAnyKernel("names a missing driver"),
     withScratch((scratch) => {
       assertCause(
         examined(
@@ -175,7 +185,7 @@ describe("doctor()", onDevices, () => {
   );
 
   it(
-    "warns of a missing /sys",
+    ...onAnyKernel("warns of a missing /sys"),
     withScratch((scratch) => {
       const [first] = examined(scratch, "mount -t tmpfs none /sys");
       assertEquals([first?.status, first?.name], ["warning", "sysfs"]);

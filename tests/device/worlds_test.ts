@@ -11,6 +11,7 @@ import {
 } from "./namespace.ts";
 import {
   mounted,
+  onAnyKernel,
   onDevices,
   OwnDevice,
   runOk,
@@ -261,7 +262,7 @@ describe("no /sys", onDevices, () => {
 
 describe("few descriptors", onDevices, () => {
   it(
-    "are enough, or named as the cause",
+    ...onAnyKernel("are enough, or named as the cause"),
     withScratch((scratch) => {
       using own = new OwnDevice();
       const image = scratch.image();
