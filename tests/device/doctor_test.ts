@@ -156,6 +156,7 @@ describe("doctor()", onDevices, () => {
         `const { symbols } = Deno.dlopen("libc.so.6", {
            setrlimit: { parameters: ["i32", "buffer"], result: "i32" },
          });
+         await loopdev.doctor(); // loading it takes descriptors too
          symbols.setrlimit(7, new BigUint64Array([16n, 16n])); // RLIMIT_NOFILE
          console.log(JSON.stringify(await loopdev.doctor()));`,
       );
