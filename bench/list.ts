@@ -1,5 +1,6 @@
 /** Looking: the status of one device, and all devices. */
 import { buildC } from "./build.ts";
+import { allMinors } from "./devices.ts";
 import { alternate } from "./measure.ts";
 import { loopdev, Program } from "./program.ts";
 import type { Findings, Row } from "./result.ts";
@@ -7,6 +8,8 @@ import type { World } from "./world.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
 const COUNTS = [8, 64, 256, 512];
+/** The kernel makes 8; all that exist are looked at. */
+const MANY = 32;
 
 /** `list()` beside `losetup --list`, and `find()` beside `losetup --associated`. */
 export async function listCase(world: World): Promise<Findings> {
@@ -14,6 +17,12 @@ export async function listCase(world: World): Promise<Findings> {
   const rows: Row[] = [];
   await using own = world.ownDevices();
   await using attachments = new AsyncDisposableStack();
+  const others = allMinors().length;
+  if (others > MANY) {
+    world.remarks.push(
+      `Beside those that are listed there were ${others} loop devices of others`,
+    );
+  }
   const file = world.image(world.memory);
   for (const count of world.quick ? COUNTS.slice(0, 2) : COUNTS) {
     // As many as are attached: unbound ones are looked at too.

@@ -20,6 +20,8 @@ export interface Sample {
   most: number;
   count: number;
   failures: number;
+  /** How often each error number, without its sign. */
+  errors?: Record<number, number>;
 }
 
 /** The median of some numbers. */
@@ -50,10 +52,15 @@ export function summary(values: readonly number[], failures = 0): Sample {
 /** The same of what a contender answered, in microseconds. */
 export function sampleOf(nanoseconds: readonly number[]): Sample {
   const done = nanoseconds.filter((value) => value >= 0);
-  return summary(
-    done.map((value) => value / 1000),
-    nanoseconds.length - done.length,
-  );
+  const errors: Record<number, number> = {};
+  for (const value of nanoseconds) {
+    if (value < 0) errors[-value] = (errors[-value] ?? 0) + 1;
+  }
+  const failures = nanoseconds.length - done.length;
+  return {
+    ...summary(done.map((value) => value / 1000), failures),
+    ...(failures > 0 && { errors }),
+  };
 }
 
 /** All contenders in turn, round after round: what each took, by name. */

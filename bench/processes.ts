@@ -1,7 +1,6 @@
 /** Many processes that attach and detach at once, all of them the first free device. */
-import { removeDevices } from "./devices.ts";
-import { allMinors } from "./devices.ts";
 import { buildC } from "./build.ts";
+import { allMinors, removeDevices } from "./devices.ts";
 import { type Sample, sampleOf } from "./measure.ts";
 import { loopdev, Program } from "./program.ts";
 import type { Findings, Row } from "./result.ts";

@@ -114,10 +114,11 @@ function timesAs(ratio: number): string {
 
 /** Whoever waits is shown by the slowest: medians say nothing of that. */
 function processes(rows: Row[]): string {
-  const cell = ({ failures, count, median, p99, most }: Sample): string => {
+  const cell = (sample: Sample): string => {
+    const { failures, count, median, p99, most } = sample;
     const failed = failures === 0
       ? ""
-      : `, ${Math.round(100 * failures / (count + failures))} % failed`;
+      : `, ${failures} of ${count + failures} failed`;
     return count === 0
       ? "all failed"
       : `${duration(median)}, ${duration(p99)}, ${duration(most)}${failed}`;

@@ -49,16 +49,24 @@ export function targets(rows: Row[], figures: Figure[]): Target[] {
       : value / reference;
   };
 
+  /** Of the fastest cycles: what the machine did beside is not in it. */
+  const fastest = (id: string): string => {
+    const { loopdev, C } = row(id)?.samples ?? {};
+    return loopdev === undefined || C === undefined
+      ? ""
+      : `× (fastest cycles ${(loopdev.least / C.least).toPrecision(3)} ×)`;
+  };
+
   const memory = "attach memory";
   check(
     "attach and detach, against the same system calls in C",
     atMost(1.3, "×"),
-    [ratio(memory, "loopdev", "C"), "×"],
+    [ratio(memory, "loopdev", "C"), fastest(memory)],
   );
   check(
     "the same, on a disk",
     atMost(1.3, "×"),
-    [ratio("attach disk", "loopdev", "C"), "×"],
+    [ratio("attach disk", "loopdev", "C"), fastest("attach disk")],
   );
   check(
     "attach and detach, faster than losetup",
