@@ -25,6 +25,7 @@ import {
 } from "./sys/errno.ts";
 import {
   AT_FDCWD,
+  type CString,
   cString,
   O_RDONLY,
   openAt,
@@ -282,7 +283,8 @@ function readDevice(minor: number): Found | undefined {
 
 /** The same; `undefined` also when it changes meanwhile. */
 function lookAt(minor: number): Found | undefined {
-  const path = `${BLOCK}/loop${minor}`;
+  // Of an unbound device it does not exist; and it is that of one binding only.
+  const path = `${BLOCK}/loop${minor}/loop`;
   const fd = openDirectoryAt(path);
   if (fd < 0) {
     throwUnless(GONE, fd, path);
@@ -294,7 +296,7 @@ function lookAt(minor: number): Found | undefined {
   // listed would detach the wrong one.
   const sequence = openAt(directory.fd, DISKSEQ, O_RDONLY);
   if (sequence < 0) {
-    throwUnless(GONE, sequence, `${path}/diskseq`);
+    throwUnless(GONE, sequence, `${path}/../diskseq`);
     return readAttributes(minor, directory.fd, path, "0"); // before Linux 5.15
   }
   using opened = new FileDescriptor(sequence);
@@ -305,23 +307,34 @@ function lookAt(minor: number): Found | undefined {
   return sequenceAt(opened.fd, path) === before ? found : undefined;
 }
 
-const DISKSEQ = cString("diskseq");
+const DISKSEQ = cString("../diskseq");
+const BACKING_FILE = cString("backing_file");
+const ATTRIBUTES = [
+  "offset",
+  "sizelimit",
+  "autoclear",
+  "partscan",
+  "dio",
+  "../size",
+  "../ro",
+  "../queue/logical_block_size",
+].map(cString);
 
 function sequenceAt(fd: number, path: string): string | undefined {
   const text = readOpen(fd);
   if (typeof text === "string") return text;
-  throwUnless(GONE, text, `${path}/diskseq`);
+  throwUnless(GONE, text, `${path}/../diskseq`);
   return undefined;
 }
 
 function attribute(
   directory: number,
   path: string,
-  name: string,
+  name: CString,
 ): string | undefined {
   const text = readText(name, directory);
   if (typeof text === "string") return text;
-  throwUnless(GONE, text, `${path}/${name}`);
+  throwUnless(GONE, text, `${path}/${decoder.decode(name.subarray(0, -1))}`);
   return undefined;
 }
 
@@ -331,9 +344,9 @@ function readAttributes(
   path: string,
   diskSequence: string,
 ): Found | undefined {
-  const backing = readBytes("loop/backing_file", directory);
+  const backing = readBytes(BACKING_FILE, directory);
   if (typeof backing === "number") {
-    throwUnless([...GONE, ENAMETOOLONG], backing, `${path}/loop/backing_file`);
+    throwUnless([...GONE, ENAMETOOLONG], backing, `${path}/backing_file`);
     if (backing !== -ENAMETOOLONG) return undefined;
   } else if (backing.length === 0) { // while it is being detached
     return undefined;
@@ -342,16 +355,8 @@ function readAttributes(
     ? new Uint8Array(1)
     : terminated(backing);
 
-  const [offset, sizelimit, autoclear, partscan, dio, size, ro, blockSize] = [
-    "loop/offset",
-    "loop/sizelimit",
-    "loop/autoclear",
-    "loop/partscan",
-    "loop/dio",
-    "size",
-    "ro",
-    "queue/logical_block_size",
-  ].map((name) => attribute(directory, path, name));
+  const [offset, sizelimit, autoclear, partscan, dio, size, ro, blockSize] =
+    ATTRIBUTES.map((name) => attribute(directory, path, name));
   if (
     offset === undefined || sizelimit === undefined || size === undefined ||
     dio === undefined // the last of the directory that goes when it is detached

@@ -8,6 +8,7 @@ import { DIRENT64 } from "./layouts.ts";
 import {
   AT_FDCWD,
   close,
+  type CString,
   cString,
   getDents,
   O_DIRECTORY,
@@ -26,10 +27,11 @@ const pageView = new DataView(page.buffer);
 
 /** The bytes of an attribute, without the newline at the end. They are valid until the next call. */
 export function readBytes(
-  path: string,
+  path: string | CString,
   directory: number = AT_FDCWD,
 ): Uint8Array | number {
-  const fd = openAt(directory, cString(path), O_RDONLY);
+  const name = typeof path === "string" ? cString(path) : path;
+  const fd = openAt(directory, name, O_RDONLY);
   if (fd < 0) return fd;
   const size = pread(fd, page, 0);
   close(fd);
@@ -49,7 +51,7 @@ function withoutNewline(size: number): Uint8Array {
 
 /** The text of an attribute, without the newline at the end. */
 export function readText(
-  path: string,
+  path: string | CString,
   directory: number = AT_FDCWD,
 ): string | number {
   const bytes = readBytes(path, directory);
