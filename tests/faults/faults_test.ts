@@ -113,6 +113,16 @@ function faultsOf(name: string, value: unknown, site: Site): string[] {
   return faults;
 }
 
+/** Whether nothing is attached: others, who look at all devices, may have one open for a moment. */
+function isFreeSoon(site: Site): boolean {
+  const clock = new Int32Array(new SharedArrayBuffer(4));
+  for (let looks = 0; looks < 100; looks++) {
+    if (site.devices().length === 0) return true;
+    Atomics.wait(clock, 0, 0, 10);
+  }
+  return false;
+}
+
 /** What is wrong after an operation in which a call failed. */
 async function inject(
   site: Site,
@@ -133,17 +143,19 @@ async function inject(
     faults.push(`it threw ${answer.error}: ${answer.text}`);
   }
   if (answer !== undefined && !answer.ok && /attach|detach/.test(name)) {
-    const devices = site.devices();
     // What is not held is left alone by a detach that fails early.
-    if (devices.length > 0 && !/reference|persisted/.test(name)) {
-      faults.push(`${devices} is still attached`);
+    if (!/reference|persisted/.test(name) && !isFreeSoon(site)) {
+      faults.push(`${site.devices()} is still attached`);
     }
     const after = site.child.descriptors().length;
     if (after > before) faults.push("a descriptor leaked");
   }
   const cleaned = await site.tell("cleanup", name);
-  if (!cleaned?.ok) faults.push(`cleaning up: ${JSON.stringify(cleaned)}`);
-  if (site.devices().length > 0) {
+  // ESTALE: it was free, and somebody else has taken the number.
+  if (!cleaned?.ok && cleaned?.code !== "ESTALE") {
+    faults.push(`cleaning up: ${JSON.stringify(cleaned)}`);
+  }
+  if (!isFreeSoon(site)) {
     faults.push(`${site.devices()} is left attached`);
     for (const device of site.devices()) {
       runOk("losetup", "-d", `/dev/${device}`);
