@@ -3,10 +3,10 @@
  *
  * ```sh
  * deno run --allow-ffi jsr:@loopdev/loopdev/cli attach disk.img
- * deno install --global --allow-ffi --name loopdev jsr:@loopdev/loopdev/cli
+ * deno install --global --allow-ffi --allow-run --name loopdev jsr:@loopdev/loopdev/cli
  * ```
  *
- * `loopdev --help` tells the rest.
+ * `--allow-run` is for `loopdev run` alone. `loopdev --help` tells the rest.
  *
  * @module
  */

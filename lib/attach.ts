@@ -60,6 +60,8 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
    * `"refuse"`: an error, `EBUSY`, when any byte of the range is behind a loop device
    * already, whoever attached it. The bytes are locked (`F_OFD_SETLK`) as long as the
    * device is attached, so that among users of this library, and QEMU, there is no race.
+   * Devices of other tools are found as by {@linkcode find}: not when their path leads to
+   * another file from here.
    *
    * @default {"allow"}
    */

@@ -9,8 +9,8 @@ import { type DeviceRef, minorOf, recycled, sequenceIn } from "./device_ref.ts";
 import { check, LoopBusyError, LoopError, quote } from "./errors.ts";
 import { describeHolder } from "./holder.ts";
 import { findHolders, type Findings } from "./holders.ts";
-import { openLoop } from "./nodes.ts";
-import { locate, Loop, reopen } from "./loop.ts";
+import { openDevice } from "./nodes.ts";
+import { Loop, reopen } from "./loop.ts";
 import { diskSequenceOf, hasSysfs, isBound } from "./loop_sysfs.ts";
 import { EBUSY, EINVAL, ENOTTY, ENXIO } from "./sys/errno.ts";
 import {
@@ -138,9 +138,10 @@ export function openBound(
 ): Loop {
   const expected = sequenceIn(device);
   // For reading: that a device was open for writing makes udev look at it again.
-  const loop = typeof device === "string"
-    ? openPath(device)
-    : openLoop(minorOf(device), { readOnly: true });
+  const loop = openDevice(
+    typeof device === "string" ? device : minorOf(device),
+    { readOnly: true },
+  );
   try {
     const info = boundInfo(loop, action);
     const actual = sequenceOf(loop);
@@ -156,14 +157,6 @@ export function openBound(
     loop.close();
     throw error;
   }
-}
-
-/** By a name or path in `/dev` the device is meant, not the node, which may be missing. */
-function openPath(path: string): Loop {
-  const { minor, node } = locate(path);
-  return node === undefined
-    ? openLoop(minor, { readOnly: true })
-    : Loop.open(path, { readOnly: true });
 }
 
 function boundInfo(loop: Loop, action: string): LoopInfo64 {

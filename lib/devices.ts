@@ -1,4 +1,4 @@
-/** Which loop devices there are, from sysfs: no device is opened. */
+/** Which loop devices there are, from sysfs; and which of them a file is attached to. */
 import { checkBytes, checkOptions, checkPath } from "./arguments.ts";
 import { LoopError, quote } from "./errors.ts";
 import { checkStat, FileDescriptor } from "./file_descriptor.ts";

@@ -5,7 +5,6 @@ import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
 import type { Loop } from "./loop.ts";
 import {
   deviceNumberOf,
-  GONE,
   hasSysfs,
   isBound,
   loopNumbers,
@@ -13,7 +12,16 @@ import {
 } from "./loop_sysfs.ts";
 import { type Mount, parseMounts } from "./mounts.ts";
 import { openControl, openLoop } from "./nodes.ts";
-import { EBADF, EBUSY, EMFILE, ENFILE, ENOENT } from "./sys/errno.ts";
+import {
+  EBADF,
+  EBUSY,
+  EMFILE,
+  ENFILE,
+  ENOENT,
+  ENXIO,
+  errnoMessage,
+  errnoName,
+} from "./sys/errno.ts";
 import {
   AT_FDCWD,
   cString,
@@ -29,11 +37,16 @@ import { listDirectory, readBytes, readText, readWhole } from "./sys/sysfs.ts";
 /** Looks at everything; problems come first. */
 export async function examine(): Promise<Check[]> {
   const self = examineProcess();
-  const causes = [checkDescriptors(self), checkKernel(), checkDriver()];
+  if (typeof self === "number") return [checkProc(self)];
+  const driver = checkDriver();
+  const descriptors = checkDescriptors(self);
+  // What it would say follows from these; and opening a node would load a driver.
+  const isClear = driver.status === "ok" && descriptors.status === "ok";
   const checks = [
-    ...causes,
-    // What it would say follows from these.
-    ...causes.some(isProblem) ? [] : checkAccess(self),
+    descriptors,
+    checkKernel(),
+    driver,
+    ...isClear ? checkAccess(self) : [],
     ...attempt("sysfs", checkSysfs),
     ...attempt("/dev", () => checkDevDirectory(self)),
     ...attempt("nodes", checkNodes),
@@ -47,10 +60,6 @@ export async function examine(): Promise<Check[]> {
   return checks.sort((a, b) =>
     order.indexOf(a.status) - order.indexOf(b.status)
   );
-}
-
-function isProblem({ status }: Check): boolean {
-  return status === "problem";
 }
 
 function ok(name: string, finding: string): Check {
@@ -92,29 +101,59 @@ const CAP_DAC_OVERRIDE = 1n;
 const CAP_SYS_ADMIN = 21n;
 const CAP_MKNOD = 27n;
 
-function examineProcess(): Process {
-  const text = (path: string) => {
-    const text = readWhole(path);
-    return typeof text === "string" ? text : "";
-  };
-  const status = text("/proc/self/status");
-  const field = (pattern: RegExp, from: string) => pattern.exec(from)?.[1];
+/** Or the error number of what cannot be read. */
+function examineProcess(): Process | number {
+  const [status, limits, uidMap, mounts] = [
+    "status",
+    "limits",
+    "uid_map",
+    "mountinfo",
+  ].map((name) => readWhole(`/proc/self/${name}`));
   const descriptors = listDirectory("/proc/self/fd");
-  const uidMap = text("/proc/self/uid_map").trim();
+  if (
+    typeof status !== "string" || typeof limits !== "string" ||
+    typeof mounts !== "string" || typeof descriptors === "number"
+  ) {
+    return [status, limits, mounts, descriptors]
+      .find((result) => typeof result === "number") as number;
+  }
+  const field = (pattern: RegExp, from: string) => pattern.exec(from)?.[1];
   return {
-    uid: Number(field(/^Uid:\s+\d+\s+(\d+)/m, status) ?? 0),
+    uid: Number(field(/^Uid:\s+\d+\s+(\d+)/m, status)),
     capabilities: BigInt(`0x${field(/^CapEff:\s+(\w+)/m, status) ?? "0"}`),
-    isInUserNamespace: uidMap !== "" && !/^0\s+0\s+4294967295$/.test(uidMap),
+    // A kernel without user namespaces has no such file.
+    isInUserNamespace: typeof uidMap === "string" &&
+      !/^\s*0\s+0\s+4294967295\s*$/.test(uidMap),
     descriptorLimit: Number(
-      field(/^Max open files\s+(\d+)/m, text("/proc/self/limits")) ?? Infinity,
+      field(/^Max open files\s+(\d+)/m, limits) ?? Infinity,
     ),
-    // One of them is that of the directory.
-    openDescriptors: typeof descriptors === "number"
-      ? 0
-      : descriptors.length - 1,
-    mounts: parseMounts(text("/proc/self/mountinfo")),
+    openDescriptors: descriptors.length - 1, // one is that of the directory
+    mounts: parseMounts(mounts),
   };
 }
+
+/** Without `/proc` little can be told, and nothing should be guessed. */
+function checkProc(result: number): Check {
+  return result === -EMFILE || result === -ENFILE
+    ? noDescriptors(-result)
+    : problem(
+      "/proc",
+      `it cannot be read (${errnoName(-result)}): nothing can be found out`,
+      "mount -t proc proc /proc",
+    );
+}
+
+function noDescriptors(errno: number): Check {
+  return problem(
+    "descriptors",
+    errnoMessage(errno),
+    errno === ENFILE
+      ? "raise the limit of the system: sysctl fs.file-max"
+      : MORE_DESCRIPTORS,
+  );
+}
+
+const MORE_DESCRIPTORS = "raise the limit: ulimit -n 1024, or more";
 
 function can({ capabilities }: Process, capability: bigint): boolean {
   return (capabilities >> capability & 1n) === 1n;
@@ -132,7 +171,7 @@ function checkDescriptors(
   return left >= DESCRIPTORS ? ok("descriptors", finding) : problem(
     "descriptors",
     `${finding}: attaching needs up to ${DESCRIPTORS} more`,
-    "raise the limit: ulimit -n 1024",
+    MORE_DESCRIPTORS,
   );
 }
 
@@ -146,6 +185,8 @@ function checkKernel(): Check {
   );
 }
 
+const CONTROL = "/dev/loop-control";
+
 /** Whether there is a driver, and with what parameters. */
 function checkDriver(): Check {
   const module = "/sys/module/loop";
@@ -155,11 +196,18 @@ function checkDriver(): Check {
   const isRegistered = typeof devices === "string" &&
     /^ *7 loop$/m.test(devices);
   if (!isThere(module) && !isRegistered) {
-    return problem(
-      "driver",
-      "the kernel has no loop driver",
-      "load it where that is allowed: modprobe loop (in a container: on the host)",
-    );
+    // Where the node is there without the driver, opening it loads that.
+    return isThere(CONTROL)
+      ? warning(
+        "driver",
+        "it is not loaded: the kernel loads it when loop-control is opened",
+        "to find out more: modprobe loop, and look again",
+      )
+      : problem(
+        "driver",
+        "the kernel has no loop driver",
+        "load it where that is allowed: modprobe loop (in a container: on the host)",
+      );
   }
   const kind = isThere(`${module}/initstate`)
     ? "loaded as a module"
@@ -170,8 +218,6 @@ function checkDriver(): Check {
   }).filter((parameter) => parameter !== undefined);
   return ok("driver", [kind, ...parameters].join(", "));
 }
-
-const CONTROL = "/dev/loop-control";
 
 /** Opens what attaching opens. */
 function checkAccess(self: Process): Check[] {
@@ -188,26 +234,27 @@ function checkAccess(self: Process): Check[] {
     if (error instanceof LoopError) return checks; // said of sysfs
     throw error;
   }
+  // As attaching does: what cannot be opened is set aside.
+  let refused: Check | undefined;
   for (const minor of minors) {
     try {
       if (isBound(minor)) continue;
       using loop = openLoop(minor, {});
-      return [
-        ...checks,
-        ok("device", `${loop.path} can be opened`),
-        probe(loop),
-      ];
+      const device = ok("device", `${loop.path} can be opened`);
+      return [...checks, device, probe(loop)];
     } catch (error) {
-      const isGone = error instanceof LoopError &&
-        [...GONE, EBUSY].includes(error.errno) && error.errno !== ENOENT;
-      if (isGone) continue;
-      return [...checks, explain(error, `/dev/loop${minor}`, "b 7:*", self)];
+      const isTaken = error instanceof LoopError &&
+        (error.errno === ENXIO || error.errno === EBUSY);
+      if (isTaken) continue;
+      const number = majorMinor(deviceNumberOf(minor) ?? 0).join(":");
+      refused ??= explain(error, `/dev/loop${minor}`, `b ${number}`, self);
     }
   }
-  checks.push(
-    ok("device", "all are in use: the kernel adds one when it is needed"),
-  );
-  return checks;
+  return [
+    ...checks,
+    refused ??
+      ok("device", "all are in use: the kernel adds one when it is needed"),
+  ];
 }
 
 /** Why a node could not be opened. */
@@ -219,13 +266,10 @@ function explain(
 ): Check {
   if (!(error instanceof LoopError)) throw error;
   const what = `${path} cannot be opened: `;
-  const rule = `--device-cgroup-rule='${number} rwm'`;
+  const devices = number.startsWith("b") ? "b 7:*" : number;
+  const rule = `--device-cgroup-rule='${devices} rwm'`;
   if (error.errno === EMFILE || error.errno === ENFILE) {
-    return problem(
-      "descriptors",
-      error.message,
-      "raise the limit: ulimit -n 1024",
-    );
+    return noDescriptors(error.errno);
   }
   const isMissing = error.errno === ENOENT;
   const isForbidden = error.code === "EACCES" || error.code === "EPERM";

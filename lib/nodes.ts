@@ -2,7 +2,13 @@
 import type { FilePath } from "./arguments.ts";
 import { check, LoopError, quote } from "./errors.ts";
 import { checkStat, fileType } from "./file_descriptor.ts";
-import { type InternalOptions, Loop, type LoopOptions, NODE } from "./loop.ts";
+import {
+  type InternalOptions,
+  locate,
+  Loop,
+  type LoopOptions,
+  NODE,
+} from "./loop.ts";
 import {
   CONTROL_DEVICE,
   type InternalControlOptions,
@@ -29,6 +35,18 @@ import { readLink, readWhole } from "./sys/sysfs.ts";
 /** Opens a device by number; when there is no node of it in `/dev`, through one of our own that is gone afterwards. */
 export function openLoop(minor: number, options: LoopOptions): Loop {
   return openAnyNode(minor, options, (options) => new Loop(minor, options));
+}
+
+/** The same for a name or path too. By a name or path in `/dev` the device is meant, not the node, which may be missing. */
+export function openDevice(
+  device: string | number,
+  options: LoopOptions,
+): Loop {
+  if (typeof device === "number") return openLoop(device, options);
+  const { minor, node } = locate(device);
+  return node === undefined
+    ? openLoop(minor, options)
+    : Loop.open(device, options);
 }
 
 /** The same with a constructor of the caller's. */

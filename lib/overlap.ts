@@ -42,11 +42,16 @@ export async function lockRange(
     );
     if (result >= 0) return;
     const isTaken = result === -EAGAIN || result === -EACCES;
-    const mayPass = isTaken && tries < LOCK_TRIES &&
-      devicesOver(claim.backing.stat).length === 0;
+    const mayPass = isTaken && tries < LOCK_TRIES && !isAttached(claim);
     if (!mayPass) throw lockError(claim, -result, isTaken);
     await sleep(LOCK_PAUSE, signal);
   }
+}
+
+function isAttached(claim: Claim): boolean {
+  return devicesOver(claim.backing.stat).some(({ offset, sizelimit }) =>
+    overlap(claim, { start: offset, length: sizelimit })
+  );
 }
 
 function lockError(claim: Claim, errno: number, isTaken: boolean): LoopError {

@@ -3,7 +3,8 @@ import { parseArgs } from "@std/cli/parse-args";
 import { checkMinor } from "../arguments.ts";
 import { minorOf } from "../device_ref.ts";
 import { quote } from "../errors.ts";
-import { Loop, type LoopOpenOptions } from "../loop.ts";
+import type { Loop, LoopOpenOptions } from "../loop.ts";
+import { openDevice as openAny } from "../nodes.ts";
 import type { Option, Options } from "./command.ts";
 import { exact } from "./files.ts";
 import { UsageError } from "./usage_error.ts";
@@ -155,10 +156,7 @@ export function parseNumber(text: string): number {
 
 /** Opens a device. */
 export function openDevice(text: string, options: LoopOpenOptions): Loop {
-  const device = parseDevice(text);
-  return typeof device === "number"
-    ? new Loop(device, options)
-    : Loop.open(device, options);
+  return openAny(parseDevice(text), options);
 }
 
 /** The number of a device, which need not exist when it is given by name. */

@@ -2,8 +2,8 @@ import { detach } from "../detach.ts";
 import type { DeviceRef } from "../device_ref.ts";
 import { find, list, type LoopDevice } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
-import { Loop } from "../loop.ts";
-import { GONE } from "../loop_sysfs.ts";
+import { GONE, isBound } from "../loop_sysfs.ts";
+import { openLoop } from "../nodes.ts";
 import { parse, parseDevice, parseTimeout, UsageError } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
@@ -77,12 +77,12 @@ async function run(args: string[]): Promise<number> {
 function findByReference(reference: string): LoopDevice[] {
   return list().filter((device) => {
     try {
-      using loop = new Loop(device.minor, { readOnly: true });
+      using loop = openLoop(device.minor, { readOnly: true });
       return loop.getInfo().fileName === reference;
     } catch (error) {
-      if (error instanceof LoopError && GONE.includes(error.errno)) {
-        return false;
-      }
+      const isGone = error instanceof LoopError &&
+        GONE.includes(error.errno) && !isBound(device.minor);
+      if (isGone) return false;
       throw error;
     }
   });

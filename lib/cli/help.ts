@@ -57,7 +57,7 @@ export function helpOf(
     `Usage: loopdev ${name} ${usage.trim()}`.trim(),
     ...lines.length === 0 ? [] : [`Options:\n${lines.join("\n")}`],
     notes.split("\n\n").map((paragraph) =>
-      wrapWords(paragraph, COLUMNS).join("\n")
+      wrapWords(paragraph.replaceAll("\n", " "), COLUMNS).join("\n")
     ).join("\n\n"),
   ].join("\n\n");
 }

@@ -4,6 +4,10 @@ import { fail, OutputError } from "./output.ts";
 
 /** One line for what is expected to go wrong. What is not keeps its stack. */
 export function report(error: unknown): number {
+  if (error instanceof SuppressedError) { // two devices could not be detached
+    report(error.suppressed);
+    return report(error.error);
+  }
   const isExpected = error instanceof LoopError ||
     error instanceof OutputError ||
     error instanceof RangeError || // a size that no number holds

@@ -2,7 +2,7 @@ import { attach } from "../attach.ts";
 import { LoopError, quote } from "../errors.ts";
 import { parse, UsageError } from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
-import { fileOf } from "./files.ts";
+import { exact, fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
 import { report } from "./report.ts";
 import { fail } from "./output.ts";
@@ -23,7 +23,10 @@ Permissions: deno run --allow-ffi --allow-run, and mostly root.`,
 
 async function run(args: string[]): Promise<number> {
   const end = args.indexOf("--");
-  const [program, ...programArgs] = end < 0 ? [] : args.slice(end + 1);
+  // Deno cannot pass on what is not UTF-8: it would be another file.
+  const [program, ...programArgs] = end < 0
+    ? []
+    : args.slice(end + 1).map(exact);
   if (program === undefined) {
     throw new UsageError("COMMAND is missing: it stands behind --");
   }

@@ -2,9 +2,9 @@ import { list } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
 import { describeHolder } from "../holder.ts";
 import { findHolders } from "../holders.ts";
-import { Loop } from "../loop.ts";
 import { partitionsOf } from "../loop_sysfs.ts";
-import { EACCES, ENXIO, EPERM } from "../sys/errno.ts";
+import { openLoop } from "../nodes.ts";
+import { EACCES, ENODEV, ENOENT, ENXIO, EPERM } from "../sys/errno.ts";
 import { only, parse, parseDeviceNumber } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { print, printJson, warn } from "./output.ts";
@@ -88,11 +88,11 @@ function run(args: string[]): number {
 /** The reference, which only the device itself tells; `null` when it may not be opened. */
 function referenceOf(minor: number): string | null {
   try {
-    using loop = new Loop(minor, { readOnly: true });
+    using loop = openLoop(minor, { readOnly: true });
     return loop.getInfo().fileName;
   } catch (error) {
     const isForbidden = error instanceof LoopError &&
-      (error.errno === EACCES || error.errno === EPERM);
+      [EACCES, EPERM, ENOENT, ENODEV].includes(error.errno);
     if (isForbidden) return null;
     throw error;
   }

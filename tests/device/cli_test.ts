@@ -210,6 +210,43 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
+    ...onAnyKernel("works where /dev has no nodes"),
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      const loopdev =
+        `'${Deno.execPath()}' run -q --no-prompt --allow-ffi '${CLI}'`;
+      const script = `set -e; loopdev() { ${loopdev} "$@"; }
+        mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9
+        loopdev attach --device ${own.minor} --loop-ref ${own.name} '${path}'
+        loopdev set ${own.path} --sizelimit 4096
+        loopdev show ${own.minor} --json | jq -r '.devices[0] | .reference, .sizelimit'
+        loopdev mknod ${own.name} /dev; test -b ${own.path}; rm ${own.path}
+        loopdev detach --loop-ref ${own.name}`;
+      assertEquals(run("unshare", "--mount", "bash", "-c", script), {
+        code: 0,
+        stdout: `${own.path}\n${own.name}\n4096\n/dev/${own.name}\n`,
+        stderr: "",
+      });
+    }),
+  );
+
+  it(
+    ...onAnyKernel("runs no command with names that it cannot pass on"),
+    withScratch((scratch) => {
+      const path = scratch.image();
+      const { code, stderr } = run(
+        "bash",
+        "-c",
+        `'${Deno.execPath()}' run -q --no-prompt --allow-ffi --allow-run '${CLI}' run '${path}' -- touch $'${scratch.path}/\\xff'`,
+      );
+      assertEquals(code, 2);
+      assertMatch(stderr, /is not UTF-8/);
+      assertEquals([...Deno.readDirSync(scratch.path)].length, 1);
+    }),
+  );
+
+  it(
     ...onAnyKernel("is good at pipelines"),
     withScratch(async (scratch) => {
       using own = new OwnDevice();

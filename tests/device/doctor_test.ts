@@ -176,12 +176,26 @@ describe("doctor()", onDevices, () => {
       assertCause(
         examined(
           scratch,
-          "mount -t tmpfs t /sys/module; mount --bind /dev/null /proc/devices",
+          "mount -t tmpfs t /sys/module; mount --bind /dev/null /proc/devices; mount -t tmpfs t /dev",
         ),
         "driver",
         /^the kernel has no loop driver$/,
         /^load it .*modprobe loop/,
       );
+      const [first] = examined(
+        scratch,
+        "mount -t tmpfs t /sys/module; mount --bind /dev/null /proc/devices",
+      );
+      assertEquals([first?.status, first?.name], ["warning", "driver"]);
+      assertMatch(first!.finding, /loads it when loop-control is opened/);
+    }),
+  );
+
+  it(
+    ...onAnyKernel("says when there is no /proc, and guesses nothing"),
+    withScratch((scratch) => {
+      const checks = examined(scratch, "mount -t tmpfs t /proc");
+      assertEquals(checks.map(({ name }) => name), ["/proc"]);
     }),
   );
 

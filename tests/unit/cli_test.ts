@@ -13,6 +13,8 @@ import {
 import type { Options } from "../../lib/cli/command.ts";
 import { COMMANDS } from "../../lib/cli/commands.ts";
 import { helpOf } from "../../lib/cli/help.ts";
+import { report } from "../../lib/cli/report.ts";
+import { LoopError } from "../../lib/errors.ts";
 import { formatSize, table } from "../../lib/cli/table.ts";
 
 describe("parseSize()", () => {
@@ -255,5 +257,35 @@ describe("loopdev <command> --help", () => {
       const wide = help.split("\n").filter((line) => line.length > 80);
       assertEquals(wide, [], name);
     }
+  });
+});
+
+describe("report()", () => {
+  it("says all that went wrong, a line each", () => {
+    const lines: unknown[] = [];
+    const printed = console.error;
+    console.error = (line: unknown) => lines.push(line);
+    try {
+      const error = (name: string) =>
+        new LoopError(`Cannot detach ${name}`, {
+          errno: 16,
+          operation: "detach",
+        });
+      const status = report(
+        new SuppressedError(
+          error("c"),
+          new SuppressedError(error("b"), error("a")),
+        ),
+      );
+      assertEquals(status, 1);
+    } finally {
+      console.error = printed;
+    }
+    assertEquals(
+      lines,
+      ["a", "b", "c"].map((name) =>
+        `loopdev: Cannot detach ${name}: device or resource busy (EBUSY)`
+      ),
+    );
   });
 });
