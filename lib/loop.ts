@@ -1040,10 +1040,11 @@ export class Loop implements Disposable {
     answer: Stat | number,
     rdevice: number | undefined,
   ): void {
+    const isBlockDevice = typeof answer !== "number" &&
+      (answer.mode & S_IFMT) === S_IFBLK;
+    if (isBlockDevice && answer.rdevice === rdevice) return;
     const { path } = this;
     const stat = checkStat(answer, `Cannot examine ${quote(path)}`, path);
-    const isBlockDevice = (stat.mode & S_IFMT) === S_IFBLK;
-    if (isBlockDevice && stat.rdevice === rdevice) return;
     let hint = `it is ${fileType(stat.mode)}`;
     if (isBlockDevice) {
       hint = rdevice === undefined

@@ -1,7 +1,12 @@
 /** What sysfs says of loop devices, without opening them. */
 import { LoopError, quote } from "./errors.ts";
 import { ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
-import { AT_FDCWD, cString, deviceNumber, statAt } from "./sys/libc.ts";
+import {
+  AT_FDCWD,
+  deviceNumber,
+  statAt,
+  transientCString,
+} from "./sys/libc.ts";
 import { hasEntry, listDirectory, readBytes, readText } from "./sys/sysfs.ts";
 
 const encoder = new TextEncoder();
@@ -33,7 +38,7 @@ export function throwUnless(
 }
 
 function exists(path: string): boolean {
-  const stat = statAt(AT_FDCWD, cString(path));
+  const stat = statAt(AT_FDCWD, transientCString(path));
   if (typeof stat !== "number") return true;
   throwUnless(GONE, stat, path);
   return false;

@@ -209,13 +209,27 @@ const encoder = new TextEncoder();
 /** Text for C. The caller has made sure that it holds no NUL. */
 export function cString(text: string): CString {
   const bytes = new Uint8Array(text.length + 1);
+  return putAscii(text, bytes) ? bytes : encoder.encode(text + "\0");
+}
+
+const transient = new Uint8Array(4096);
+
+/** The same for the very next call only: its bytes are used again. An array of its own takes longer than a short path. */
+export function transientCString(text: string): CString {
+  return text.length < transient.length && putAscii(text, transient)
+    ? transient
+    : cString(text);
+}
+
+/** Puts a text and a NUL into an array that has room for them, if it is ASCII. */
+function putAscii(text: string, bytes: Uint8Array): boolean {
   for (let index = 0; index < text.length; index++) {
     const code = text.charCodeAt(index);
-    // Mostly it is ASCII, for which the encoder takes longer.
-    if (code > 127) return encoder.encode(text + "\0");
+    if (code > 127) return false;
     bytes[index] = code;
   }
-  return bytes;
+  bytes[text.length] = 0;
+  return true;
 }
 
 /** `fcntl.h`: paths are relative to the working directory. */

@@ -16,6 +16,7 @@ import {
   openAt,
   pread,
   readLinkAt,
+  transientCString,
 } from "./libc.ts";
 
 const decoder = new TextDecoder();
@@ -30,7 +31,7 @@ export function readBytes(
   path: string | CString,
   directory: number = AT_FDCWD,
 ): Uint8Array | number {
-  const name = typeof path === "string" ? cString(path) : path;
+  const name = typeof path === "string" ? transientCString(path) : path;
   const fd = openAt(directory, name, O_RDONLY);
   if (fd < 0) return fd;
   const size = pread(fd, page, 0);
@@ -88,7 +89,7 @@ export function openDirectoryAt(
   path: string,
   directory: number = AT_FDCWD,
 ): number {
-  return openAt(directory, cString(path), O_RDONLY | O_DIRECTORY);
+  return openAt(directory, transientCString(path), O_RDONLY | O_DIRECTORY);
 }
 
 /** Whether a directory has an entry whose name begins so, or a negative error number. */
