@@ -767,11 +767,12 @@ describe("detach()", onDevices, () => {
 describe("attach() and detach()", onDevices, () => {
   it("take one LOOP_CONFIGURE, and open everything with O_CLOEXEC", () => {
     using scratch = new Scratch();
+    using own = new OwnDevice(); // nobody else takes it meanwhile
     const log = `${scratch.path}/log`;
     Deno.writeTextFileSync(
       `${scratch.path}/once.ts`,
       `import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
-       await using device = await attach("${scratch.image()}");`,
+       await using device = await attach("${scratch.image()}", { minor: ${own.minor} });`,
     );
     const { code, stderr } = run(
       "strace",

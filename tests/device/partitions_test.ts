@@ -309,7 +309,12 @@ describe("partitions()", onDevices, () => {
   it(
     "are listed by the command line",
     withScratch((scratch) => {
-      const device = cli("attach", "-P", gptImage(scratch)).stdout.trim();
+      using own = new OwnDevice();
+      const device = own.path;
+      assertEquals(
+        cli("attach", "-P", "--device", device, gptImage(scratch)).code,
+        0,
+      );
       const { code, stdout } = cli("partitions", device);
       assertEquals(code, 0);
       assertMatch(stdout, /^NAME +START +SIZE TYPE +LABEL +UUID\n/);
