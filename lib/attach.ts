@@ -31,7 +31,7 @@ import {
 } from "./loop.ts";
 import { isBound } from "./loop_sysfs.ts";
 import { NodeDirectory, openAnyNode } from "./nodes.ts";
-import { lockRange, refuseOverlap } from "./overlap.ts";
+import { lockRange, refuseOverlap, refuseRivals } from "./overlap.ts";
 import {
   checkPartitionsOptions,
   type Partition,
@@ -162,7 +162,7 @@ export async function attach(
   };
   if (refusesOverlap) {
     await lockRange(claim, signal);
-    refuseOverlap(claim, undefined);
+    refuseOverlap(claim);
   }
   if (probes) {
     wanted.blockSize = await probeBlockSize(backing, config);
@@ -194,7 +194,7 @@ export async function attach(
     if (wanted.partscan) loop.setStatus({ partscan: true });
     loop.remember(verify(loop, wanted, config, backing));
     // Who does not lock may have attached it since we looked.
-    if (refusesOverlap) refuseOverlap(claim, loop);
+    if (refusesOverlap) await refuseRivals(claim, loop, signal);
     if (nodes !== undefined) addNode(nodes, loop);
     return new Attachment(loop, nodes);
   } catch (error) {

@@ -1,7 +1,7 @@
 /** Keeping a file from being attached twice over the same bytes. */
 import type { Backing } from "./backing.ts";
 import { sleep } from "./detach.ts";
-import { devicesOver } from "./devices.ts";
+import { devicesOver, type LoopDevice } from "./devices.ts";
 import { LoopError } from "./errors.ts";
 import { EACCES, EAGAIN, EBUSY } from "./sys/errno.ts";
 import { tryLockRange } from "./sys/libc.ts";
@@ -42,16 +42,11 @@ export async function lockRange(
     );
     if (result >= 0) return;
     const isTaken = result === -EAGAIN || result === -EACCES;
-    const mayPass = isTaken && tries < LOCK_TRIES && !isAttached(claim);
+    const mayPass = isTaken && tries < LOCK_TRIES &&
+      overlapping(claim).length === 0;
     if (!mayPass) throw lockError(claim, -result, isTaken);
     await sleep(LOCK_PAUSE, signal);
   }
-}
-
-function isAttached(claim: Claim): boolean {
-  return devicesOver(claim.backing.stat).some(({ offset, sizelimit }) =>
-    overlap(claim, { start: offset, length: sizelimit })
-  );
 }
 
 function lockError(claim: Claim, errno: number, isTaken: boolean): LoopError {
@@ -64,29 +59,57 @@ function lockError(claim: Claim, errno: number, isTaken: boolean): LoopError {
   });
 }
 
+/** Throws when a device shows some of the bytes already. */
+export function refuseOverlap(claim: Claim): void {
+  const [found] = overlapping(claim);
+  if (found !== undefined) throw overlapError(claim, found);
+}
+
 /**
- * Throws when a device shows some of the bytes already. With `before`, only bindings
- * older than that disk sequence number count: of two who bind at once one stays.
+ * Throws when another device shows some of the bytes, after ours was bound: who only
+ * reads cannot lock others out, and other tools do not lock. Of two who bind at once one
+ * stays, mostly the older one. But the younger one may have looked before the older one
+ * was to be seen, and stay: then it is the older one that goes.
  */
-export function refuseOverlap(
+export async function refuseRivals(
   claim: Claim,
-  before: { minor: number; diskSequence: number } | undefined,
-): void {
-  for (const { device, offset, sizelimit } of devicesOver(claim.backing.stat)) {
-    const isOlder = before === undefined ||
-      (device.minor !== before.minor &&
-        (before.diskSequence === 0 ||
-          device.diskSequence < before.diskSequence));
-    if (!isOlder || !overlap(claim, { start: offset, length: sizelimit })) {
-      continue;
+  own: { minor: number; diskSequence: number },
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  for (let looks = 1;; looks++) {
+    const rivals = overlapping(claim)
+      .filter((device) => device.minor !== own.minor);
+    if (rivals.length === 0) return;
+    const older = rivals.find(({ diskSequence }) =>
+      own.diskSequence === 0 || diskSequence < own.diskSequence
+    );
+    if (older !== undefined || looks === RIVAL_LOOKS) {
+      throw overlapError(claim, older ?? rivals[0]!);
     }
-    throw new LoopError(`Cannot attach ${claim.backing.name}`, {
-      errno: EBUSY,
-      operation: "attach",
-      path: device.path,
-      hint: `some of its bytes are behind ${device.path} already`,
-    });
+    await sleep(RIVAL_PAUSE, signal);
   }
+}
+
+/** So long the older one waits for the younger ones to go. */
+const RIVAL_LOOKS = 50;
+const RIVAL_PAUSE = 5; // milliseconds
+
+/** The devices that show some of the bytes. */
+function overlapping(claim: Claim): LoopDevice[] {
+  return devicesOver(claim.backing.stat)
+    .filter(({ offset, sizelimit }) =>
+      overlap(claim, { start: offset, length: sizelimit })
+    )
+    .map(({ device }) => device);
+}
+
+function overlapError({ backing }: Claim, { path }: LoopDevice): LoopError {
+  return new LoopError(`Cannot attach ${backing.name}`, {
+    errno: EBUSY,
+    operation: "attach",
+    path,
+    hint: `some of its bytes are behind ${path} already`,
+  });
 }
 
 /** Whether two ranges have a byte in common. */

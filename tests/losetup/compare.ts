@@ -137,7 +137,7 @@ async function compare(
 }
 
 /** Others who list all devices open ours for a moment, which delays a detach: what differs then is equal soon. */
-const MAX_TRIES = 4;
+const MAX_TRIES = 10;
 
 function isExpected({ theirs, ours, differs }: Result): boolean {
   return (JSON.stringify(theirs) !== JSON.stringify(ours)) ===

@@ -5,6 +5,7 @@ import {
   attribute,
   boundDevices,
   holdExclusively,
+  isSoon,
   onDevices,
   runOk,
   Scratch,
@@ -150,7 +151,7 @@ describe("kill -9 of a process that attaches in a loop", onDevices, () => {
       if (scratch.devices().length > 0) whileBound++;
       process.kill("SIGKILL");
       await process.status;
-      assertEquals(scratch.devices(), []);
+      assert(isSoon(() => scratch.devices().length === 0), "it stays attached");
     }
     console.log(`killed ${whileBound} of ${rounds} times while attached`);
     assert(whileBound >= 0.3 * rounds, `only ${whileBound} while attached`);
