@@ -5,6 +5,7 @@ import { LoopError, quote } from "../errors.ts";
 import { GONE, isBound } from "../loop_sysfs.ts";
 import { openLoop } from "../nodes.ts";
 import { parse, parseDevice, parseTimeout, UsageError } from "./arguments.ts";
+import { ENOENT } from "../sys/errno.ts";
 import { fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
@@ -80,8 +81,11 @@ function findByReference(reference: string): LoopDevice[] {
       using loop = openLoop(device.minor, { readOnly: true });
       return loop.getInfo().fileName === reference;
     } catch (error) {
+      // ENXIO also while it is being detached. But where there is no node of it, and
+      // none can be made, nobody knows.
       const isGone = error instanceof LoopError &&
-        GONE.includes(error.errno) && !isBound(device.minor);
+        GONE.includes(error.errno) &&
+        !(error.errno === ENOENT && isBound(device.minor));
       if (isGone) return false;
       throw error;
     }

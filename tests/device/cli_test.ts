@@ -4,8 +4,9 @@ import {
   assertMatch,
   assertStringIncludes,
 } from "@std/assert";
-import { attach, openFile } from "@loopdev/loopdev";
+import { attach, Loop, LOOP_CLR_FD, openFile } from "@loopdev/loopdev";
 import { describe, it } from "@std/testing/bdd";
+import { ioctlValue } from "../../lib/sys/libc.ts";
 import {
   attribute,
   CLI,
@@ -482,7 +483,15 @@ describe("loopdev", onDevices, () => {
       assertEquals(scratch.devices(), []);
       cli("attach", "--loop-ref", reference, path);
       const other = cli("attach", path).stdout.trim();
-      assertEquals(cli("detach", "--loop-ref", reference).code, 0);
+      {
+        // Somebody else's device, just being detached: it cannot be opened.
+        using own = new OwnDevice();
+        using file = openFile(scratch.image(MiB, "third.img"));
+        using loop = new Loop(own.minor);
+        loop.setFd(file.fd);
+        ioctlValue(loop.fd, LOOP_CLR_FD, 0n);
+        assertEquals(cli("detach", "--loop-ref", reference).code, 0);
+      }
       assertEquals(scratch.devices(), [other]);
       const none = cli("detach", "--loop-ref", reference);
       assertEquals(none.code, 1);
