@@ -41,7 +41,9 @@ loopdev set /dev/loop0 -b 4096 --direct-io`,
   options: OPTIONS,
   notes:
     `Offset, limit and block size of a device that is mounted or otherwise held exclusively
-are refused. Permissions: deno run --allow-ffi, and mostly root.`,
+are refused. With --autoclear a device that nobody else has open is detached at once:
+this command was the last to close it. Permissions: deno run --allow-ffi, and mostly
+root.`,
   run,
 };
 
