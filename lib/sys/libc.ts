@@ -547,6 +547,26 @@ export function getDents(
   );
 }
 
+/** A system call about a path, with one or two numbers. */
+function pathCall(
+  number: bigint,
+  directory: number,
+  path: CString,
+  value: number,
+  second = 0,
+): number {
+  return answer(
+    lib().syscall(
+      number,
+      BigInt(directory),
+      path,
+      BigInt(value),
+      BigInt(second),
+      null,
+    ),
+  );
+}
+
 /** `mknodat(2)`: a device node, of the type in its mode. The umask takes bits from that. */
 export function mknodAt(
   directory: number,
@@ -554,16 +574,7 @@ export function mknodAt(
   mode: number,
   rdevice: number,
 ): number {
-  return answer(
-    lib().syscall(
-      NUMBERS.mknodat,
-      BigInt(directory),
-      path,
-      BigInt(mode),
-      BigInt(rdevice),
-      null,
-    ),
-  );
+  return pathCall(NUMBERS.mknodat, directory, path, mode, rdevice);
 }
 
 /** `fchmodat(2)`; symbolic links are followed. */
@@ -572,16 +583,7 @@ export function chmodAt(
   path: CString,
   mode: number,
 ): number {
-  return answer(
-    lib().syscall(
-      NUMBERS.fchmodat,
-      BigInt(directory),
-      path,
-      BigInt(mode),
-      0n,
-      null,
-    ),
-  );
+  return pathCall(NUMBERS.fchmodat, directory, path, mode);
 }
 
 /** `mkdirat(2)`. The umask takes bits from its mode. */
@@ -590,34 +592,19 @@ export function mkdirAt(
   path: CString,
   mode: number,
 ): number {
-  return answer(
-    lib().syscall(
-      NUMBERS.mkdirat,
-      BigInt(directory),
-      path,
-      BigInt(mode),
-      0n,
-      null,
-    ),
-  );
+  return pathCall(NUMBERS.mkdirat, directory, path, mode);
 }
 
 /** `unlinkat(2)` of a file. */
 export function unlinkAt(directory: number, path: CString): number {
-  return unlink(directory, path, 0n);
+  return pathCall(NUMBERS.unlinkat, directory, path, 0);
 }
 
-const AT_REMOVEDIR = 0x200n;
+const AT_REMOVEDIR = 0x200;
 
 /** `unlinkat(2)` of an empty directory. */
 export function removeDirectoryAt(directory: number, path: CString): number {
-  return unlink(directory, path, AT_REMOVEDIR);
-}
-
-function unlink(directory: number, path: CString, flags: bigint): number {
-  return answer(
-    lib().syscall(NUMBERS.unlinkat, BigInt(directory), path, flags, 0n, null),
-  );
+  return pathCall(NUMBERS.unlinkat, directory, path, AT_REMOVEDIR);
 }
 
 // linux/mman.h: struct cachestat_range, from the start, no end
