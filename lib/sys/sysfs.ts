@@ -94,14 +94,26 @@ export function openDirectoryAt(
 
 /** Whether a directory has an entry whose name begins so, or a negative error number. */
 export function hasEntry(path: string, prefix: Uint8Array): boolean | number {
+  return someEntry(path, (name) => beginsWith(name, prefix));
+}
+
+/** Whether some entry of a directory is wanted, by where in the page its name is; or a negative error number. */
+function someEntry(
+  path: string,
+  isWanted: (name: number) => boolean,
+): boolean | number {
   const fd = openDirectoryAt(path);
   if (fd < 0) return fd;
   try {
     for (;;) {
       const size = getDents(fd, page);
       if (size <= 0) return size < 0 ? size : false;
-      for (let at = 0; at < size; at = nextEntry(at)) {
-        if (beginsWith(at + DIRENT64.d_name, prefix)) return true;
+      for (
+        let at = 0;
+        at < size;
+        at += pageView.getUint16(at + DIRENT64.d_reclen, true)
+      ) {
+        if (isWanted(at + DIRENT64.d_name)) return true;
       }
     }
   } finally {
@@ -116,30 +128,13 @@ function beginsWith(at: number, prefix: Uint8Array): boolean {
   return true;
 }
 
-/** Where the entry behind that at `at` begins. */
-function nextEntry(at: number): number {
-  return at + pageView.getUint16(at + DIRENT64.d_reclen, true);
-}
-
 /** The names in a directory, in no order, without `.` and `..`. */
 export function listDirectory(path: string): string[] | number {
-  const fd = openDirectoryAt(path);
-  if (fd < 0) return fd;
-  try {
-    const names: string[] = [];
-    for (;;) {
-      const size = getDents(fd, page);
-      if (size < 0) return size;
-      if (size === 0) return names;
-      for (let at = 0; at < size; at = nextEntry(at)) {
-        const start = at + DIRENT64.d_name;
-        const name = decoder.decode(
-          page.subarray(start, page.indexOf(0, start)),
-        );
-        if (name !== "." && name !== "..") names.push(name);
-      }
-    }
-  } finally {
-    close(fd);
-  }
+  const names: string[] = [];
+  const result = someEntry(path, (start) => {
+    const name = decoder.decode(page.subarray(start, page.indexOf(0, start)));
+    if (name !== "." && name !== "..") names.push(name);
+    return false;
+  });
+  return typeof result === "number" ? result : names;
 }
