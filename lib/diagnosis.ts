@@ -2,7 +2,7 @@
 import { list } from "./devices.ts";
 import type { Check } from "./doctor.ts";
 import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
-import type { Loop } from "./loop.ts";
+import { configureNothing, type Loop } from "./loop.ts";
 import {
   deviceNumberOf,
   hasSysfs,
@@ -25,13 +25,11 @@ import {
 import {
   AT_FDCWD,
   cString,
-  ioctlPointer,
   majorMinor,
   S_IFBLK,
   S_IFMT,
   statAt,
 } from "./sys/libc.ts";
-import { LOOP_CONFIGURE, LoopConfig } from "./sys/loop_uapi.ts";
 import { listDirectory, readBytes, readText, readWhole } from "./sys/sysfs.ts";
 
 /** Looks at everything; problems come first. */
@@ -338,15 +336,9 @@ function explain(
   );
 }
 
-/** -1, as the structure has it. */
-const NO_DESCRIPTOR = 0xffff_ffff;
-
-/** Which ioctls there are. With a descriptor that is none, nothing can be configured. */
+/** Which ioctls there are. */
 function probe(loop: Loop): Check {
-  const config = new LoopConfig();
-  config.fd = NO_DESCRIPTOR;
-  const result = ioctlPointer(loop.fd, LOOP_CONFIGURE, config.bytes);
-  if (result !== -EBADF) {
+  if (configureNothing(loop) !== -EBADF) {
     return problem(
       "ioctls",
       "this kernel has no LOOP_CONFIGURE",

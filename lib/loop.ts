@@ -1160,14 +1160,17 @@ export function bind(loop: Loop, config: LoopConfig, file: string): void {
   });
 }
 
-/** Whether the kernel knows `LOOP_CONFIGURE`: with a descriptor that is none it changes nothing and says `EBADF`. */
+/** Whether the kernel knows `LOOP_CONFIGURE`, which has failed with that error. */
 function canConfigure(loop: Loop, errno: number): boolean {
   const unknown = [EINVAL, ENOTTY, ENOSYS];
-  if (!unknown.includes(errno)) return true;
+  return !unknown.includes(errno) || !unknown.includes(-configureNothing(loop));
+}
+
+/** The answer to `LOOP_CONFIGURE` with a descriptor that is none: `-EBADF` where the kernel knows it. Nothing is changed. */
+export function configureNothing(loop: Loop): number {
   const nothing = new LoopConfig();
-  nothing.fd = 0xffffffff;
-  const probe = ioctlPointer(loop.fd, LOOP_CONFIGURE, nothing.bytes);
-  return !unknown.includes(-probe);
+  nothing.fd = 0xffffffff; // -1, as the structure has it
+  return ioctlPointer(loop.fd, LOOP_CONFIGURE, nothing.bytes);
 }
 
 /** Calls until the answer is not `EAGAIN`, which Linux 5.0 to 5.18 gives while others read the device. */
