@@ -85,8 +85,11 @@ function exists(path: string): boolean {
  * Whether something is so, or becomes so: udev, and all who list devices by opening
  * them, make the kernel detach a moment later.
  */
-export function isSoon(condition: () => boolean): boolean {
-  const end = performance.now() + 10_000;
+export function isSoon(
+  condition: () => boolean,
+  milliseconds = 10_000,
+): boolean {
+  const end = performance.now() + milliseconds;
   while (!condition()) {
     if (performance.now() > end) return false;
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);

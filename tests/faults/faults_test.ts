@@ -10,6 +10,7 @@ import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
   boundDevices,
+  isSoon,
   numbersTo,
   onDevices,
   runOk,
@@ -115,12 +116,7 @@ function faultsOf(name: string, value: unknown, site: Site): string[] {
 
 /** Whether nothing is attached: others, who look at all devices, may have one open for a moment. */
 function isFreeSoon(site: Site): boolean {
-  const clock = new Int32Array(new SharedArrayBuffer(4));
-  for (let looks = 0; looks < 100; looks++) {
-    if (site.devices().length === 0) return true;
-    Atomics.wait(clock, 0, 0, 10);
-  }
-  return false;
+  return isSoon(() => site.devices().length === 0, 1000);
 }
 
 /** What is wrong after an operation in which a call failed. */
