@@ -1,5 +1,5 @@
 /** Which device gets the file: races with others are retried, within bounds. */
-import { sleep } from "./detach.ts";
+import { sleep } from "./waiting.ts";
 import { LoopError } from "./errors.ts";
 import type { LoopControl } from "./loop_control.ts";
 import {

@@ -20,6 +20,7 @@ import {
   writeBack,
   writeBackElsewhere,
 } from "./sys/libc.ts";
+import { DEFAULT_TIMEOUT, type Limits, waitUntil } from "./waiting.ts";
 import {
   LO_FLAGS_AUTOCLEAR,
   LO_FLAGS_PARTSCAN,
@@ -46,14 +47,9 @@ export interface DetachOptions {
 }
 
 /** {@linkcode DetachOptions}, checked. */
-export interface Waiting {
-  readonly timeout: number;
+export interface Waiting extends Limits {
   readonly lazy: boolean;
-  readonly signal: AbortSignal | undefined;
 }
-
-/** In milliseconds. */
-const DEFAULT_TIMEOUT = 5000;
 
 /** Checks the options. An abort that has happened already is thrown. */
 export function checkDetachOptions(options: DetachOptions): Waiting {
@@ -340,26 +336,15 @@ function isUnbound(minor: number, diskSequence: number | undefined): boolean {
   }
 }
 
-const FIRST_PAUSE = 1;
-const LONGEST_PAUSE = 20;
-
 /** Waits until others have let go. Mostly there are none, and one look is enough. */
 export async function untilFree(
   device: Released,
-  { timeout, signal }: Pick<Waiting, "timeout" | "signal">,
+  waiting: Limits,
 ): Promise<void> {
-  const deadline = performance.now() + timeout;
-  let pause = FIRST_PAUSE;
-  let othersHadIt = false;
-  while (!isFree(device)) {
-    othersHadIt = true;
-    signal?.throwIfAborted();
-    const left = deadline - performance.now();
-    if (left <= 0) throw busyError(device);
-    await sleep(Math.min(pause, left), signal);
-    pause = Math.min(2 * pause, LONGEST_PAUSE);
-  }
-  if (othersHadIt || device.partscan) settle(device.minor);
+  const looks = await waitUntil(() => isFree(device), waiting);
+  if (looks === undefined) throw busyError(device);
+  // More than one look: others had it open.
+  if (looks > 1 || device.partscan) settle(device.minor);
 }
 
 /**
@@ -400,22 +385,4 @@ function holdersOrNone(minor: number): Findings {
     if (error instanceof LoopError) return { holders: [], isPartial: true };
     throw error;
   }
-}
-
-/** A pause that an abort ends. */
-export function sleep(
-  milliseconds: number,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const abort = () => {
-      clearTimeout(timer);
-      reject(signal!.reason);
-    };
-    const timer = setTimeout(() => {
-      signal?.removeEventListener("abort", abort);
-      resolve();
-    }, milliseconds);
-    signal?.addEventListener("abort", abort, { once: true });
-  });
 }

@@ -1,6 +1,6 @@
 /** Keeping a file from being attached twice over the same bytes. */
 import type { Backing } from "./backing.ts";
-import { sleep } from "./detach.ts";
+import { sleep } from "./waiting.ts";
 import { devicesOver, type LoopDevice } from "./devices.ts";
 import { LoopError } from "./errors.ts";
 import { EACCES, EAGAIN, EBUSY } from "./sys/errno.ts";

@@ -1,4 +1,5 @@
 /** Partitions that appear: whether or not the kernel can read the table, and udev is there. */
+import { DEFAULT_TIMEOUT, type Limits } from "../waiting.ts";
 import { checkOptions, checkSignal, checkTimeout } from "../arguments.ts";
 import type { DeviceRef } from "../device_ref.ts";
 import { openBound } from "../detach.ts";
@@ -70,17 +71,11 @@ export async function partitions(
   return await showPartitions(loop, waiting);
 }
 
-/** {@linkcode PartitionsOptions}, checked. */
-export interface Waiting {
-  readonly timeout: number;
-  readonly signal: AbortSignal | undefined;
-}
-
 /** Checks the options. An abort that has happened already is thrown. */
-export function checkPartitionsOptions(options: PartitionsOptions): Waiting {
+export function checkPartitionsOptions(options: PartitionsOptions): Limits {
   checkOptions(options, ["timeout", "signal"]);
   const timeout = options.timeout === undefined
-    ? 5000
+    ? DEFAULT_TIMEOUT
     : checkTimeout(options.timeout);
   const signal = checkSignal(options.signal);
   signal?.throwIfAborted();

@@ -1,5 +1,4 @@
 /** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
-import { sleep } from "../detach.ts";
 import { check, LoopError, quote } from "../errors.ts";
 import type { Loop } from "../loop.ts";
 import {
@@ -22,35 +21,29 @@ import {
   S_IFMT,
   statOf,
 } from "../sys/libc.ts";
+import { type Limits, waitUntil } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
-import type { Partition, Waiting } from "./partitions.ts";
+import type { Partition } from "./partitions.ts";
 import { readTable } from "./table.ts";
 import type { TableEntry } from "./table_entry.ts";
-
-const FIRST_PAUSE = 1;
-const LONGEST_PAUSE = 20;
 
 /** Makes the partitions of an open device appear, and tells what they are. */
 export async function showPartitions(
   loop: Loop,
-  { timeout, signal }: Waiting,
+  waiting: Limits,
   nodes?: NodeDirectory,
 ): Promise<Partition[]> {
   // First, so that the kernel looks before we do, and drops them at the detach.
   loop.setStatus({ partscan: true });
   const entries = readEntries(loop);
-  const deadline = performance.now() + timeout;
-  let pause = FIRST_PAUSE;
-  for (;;) {
+  let missing: TableEntry[] = [];
+  const looks = await waitUntil(() => {
     // A scan that somebody else has caused drops and returns all of them.
-    const missing = entries.filter((entry) => !appears(loop, entry, nodes));
-    if (missing.length === 0) break;
-    const left = deadline - performance.now();
-    if (left <= 0) throw notThere(loop, missing, nodes);
-    await sleep(Math.min(pause, left), signal);
-    pause = Math.min(2 * pause, LONGEST_PAUSE);
-  }
+    missing = entries.filter((entry) => !appears(loop, entry, nodes));
+    return missing.length === 0;
+  }, waiting);
+  if (looks === undefined) throw notThere(loop, missing, nodes);
   return entries.map(({ isContainer: _, ...entry }) => ({
     ...entry,
     path: pathOf(loop, entry, nodes),

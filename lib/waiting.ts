@@ -1,0 +1,50 @@
+/** Waiting for others, within limits. */
+
+/** How long to wait. */
+export interface Limits {
+  /** In milliseconds. */
+  readonly timeout: number;
+  /** Ends the waiting. */
+  readonly signal: AbortSignal | undefined;
+}
+
+/** What is waited where nothing is said, in milliseconds. */
+export const DEFAULT_TIMEOUT = 5000;
+
+const FIRST_PAUSE = 1;
+const LONGEST_PAUSE = 20;
+
+/** Looks until something is so, first at once. Gives the number of looks; `undefined` when the time is up. */
+export async function waitUntil(
+  isSo: () => boolean,
+  { timeout, signal }: Limits,
+): Promise<number | undefined> {
+  const deadline = performance.now() + timeout;
+  let pause = FIRST_PAUSE;
+  for (let looks = 1;; looks++) {
+    if (isSo()) return looks;
+    signal?.throwIfAborted();
+    const left = deadline - performance.now();
+    if (left <= 0) return undefined;
+    await sleep(Math.min(pause, left), signal);
+    pause = Math.min(2 * pause, LONGEST_PAUSE);
+  }
+}
+
+/** A pause that an abort ends. */
+export function sleep(
+  milliseconds: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const abort = () => {
+      clearTimeout(timer);
+      reject(signal!.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", abort);
+      resolve();
+    }, milliseconds);
+    signal?.addEventListener("abort", abort, { once: true });
+  });
+}
