@@ -24,7 +24,7 @@ const RACES = [EBUSY, ENXIO, ENODEV, ENOENT, EACCES, EAGAIN];
 const MAX_TRIES = 64;
 const MAX_MILLISECONDS = 2000;
 /** So often it is tried in any case: on a machine under load a pause may take all the time there is. */
-const MIN_TRIES = 16;
+const MIN_TRIES = 32;
 /** So often it is tried again at once. */
 const EAGER_TRIES = 4;
 const PAUSE_MILLISECONDS = 4;
@@ -111,10 +111,8 @@ class Candidates {
   next(): number {
     const free = this.#control.getUnbound();
     if (this.#isEligible(free)) return free;
-    const others = hasSysfs() ? loopNumbers() : [];
-    const other = others.find((minor) =>
-      this.#isEligible(minor) && !isBound(minor)
-    );
+    const other = fromRandomPlace(hasSysfs() ? loopNumbers() : [])
+      .find((minor) => this.#isEligible(minor) && !isBound(minor));
     if (other !== undefined) return other;
     if (this.#added < Candidates.#MAX_ADDED) {
       this.#added++;
@@ -127,4 +125,10 @@ class Candidates {
   #isEligible(minor: number): boolean {
     return (this.#failures.get(minor) ?? 0) < this.#patience;
   }
+}
+
+/** Others who were refused the same number look for another one as well: not all for the same. */
+function fromRandomPlace(minors: number[]): number[] {
+  const start = Math.floor(Math.random() * minors.length);
+  return [...minors.slice(start), ...minors.slice(0, start)];
 }
