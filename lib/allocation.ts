@@ -111,8 +111,10 @@ class Candidates {
   next(): number {
     const free = this.#control.getUnbound();
     if (this.#isEligible(free)) return free;
-    const other = fromRandomPlace(hasSysfs() ? loopNumbers() : [])
-      .find((minor) => this.#isEligible(minor) && !isBound(minor));
+    const others = hasSysfs() ? loopNumbers() : [];
+    const other = others.find((minor) =>
+      this.#isEligible(minor) && !isBound(minor)
+    );
     if (other !== undefined) return other;
     if (this.#added < Candidates.#MAX_ADDED) {
       this.#added++;
@@ -125,10 +127,4 @@ class Candidates {
   #isEligible(minor: number): boolean {
     return (this.#failures.get(minor) ?? 0) < this.#patience;
   }
-}
-
-/** Others who were refused the same number look for another one as well: not all for the same. */
-function fromRandomPlace(minors: number[]): number[] {
-  const start = Math.floor(Math.random() * minors.length);
-  return [...minors.slice(start), ...minors.slice(0, start)];
 }
