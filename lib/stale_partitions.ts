@@ -18,12 +18,14 @@ import { O_EXCL, O_RDONLY } from "./sys/libc.ts";
  */
 export function removeStalePartitions(loop: Loop): void {
   if (!hasPartitions(loop.minor)) return;
+  // Held for a moment, partitions that somebody uses could not be formatted or mounted.
+  if (isBound(loop.minor)) return;
   using exclusive = reopen(
     loop,
     O_RDONLY | O_EXCL,
     "remove old partitions of",
   );
-  if (isBound(loop.minor)) return; // somebody else's by now
+  if (isBound(loop.minor)) return; // somebody else was faster
   for (const { name, number } of partitionsOf(loop.minor)) {
     const result = deletePartition(exclusive.fd, number);
     if (result >= 0 || result === -ENXIO) continue;

@@ -4,6 +4,7 @@ import { describe, it } from "@std/testing/bdd";
 import { overlap } from "../../lib/overlap.ts";
 import {
   hasUdev,
+  holdExclusively,
   isSoon,
   losetupDetach,
   onDevices,
@@ -277,6 +278,22 @@ describe("attach()", onDevices, () => {
       partition?.close();
       await using b = await attach(path, { minor: own.minor });
       await b.detach();
+    }),
+  );
+
+  it(
+    "does not ask for a device with partitions that somebody has attached",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      runOk("losetup", own.path, scratch.image(MiB, "theirs"));
+      runOk("addpart", own.path, "1", "8", "8");
+      using _held = holdExclusively(`${own.path}p1`);
+      const error = await assertRejects(
+        () => attach(scratch.image(), { minor: own.minor }),
+        LoopError,
+      );
+      // Held exclusively by us for a moment, it could not be formatted or mounted by them.
+      assertEquals(error.operation, "LOOP_CONFIGURE");
     }),
   );
 
