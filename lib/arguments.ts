@@ -20,7 +20,9 @@ export function checkOptions(
   options: unknown,
   known: readonly string[],
 ): asserts options is object {
-  if (typeof options !== "object" || options === null) {
+  if (
+    typeof options !== "object" || options === null || Array.isArray(options)
+  ) {
     throw new TypeError(
       `Cannot read the options: they must be an object, got ${show(options)}`,
     );

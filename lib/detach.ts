@@ -270,7 +270,7 @@ function writeBackRest(loop: Loop): void {
     action: `Cannot write back ${quote(loop.path)}`,
     operation: "sync_file_range",
     path: loop.path,
-    hint: "it was detached, and what was written last is not in the file",
+    hint: "what was written last is not in the file",
   }));
 }
 

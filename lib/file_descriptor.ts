@@ -266,8 +266,7 @@ export function openDirectory(path: string | URL): FileDescriptor {
  * ```
  */
 export function openMemory(content: Uint8Array | number): FileDescriptor {
-  const bytes = typeof content === "number" ? undefined : content;
-  if (bytes !== undefined && !(bytes instanceof Uint8Array)) {
+  if (typeof content !== "number" && !(content instanceof Uint8Array)) {
     throw new TypeError(
       "Cannot make a file in memory: content must be a Uint8Array or a number",
     );
@@ -287,9 +286,9 @@ export function openMemory(content: Uint8Array | number): FileDescriptor {
     })),
   );
   try {
-    if (bytes !== undefined) write(memory.fd, bytes, 0);
+    if (typeof content !== "number") write(memory.fd, content, 0);
     // The last byte gives a sparse file its size.
-    else if (content !== 0) write(memory.fd, new Uint8Array(1), +content - 1);
+    else if (content > 0) write(memory.fd, new Uint8Array(1), content - 1);
     return memory;
   } catch (error) {
     memory.close();

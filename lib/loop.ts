@@ -224,7 +224,7 @@ const u64View = new DataView(u64.buffer);
  */
 export class Loop implements Disposable {
   /** The major device number of loop devices, `LOOP_MAJOR` in `linux/major.h`. */
-  static readonly MAJOR: number = LOOP_MAJOR;
+  static readonly MAJOR: 7 = LOOP_MAJOR;
 
   /** The loop number: 3 for `/dev/loop3`. */
   readonly minor: number;
@@ -1027,7 +1027,7 @@ export class Loop implements Disposable {
         operation: "open",
         path: this.path,
         hint: deviceNumberOf(this.minor) === undefined
-          ? `there is no ${this.name}; LoopControl.add(${this.minor}) adds it`
+          ? `there is no ${this.name}; loopdev add ${this.minor}, or LoopControl.add(${this.minor}), adds it`
           : `the kernel has ${this.name}, but there is no node for it here`,
       });
     }

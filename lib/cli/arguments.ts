@@ -1,6 +1,6 @@
 /** The arguments of a command. */
 import { parseArgs } from "@std/cli/parse-args";
-import { checkMinor } from "../arguments.ts";
+import { checkBytes, checkMinor } from "../arguments.ts";
 import { minorOf } from "../device_ref.ts";
 import { quote } from "../errors.ts";
 import type { Loop, LoopOpenOptions } from "../loop.ts";
@@ -43,6 +43,8 @@ export function parse(args: string[], options: Options = {}): Arguments {
   };
 }
 
+/** A value of that name may be no UTF-8: `fileOf` finds out what it is. */
+const FILE = "FILE";
 const ON = "on";
 const OFF = "off";
 
@@ -61,12 +63,13 @@ function spell(args: string[], options: Options): string[] {
   const takeValue = (
     spelling: string,
     attached: string | undefined,
+    kind: string | undefined,
   ): string => {
     const value = attached ?? rest.shift();
     if (value === undefined || value === "") {
       throw new UsageError(`${spelling} takes a value`);
     }
-    return exact(value);
+    return kind === FILE ? value : exact(value);
   };
   for (let arg; (arg = rest.shift()) !== undefined;) {
     if (arg === "--") return [...spelled, arg, ...rest];
@@ -75,7 +78,9 @@ function spell(args: string[], options: Options): string[] {
       const [, name = "", attached] = long;
       const positive = name.replace(/^no-/, "");
       if (option(name)?.value !== undefined) {
-        spelled.push(`--${name}=${takeValue(`--${name}`, attached)}`);
+        spelled.push(
+          `--${name}=${takeValue(`--${name}`, attached, option(name)?.value)}`,
+        );
       } else if (attached !== undefined) {
         throw new UsageError(`there is no option --${name} with a value`);
       } else if (option(name) !== undefined) {
@@ -102,7 +107,9 @@ function spell(args: string[], options: Options): string[] {
         continue;
       }
       const attached = letters.replace(/^=/, "") || undefined;
-      spelled.push(`--${name}=${takeValue(`-${letter}`, attached)}`);
+      spelled.push(
+        `--${name}=${takeValue(`-${letter}`, attached, option(name)?.value)}`,
+      );
       letters = "";
     }
   }
@@ -202,5 +209,6 @@ export function optionalSize(
   name: string,
 ): bigint | undefined {
   const text = given.value(name);
-  return text === undefined ? undefined : parseSize(text, name);
+  if (text === undefined) return undefined;
+  return asUsage(() => checkBytes(parseSize(text, name), name));
 }

@@ -3,12 +3,10 @@ import {
   type Attachment,
   type AttachOptions,
 } from "../attach.ts";
-import { checkPath } from "../arguments.ts";
 import { list, type LoopDevice } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
 import { encodeOptions } from "../loop.ts";
 import { ENXIO } from "../sys/errno.ts";
-import { AT_FDCWD, S_IFMT, S_IFREG, statAt } from "../sys/libc.ts";
 import {
   type Arguments,
   asUsage,
@@ -21,7 +19,8 @@ import {
 import { fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
-import { print, printJson, warn } from "./output.ts";
+import { print, printJson } from "./output.ts";
+import { warnOfRest } from "./warnings.ts";
 
 /** The options of the commands that attach. */
 export const ATTACH_OPTIONS: Options = {
@@ -87,7 +86,7 @@ async function run(args: string[]): Promise<number> {
   for (const file of files) {
     try {
       const attachment = attached.use(await attachFile(file, options));
-      warnings(file, options, attachment.size).forEach(warn);
+      warnOfRest(attachment.loop, file);
       if (asJson) devices.push(listed(attachment));
       else print(attachment.path);
       printed.push(attachment);
@@ -144,35 +143,3 @@ export function attachOptions(
 }
 
 const PROBE = "probe";
-const SECTOR = 512n;
-
-/** What the device leaves out of the file, where the user may not have meant that. */
-function warnings(
-  file: string | URL,
-  options: AttachOptions,
-  deviceSize: number,
-): string[] {
-  const path = checkPath(file);
-  const name = quote(path.text);
-  const stat = statAt(AT_FDCWD, path.bytes);
-  if (typeof stat === "number" || (stat.mode & S_IFMT) !== S_IFREG) return [];
-  const offset = BigInt(options.offset ?? 0);
-  const limit = BigInt(options.sizelimit ?? 0);
-  if (offset !== 0n && offset >= stat.size) {
-    return [
-      `offset ${offset} is past the end of ${name}, which has ${stat.size} bytes: the device is empty`,
-    ];
-  }
-  const rest = stat.size - offset;
-  const used = limit !== 0n && limit < rest ? limit : rest;
-  if (deviceSize === 0) {
-    return [
-      `${used} bytes of ${name} fill no sector of 512 bytes: the device is empty`,
-    ];
-  }
-  const tail = used % SECTOR;
-  if (tail === 0n) return [];
-  return [
-    `the last ${tail} bytes of ${name} fill no sector of 512 bytes: the device ends before them`,
-  ];
-}

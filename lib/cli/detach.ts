@@ -1,5 +1,5 @@
 import { detach } from "../detach.ts";
-import type { DeviceRef } from "../device_ref.ts";
+import { type DeviceRef, minorOf } from "../device_ref.ts";
 import { find, list, type LoopDevice } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
 import { GONE, isBound } from "../loop_sysfs.ts";
@@ -34,7 +34,8 @@ loopdev detach /dev/loop0 --timeout 30s`,
   options: OPTIONS,
   notes:
     `What was written through a device is in the file when the command ends. When others
-have a device open, they are named, and the kernel detaches it when they let go.
+have a device open, they are named, and the kernel detaches it when they let go. What
+DEV, --file and --loop-ref name adds up.
 All devices are tried; the exit status is 1 when one failed, or there was none.
 Permissions: deno run --allow-ffi, and mostly root.`,
   run,
@@ -64,8 +65,12 @@ async function run(args: string[]): Promise<number> {
   if (reference !== undefined) {
     add(findByReference(reference), `with reference ${quote(reference)}`);
   }
+  const tried = new Set<number>();
   for (const device of devices) {
     try {
+      const minor = minorOf(device);
+      if (tried.has(minor)) continue; // it was named twice
+      tried.add(minor);
       await detach(device, options);
     } catch (error) {
       status = report(error);

@@ -19,7 +19,7 @@ loopdev doctor --json | jq '.checks[] | select(.status != "ok")'`,
   options: OPTIONS,
   notes:
     `Problems come first, the cause of them all at the top. Changes nothing. The exit status
-is 1 when attaching cannot work. Permissions: deno run --allow-ffi.`,
+is 1 when attaching cannot work, or nothing can be found out. Permissions: deno run --allow-ffi.`,
   run,
 };
 

@@ -69,6 +69,9 @@ function run(args: string[]): number {
   if (given.operands.length > 0) throw new UsageError("list takes no operand");
   const names = columnNames(given.value("output"));
   if (given.flag("json")) {
+    if (given.value("output") !== undefined) {
+      throw new UsageError("--json has all fields: --output is for the table");
+    }
     printJson({ devices: list() });
     return 0;
   }

@@ -1,6 +1,7 @@
 import { only, openDevice, parse } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import { print } from "./output.ts";
+import { warnOfRestOfAttached } from "./warnings.ts";
 
 export const command: Command = {
   title: "Take over the present size of the file of a loop device.",
@@ -14,6 +15,7 @@ Permissions: deno run --allow-ffi, and mostly root.`,
 function run(args: string[]): number {
   using loop = openDevice(only(parse(args).operands, "DEV"), {});
   loop.setCapacity();
+  warnOfRestOfAttached(loop);
   print(`${loop.getSize()}`);
   return 0;
 }

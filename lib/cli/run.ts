@@ -6,6 +6,7 @@ import { exact, fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
 import { report } from "./report.ts";
 import { fail } from "./output.ts";
+import { warnOfRest } from "./warnings.ts";
 
 export const command: Command = {
   title: "Attach files, run a command, and detach them, also when it fails.",
@@ -39,7 +40,9 @@ async function run(args: string[]): Promise<number> {
     await using devices = new AsyncDisposableStack();
     const paths: string[] = [];
     for (const file of files) {
-      paths.push(devices.use(await attach(file, options)).path);
+      const device = devices.use(await attach(file, options));
+      warnOfRest(device.loop, file);
+      paths.push(device.path);
     }
     status = await runCommand(program, programArgs, paths.join(" "));
   } catch (error) {

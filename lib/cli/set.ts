@@ -9,6 +9,7 @@ import {
   UsageError,
 } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
+import { warnOfRestOfAttached } from "./warnings.ts";
 
 const OPTIONS: Options = {
   offset: { letter: "o", value: "SIZE", help: "begin there in the file" },
@@ -74,5 +75,8 @@ function run(args: string[]): number {
   loop.setStatus(changes);
   if (blockSize !== undefined) loop.setBlockSize(blockSize);
   if (directIo === true) loop.setDirectIo(true);
+  const isMoved = changes.offset !== undefined ||
+    changes.sizelimit !== undefined;
+  if (isMoved) warnOfRestOfAttached(loop);
   return 0;
 }

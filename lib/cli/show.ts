@@ -2,7 +2,7 @@ import { list } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
 import { describeHolder } from "../holder.ts";
 import { findHolders } from "../holders.ts";
-import { partitionsOf } from "../loop_sysfs.ts";
+import { deviceNumberOf, partitionsOf } from "../loop_sysfs.ts";
 import { openLoop } from "../nodes.ts";
 import { EACCES, ENODEV, ENOENT, ENXIO, EPERM } from "../sys/errno.ts";
 import { only, parse, parseDeviceNumber } from "./arguments.ts";
@@ -13,8 +13,7 @@ import { escapeControls, formatSize } from "./table.ts";
 const OPTIONS: Options = {
   json: {
     help:
-      `print {"devices": [...]}: the fields of list --json, the reference, the
-partitions that the kernel has, and the holders`,
+      'print {"devices": [...]}: the fields of list --json, the reference, the partitions that the kernel has, and the holders',
   },
 };
 
@@ -35,11 +34,12 @@ function run(args: string[]): number {
   const device = list().find((device) => device.minor === minor);
   if (device === undefined) {
     const path = `/dev/loop${minor}`;
+    const isThere = deviceNumberOf(minor) !== undefined;
     throw new LoopError(`Cannot show ${quote(path)}`, {
-      errno: ENXIO,
+      errno: isThere ? ENXIO : ENOENT,
       operation: "open",
       path,
-      hint: "no file is attached to it",
+      hint: isThere ? "no file is attached to it" : undefined,
     });
   }
   const { holders, isPartial } = findHolders(minor);

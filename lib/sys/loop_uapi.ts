@@ -9,6 +9,10 @@
 export const LOOP_SET_FD = 0x4c00;
 /** `LOOP_CLR_FD`, `linux/loop.h`: marks the device for clearing. */
 export const LOOP_CLR_FD = 0x4c01;
+/** `LOOP_SET_STATUS`, `linux/loop.h`: the 32-bit form of {@linkcode LOOP_SET_STATUS64}, which takes its place. */
+export const LOOP_SET_STATUS = 0x4c02;
+/** `LOOP_GET_STATUS`, `linux/loop.h`: the 32-bit form of {@linkcode LOOP_GET_STATUS64}, which takes its place. */
+export const LOOP_GET_STATUS = 0x4c03;
 /** `LOOP_SET_STATUS64`, `linux/loop.h`: writes a `struct loop_info64`. */
 export const LOOP_SET_STATUS64 = 0x4c04;
 /** `LOOP_GET_STATUS64`, `linux/loop.h`: reads a `struct loop_info64`. */

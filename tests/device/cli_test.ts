@@ -146,6 +146,41 @@ describe("loopdev", onDevices, () => {
       assertMatch(warning("-o", "4096"), /offset 4096 is past the end/);
       assertMatch(warning("-o", "800"), /200 bytes .* the device is empty/);
       assertEquals(warning("--sizelimit", "512"), "");
+
+      const ran = cli("run", path, "--", "true");
+      assertMatch(ran.stderr, /the last 488 bytes .* fill no sector/);
+      const device = cli("attach", path, "--sizelimit", "512").stdout.trim();
+      assertEquals(cli("set", device, "--no-autoclear").stderr, "");
+      assertMatch(
+        cli("set", device, "--sizelimit", "0").stderr,
+        /the last 488 bytes .* fill no sector/,
+      );
+      Deno.truncateSync(path, 1025);
+      assertMatch(
+        cli("resize", device).stderr,
+        /the last 1 bytes .* fill no sector/,
+      );
+      assertEquals(cli("detach", device).code, 0);
+    }),
+  );
+
+  it(
+    ...onAnyKernel("detaches a device once that is named twice"),
+    withScratch((scratch) => {
+      const path = scratch.image();
+      const device = cli("attach", path, "--loop-ref", path.slice(-40)).stdout
+        .trim();
+      const detached = cli(
+        "detach",
+        device,
+        device,
+        "--file",
+        path,
+        "--loop-ref",
+        path.slice(-40),
+      );
+      assertEquals(detached, { code: 0, stdout: "", stderr: "" });
+      assertEquals(scratch.devices(), []);
     }),
   );
 
@@ -162,7 +197,7 @@ describe("loopdev", onDevices, () => {
           run() { '${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}' "$@"; }
           dev=$(run attach -- "$name") && run find -- "$name" &&
           run find -- "$PWD/$name" && stat -c %i -- "$name" &&
-          losetup -nO BACK-INO $dev && run detach $dev`;
+          losetup -nO BACK-INO $dev && run detach --file "$name"`;
         const { code, stdout, stderr } = run("bash", "-c", script);
         assertEquals(code, 0, stderr);
         const [a, b, inode, theirs] = stdout.split("\n");
@@ -427,6 +462,8 @@ describe("loopdev", onDevices, () => {
       assertEquals(json.holders, []);
       assertEquals(json.partitions, []);
       cli("detach", device);
+      const missing = cli("show", "1048575");
+      assertMatch(missing.stderr, /no such file or directory \(ENOENT\)/);
       const free = cli("show", device);
       assertEquals(free.code, 1);
       assertMatch(free.stderr, /no file is attached/);
@@ -544,6 +581,8 @@ describe("loopdev", onDevices, () => {
         ["detach", "loop99999999999"],
         ["detach", "0", "--timeout", "5"],
         ["set", "0"],
+        ["set", "0", "--offset", "8E"],
+        ["list", "--json", "-O", "NAME"],
         ["swap", "0"],
         ["resize"],
         ["show"],

@@ -39,6 +39,7 @@ describe("new Loop()", () => {
     assertThrows(() => new Loop(0, any({ readOnly: 1 })), TypeError);
     assertThrows(() => new Loop(0, any({ readonly: true })), TypeError);
     assertThrows(() => new Loop(0, any(null)), TypeError);
+    assertThrows(() => new Loop(0, any([])), TypeError);
   });
 });
 
@@ -77,6 +78,7 @@ describe("openMemory()", () => {
       assertThrows(() => openMemory(size), RangeError);
     }
     assertThrows(() => openMemory(any("64")), TypeError);
+    assertThrows(() => openMemory(any(undefined)), TypeError);
   });
 });
 

@@ -1,0 +1,47 @@
+/** What a device leaves out of its file, where the user may not have meant that. */
+import { checkPath } from "../arguments.ts";
+import { list } from "../devices.ts";
+import { quote } from "../errors.ts";
+import type { Loop } from "../loop.ts";
+import { AT_FDCWD, S_IFMT, S_IFREG, statAt } from "../sys/libc.ts";
+import { warn } from "./output.ts";
+
+const SECTOR = 512n;
+
+/** Warns of what a device leaves out of the file that it was attached to. */
+export function warnOfRest(loop: Loop, file: string | URL): void {
+  const path = checkPath(file);
+  const stat = statAt(AT_FDCWD, path.bytes);
+  if (typeof stat === "number" || (stat.mode & S_IFMT) !== S_IFREG) return;
+  const info = loop.getInfo();
+  // A path that sysfs tells may lead to another file from here.
+  if (BigInt(stat.device) !== info.device || stat.inode !== info.inode) return;
+  const name = quote(path.text);
+  const { offset, sizelimit } = info;
+  if (offset !== 0n && offset >= stat.size) {
+    warn(
+      `offset ${offset} is past the end of ${name}, which has ${stat.size} bytes: the device is empty`,
+    );
+    return;
+  }
+  const rest = stat.size - offset;
+  const used = sizelimit !== 0n && sizelimit < rest ? sizelimit : rest;
+  const tail = used % SECTOR;
+  if (loop.getSize() === 0) {
+    warn(
+      `${used} bytes of ${name} fill no sector of 512 bytes: the device is empty`,
+    );
+  } else if (tail !== 0n) {
+    warn(
+      `the last ${tail} bytes of ${name} fill no sector of 512 bytes: the device ends before them`,
+    );
+  }
+}
+
+/** The same of a device that was attached before. */
+export function warnOfRestOfAttached(loop: Loop): void {
+  const device = list().find(({ minor }) => minor === loop.minor);
+  if (device !== undefined && !device.deleted) {
+    warnOfRest(loop, device.backingFile);
+  }
+}
