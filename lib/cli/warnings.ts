@@ -3,6 +3,7 @@ import { checkPath } from "../arguments.ts";
 import { list } from "../devices.ts";
 import { quote } from "../errors.ts";
 import type { Loop } from "../loop.ts";
+import { hasSysfs } from "../loop_sysfs.ts";
 import { AT_FDCWD, S_IFMT, S_IFREG, statAt } from "../sys/libc.ts";
 import { warn } from "./output.ts";
 
@@ -38,8 +39,9 @@ export function warnOfRest(loop: Loop, file: string | URL): void {
   }
 }
 
-/** The same of a device that was attached before. */
+/** The same of a device that was attached before; nothing where nobody tells its file. */
 export function warnOfRestOfAttached(loop: Loop): void {
+  if (!hasSysfs()) return;
   const device = list().find(({ minor }) => minor === loop.minor);
   if (device !== undefined && !device.deleted) {
     warnOfRest(loop, device.backingFile);

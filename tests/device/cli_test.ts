@@ -268,6 +268,25 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
+    ...onAnyKernel("changes a device where there is no /sys"),
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image(1000);
+      const script = `set -e; mount -t tmpfs sys /sys
+        loopdev() { '${Deno.execPath()}' run -q --no-prompt --allow-ffi '${CLI}' "$@"; }
+        loopdev attach --device ${own.minor} --sizelimit 512 '${path}'
+        loopdev set ${own.minor} --sizelimit 0
+        loopdev resize ${own.minor}
+        loopdev detach ${own.minor}`;
+      assertEquals(run("unshare", "--mount", "bash", "-c", script), {
+        code: 0,
+        stdout: `${own.path}\n512\n`,
+        stderr: "",
+      });
+    }),
+  );
+
+  it(
     ...onAnyKernel("runs no command with names that it cannot pass on"),
     withScratch((scratch) => {
       const path = scratch.image();
