@@ -483,7 +483,8 @@ describe("loopdev", onDevices, () => {
       cli("detach", device);
       const missing = cli("show", "1048575");
       assertMatch(missing.stderr, /no such file or directory \(ENOENT\)/);
-      const free = cli("show", device);
+      using own = new OwnDevice();
+      const free = cli("show", own.path);
       assertEquals(free.code, 1);
       assertMatch(free.stderr, /no file is attached/);
     }),
