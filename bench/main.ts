@@ -78,7 +78,7 @@ async function write(report: Report): Promise<void> {
     ),
   );
   await new Deno.Command(Deno.execPath(), {
-    args: ["fmt", "--quiet", README.pathname],
+    args: ["fmt", "--quiet", README.pathname, PLOT.pathname],
   }).output();
 }
 
