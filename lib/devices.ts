@@ -156,6 +156,11 @@ export function find(
     .map(({ device }) => device);
 }
 
+/** The device of that number, as {@linkcode list} has it, without a look at the others; `undefined` when no file is attached to it. */
+export function attachedDevice(minor: number): LoopDevice | undefined {
+  return loopNumbers().includes(minor) ? readDevice(minor)?.device : undefined;
+}
+
 /** A device, and what does not fit into plain data. */
 export interface Found {
   readonly device: LoopDevice;

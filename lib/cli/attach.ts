@@ -3,7 +3,7 @@ import {
   type Attachment,
   type AttachOptions,
 } from "../attach.ts";
-import { list, type LoopDevice } from "../devices.ts";
+import { attachedDevice, type LoopDevice } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
 import { encodeOptions } from "../loop.ts";
 import { ENXIO } from "../sys/errno.ts";
@@ -100,7 +100,7 @@ async function run(args: string[]): Promise<number> {
 }
 
 function listed({ minor, path }: Attachment): LoopDevice {
-  const device = list().find((device) => device.minor === minor);
+  const device = attachedDevice(minor);
   if (device !== undefined) return device;
   throw new LoopError(`Cannot list ${quote(path)}`, {
     errno: ENXIO,

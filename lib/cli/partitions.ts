@@ -1,4 +1,4 @@
-import { list } from "../devices.ts";
+import { attachedDevice } from "../devices.ts";
 import { type Partition, partitions } from "../partitions/partitions.ts";
 import { only, parse, parseDevice } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
@@ -54,8 +54,8 @@ async function run(args: string[]): Promise<number> {
 /** Where it is on the disk shows more than numbers do. */
 function draw(found: Partition[]): string[] {
   const [first] = found;
-  const name = first?.path.match(/loop\d+/)?.[0];
-  const disk = list().find((device) => device.name === name);
+  const minor = Number(first?.path.match(/loop(\d+)/)?.[1]);
+  const disk = attachedDevice(minor);
   if (disk === undefined) return [];
   return drawDisk(found, disk.size, Deno.consoleSize().columns);
 }

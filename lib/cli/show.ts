@@ -1,4 +1,4 @@
-import { list } from "../devices.ts";
+import { attachedDevice } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
 import { describeHolder } from "../holder.ts";
 import { findHolders } from "../holders.ts";
@@ -31,7 +31,7 @@ of other users are seen as root only. Permissions: deno run --allow-ffi.`,
 function run(args: string[]): number {
   const given = parse(args, OPTIONS);
   const minor = parseDeviceNumber(only(given.operands, "DEV"));
-  const device = list().find((device) => device.minor === minor);
+  const device = attachedDevice(minor);
   if (device === undefined) {
     const path = `/dev/loop${minor}`;
     const isThere = deviceNumberOf(minor) !== undefined;

@@ -1,6 +1,6 @@
 /** What a device leaves out of its file, where the user may not have meant that. */
 import { checkPath } from "../arguments.ts";
-import { list } from "../devices.ts";
+import { attachedDevice } from "../devices.ts";
 import { quote } from "../errors.ts";
 import type { Loop } from "../loop.ts";
 import { hasSysfs } from "../loop_sysfs.ts";
@@ -42,7 +42,7 @@ export function warnOfRest(loop: Loop, file: string | URL): void {
 /** The same of a device that was attached before; nothing where nobody tells its file. */
 export function warnOfRestOfAttached(loop: Loop): void {
   if (!hasSysfs()) return;
-  const device = list().find(({ minor }) => minor === loop.minor);
+  const device = attachedDevice(loop.minor);
   if (device !== undefined && !device.deleted) {
     warnOfRest(loop, device.backingFile);
   }
