@@ -47,6 +47,12 @@ const bit = (
   cell: (device) => value(device) ? "1" : "0",
 });
 
+const pair = (number: number | undefined, width: number) => {
+  if (number === undefined) return undefined;
+  const [major, minor] = majorMinor(number).map(String);
+  return `${major!.padStart(width)}:${minor!.padEnd(3)}`;
+};
+
 const part = (index: 0 | 1, rdevice: number | undefined) =>
   rdevice === undefined ? undefined : majorMinor(rdevice)[index];
 
@@ -60,17 +66,12 @@ const ALL: readonly Column[] = [
   ),
   text("BACK-FILE", "path of the file", (device) => device.backingFile),
   number("BACK-INO", "inode of the file", (device) => device.info?.inode),
-  text("BACK-MAJ:MIN", "number of the file system of the file", (device) => {
-    const number = device.backingDevice;
-    if (number === undefined) return undefined;
-    const [major, minor] = majorMinor(number);
-    return `${`${major}`.padStart(8)}:${`${minor}`.padEnd(3)}`;
-  }),
-  text("MAJ:MIN", "number of the device", ({ rdevice }) => {
-    if (rdevice === undefined) return undefined;
-    const [major, minor] = majorMinor(rdevice);
-    return `${`${major}`.padStart(3)}:${`${minor}`.padEnd(3)}`;
-  }),
+  text(
+    "BACK-MAJ:MIN",
+    "number of the file system of the file",
+    ({ backingDevice }) => pair(backingDevice, 8),
+  ),
+  text("MAJ:MIN", "number of the device", ({ rdevice }) => pair(rdevice, 3)),
   number(
     "OFFSET",
     "where in the file it begins",
