@@ -7,7 +7,7 @@ import { type CString, kernelVersion } from "./sys/libc.ts";
 import { readBytes } from "./sys/sysfs.ts";
 
 /** Loop numbers have 20 bits: `MINORBITS`, linux/kdev_t.h. */
-const MAX_MINOR = 2 ** 20 - 1;
+export const MAX_MINOR: number = 2 ** 20 - 1;
 const MAX_OFFSET = 2n ** 63n - 1n;
 const MAX_INT = 2 ** 31 - 1;
 const MIN_BLOCK = 512;

@@ -160,13 +160,7 @@ export function diskSequenceOf(minor: number): number | undefined {
 /** The numbers of the loop devices that exist, in order. */
 export function loopNumbers(): number[] {
   const names = listDirectory(BLOCK);
-  if (typeof names !== "number") {
-    return names
-      .map((name) => /^loop(\d+)$/.exec(name)?.[1])
-      .filter((digits) => digits !== undefined)
-      .map(Number)
-      .sort((a, b) => a - b);
-  }
+  if (typeof names !== "number") return numbersAmong(names);
   // There may be no virtual block device; but there must be sysfs.
   const missing = names === -ENOENT;
   if (missing && hasSysfs() && !exists(BLOCK)) return [];
@@ -176,4 +170,13 @@ export function loopNumbers(): number[] {
     path: BLOCK,
     hint: missing ? "sysfs is not mounted on /sys" : undefined,
   });
+}
+
+/** The numbers of the names that loop devices have, in order. */
+export function numbersAmong(names: readonly string[]): number[] {
+  return names
+    .map((name) => /^loop(0|[1-9]\d*)$/.exec(name)?.[1])
+    .filter((digits) => digits !== undefined)
+    .map(Number)
+    .sort((a, b) => a - b);
 }

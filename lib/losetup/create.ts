@@ -1,6 +1,6 @@
 /** Attaching a file as losetup does, without the harm that a failure does there. */
 import { bindAny } from "../allocation.ts";
-import { checkBlockSize, checkBytes } from "../arguments.ts";
+import { checkBlockSize, checkBytes, MAX_MINOR } from "../arguments.ts";
 import { Backing } from "../backing.ts";
 import { urlOf } from "../cli/files.ts";
 import { releaseNow } from "../detach.ts";
@@ -39,6 +39,7 @@ import {
   LoopConfig,
 } from "../sys/loop_uapi.ts";
 import { verify } from "../verification.ts";
+import { waitUntil } from "../waiting.ts";
 import { type ByteString, toBytes, toCString, toText } from "./byte_string.ts";
 import { isLoopNode, openNode } from "./device.ts";
 import { Failure, systemFailure } from "./failure.ts";
@@ -61,7 +62,7 @@ export async function create(request: CreateRequest): Promise<ByteString> {
   if (nooverlap && overlapping(request) !== undefined) {
     throw new Failure(`${file}: overlapping loop device exists`);
   }
-  attachTo(device, request, isAdded);
+  await attachTo(device, request, isAdded);
   return device;
 }
 
@@ -111,13 +112,12 @@ function reuse(request: CreateRequest): ByteString | undefined {
 }
 
 const CANONICAL_NAME = /\/loop(0|[1-9]\d{0,6})$/;
-const MAX_NUMBER = 2 ** 20 - 1;
 
 /** Adds the device of a name like `/dev/loop7`, when the kernel has none. Whether it may be a moment until its node is there. */
 function addDevice(path: ByteString): boolean {
   const digits = CANONICAL_NAME.exec(path)?.[1];
   const minor = Number(digits);
-  if (digits === undefined || minor > MAX_NUMBER) return false;
+  if (digits === undefined || minor > MAX_MINOR) return false;
   if (deviceNumberOf(minor) !== undefined) return false;
   try {
     using control = new LoopControl();
@@ -130,14 +130,14 @@ function addDevice(path: ByteString): boolean {
 }
 
 /** Attaches to a device that was named. */
-function attachTo(
+async function attachTo(
   device: ByteString,
   request: CreateRequest,
   isAdded: boolean,
-): void {
+): Promise<void> {
   const open = () => openNode(device, request.readOnly);
   try {
-    if (isAdded) waitForNode(open);
+    if (isAdded) await waitForNode(open);
     using backing = openBacking(request);
     attach(backing, request, (readOnly) => openNode(device, readOnly)).close();
   } catch (error) {
@@ -174,17 +174,14 @@ function openErrno(error: LoopError): number {
   return isDirectory ? EISDIR : error.errno;
 }
 
-const NODE_LOOKS = 16;
-const NODE_PAUSE = 25;
+const NODE_TIMEOUT = 400; // milliseconds
 
 /** The node of a device that was added comes, and gets its owner, a moment later. */
-function waitForNode(open: () => Loop): void {
-  const clock = new Int32Array(new SharedArrayBuffer(4));
-  for (let look = 1; look <= NODE_LOOKS; look++) {
+async function waitForNode(open: () => Loop): Promise<void> {
+  await waitUntil(() => {
     const error = errorOf(open);
-    if (error?.errno !== ENOENT && error?.errno !== EACCES) return;
-    Atomics.wait(clock, 0, 0, NODE_PAUSE);
-  }
+    return error?.errno !== ENOENT && error?.errno !== EACCES;
+  }, { timeout: NODE_TIMEOUT, signal: undefined });
 }
 
 /** Attaches to the first device that can be had. */

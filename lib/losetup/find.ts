@@ -1,7 +1,7 @@
 /** Finding a device to which nothing is attached. */
 import { LoopError } from "../errors.ts";
 import { LoopControl } from "../loop_control.ts";
-import { isBound } from "../loop_sysfs.ts";
+import { isBound, numbersAmong } from "../loop_sysfs.ts";
 import { ENOENT } from "../sys/errno.ts";
 import { listDirectory } from "../sys/sysfs.ts";
 import type { ByteString } from "./byte_string.ts";
@@ -28,12 +28,8 @@ export function findNodeWithoutControl(): ByteString | undefined {
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
     const names = listDirectory("/dev");
-    const [minor] = (typeof names === "number" ? [] : names)
-      .map((name) => /^loop(0|[1-9]\d*)$/.exec(name)?.[1])
-      .filter((digits) => digits !== undefined)
-      .map(Number)
-      .sort((a, b) => a - b)
-      .filter((minor) => isLoopNode(`/dev/loop${minor}`) && !isBound(minor));
+    const minor = numbersAmong(typeof names === "number" ? [] : names)
+      .find((minor) => isLoopNode(`/dev/loop${minor}`) && !isBound(minor));
     if (minor !== undefined) return `/dev/loop${minor}`;
     throw systemFailure(NONE, ENOENT);
   }

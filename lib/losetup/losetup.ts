@@ -1,5 +1,6 @@
 /** Does what the command line asks for. */
 import project from "../../deno.json" with { type: "json" };
+import { MAX_MINOR } from "../arguments.ts";
 import { check, quote } from "../errors.ts";
 import { type Loop, reopen } from "../loop.ts";
 import { LoopControl } from "../loop_control.ts";
@@ -211,7 +212,7 @@ const MAX_BLOCK_SIZE = 65536n;
 /** Removes a device of a name like `/dev/loop7`, which must be exactly that. */
 function remove(name: ByteString): void {
   const digits = /^(?:\/dev\/)?loop(0|[1-9]\d{0,6})$/.exec(name)?.[1];
-  if (digits === undefined || Number(digits) >= 2 ** 20) {
+  if (digits === undefined || Number(digits) > MAX_MINOR) {
     throw systemFailure(`${name}: failed to use device`, ENODEV);
   }
   orFail(`${name}: remove failed`, () => {

@@ -1,6 +1,6 @@
 /** Tables as libsmartcols of util-linux prints them: aligned, raw, or JSON. */
 import { unicodeWidth } from "@std/cli/unicode-width";
-import { type ByteString, fromText } from "./byte_string.ts";
+import { type ByteString, fromText, toBytes } from "./byte_string.ts";
 
 /** A column of a table. */
 export interface TableColumn {
@@ -91,12 +91,8 @@ function show(
 function characterAt(text: ByteString, at: number): string | undefined {
   const first = text.charCodeAt(at);
   const length = first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
-  const bytes = Uint8Array.from(
-    text.slice(at, at + length),
-    (byte) => byte.charCodeAt(0),
-  );
   try {
-    return strictDecoder.decode(bytes);
+    return strictDecoder.decode(toBytes(text.slice(at, at + length)));
   } catch {
     return undefined;
   }

@@ -80,8 +80,14 @@ export function readWhole(path: string): string | number {
 
 /** The target of a symbolic link. */
 export function readLink(path: string): string | number {
+  const bytes = readLinkBytes(path);
+  return typeof bytes === "number" ? bytes : decoder.decode(bytes);
+}
+
+/** The same as bytes, which are valid until the next call. */
+export function readLinkBytes(path: string): Uint8Array | number {
   const size = readLinkAt(AT_FDCWD, cString(path), page);
-  return size < 0 ? size : decoder.decode(page.subarray(0, size));
+  return size < 0 ? size : page.subarray(0, size);
 }
 
 /** A directory to be read from, or a negative error number. Close it. */
