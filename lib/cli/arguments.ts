@@ -62,8 +62,8 @@ function spell(args: string[], options: Options): string[] {
   const rest = [...args];
   const takeValue = (
     spelling: string,
+    kind: string,
     attached: string | undefined,
-    kind: string | undefined,
   ): string => {
     const value = attached ?? rest.shift();
     if (value === undefined || value === "") {
@@ -77,10 +77,9 @@ function spell(args: string[], options: Options): string[] {
     if (long !== null) {
       const [, name = "", attached] = long;
       const positive = name.replace(/^no-/, "");
-      if (option(name)?.value !== undefined) {
-        spelled.push(
-          `--${name}=${takeValue(`--${name}`, attached, option(name)?.value)}`,
-        );
+      const kind = option(name)?.value;
+      if (kind !== undefined) {
+        spelled.push(`--${name}=${takeValue(`--${name}`, kind, attached)}`);
       } else if (attached !== undefined) {
         throw new UsageError(`there is no option --${name} with a value`);
       } else if (option(name) !== undefined) {
@@ -102,14 +101,13 @@ function spell(args: string[], options: Options): string[] {
       if (name === undefined) {
         throw new UsageError(`there is no option -${letter}`);
       }
-      if (option(name)?.value === undefined) {
+      const kind = option(name)?.value;
+      if (kind === undefined) {
         spelled.push(`--${name}=${ON}`);
         continue;
       }
       const attached = letters.replace(/^=/, "") || undefined;
-      spelled.push(
-        `--${name}=${takeValue(`-${letter}`, attached, option(name)?.value)}`,
-      );
+      spelled.push(`--${name}=${takeValue(`-${letter}`, kind, attached)}`);
       letters = "";
     }
   }
