@@ -7,16 +7,14 @@ import {
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { partitionsOf } from "../../lib/loop_sysfs.ts";
-import { fromBytes } from "../../lib/losetup/byte_string.ts";
-import { losetup } from "../../lib/losetup/losetup.ts";
 import { CASES } from "../losetup/cases.ts";
 import type { Result } from "../losetup/compare.ts";
+import { ours } from "../losetup/ours.ts";
 import {
   attribute,
   holdExclusively,
   onAnyKernel,
   onDevices,
-  type Output,
   OwnDevice,
   reasonToSkip,
   run,
@@ -28,20 +26,8 @@ import {
 const MiB = 1 << 20;
 const PROJECT = new URL("../../", import.meta.url).pathname;
 
-/** Runs ours in this process. */
-async function ours(...args: string[]): Promise<Output> {
-  let stdout = "";
-  let stderr = "";
-  const code = await losetup(args, {
-    stdout: (bytes) => stdout += fromBytes(bytes),
-    stderr: (bytes) => stderr += fromBytes(bytes),
-    variable: () => undefined,
-  });
-  return { code, stdout, stderr };
-}
-
 async function oursOk(...args: string[]): Promise<string> {
-  const { code, stdout, stderr } = await ours(...args);
+  const { code, stdout, stderr } = await ours(args);
   assertEquals(code, 0, stderr);
   return stdout.trim();
 }
@@ -124,7 +110,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
         await oursOk(own.path, path);
         const data = new Uint8Array(4 * MiB).fill(round);
         Deno.writeFileSync(own.path, data, { create: false });
-        assertEquals(await ours("-d", own.path), {
+        assertEquals(await ours(["-d", own.path]), {
           code: 0,
           stdout: "",
           stderr: "",
@@ -175,7 +161,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
         [own.path, scratch.path],
       ];
       for (const args of failing) {
-        assertEquals((await ours(...args)).code, 1, args.join(" "));
+        assertEquals((await ours(args)).code, 1, args.join(" "));
         assertEquals(attribute(own.name, "diskseq"), before);
       }
     }),
@@ -230,11 +216,11 @@ describe(...onAnyKernel("losetup", onDevices), () => {
       const path = scratch.image();
       await oursOk(own.path, path);
       const devices = [own.path, `/dev/loop${2 ** 32 + own.minor}`];
-      const { code, stderr } = await ours(
+      const { code, stderr } = await ours([
         "--remove",
         ...devices,
         `/dev/loop${missing}`,
-      );
+      ]);
       assertEquals(code, 1);
       assertEquals(
         stderr,
@@ -243,12 +229,12 @@ describe(...onAnyKernel("losetup", onDevices), () => {
       );
       await oursOk("-d", own.path);
       assertEquals(
-        (await ours("--remove", `loop${missing}`)).stderr,
+        (await ours(["--remove", `loop${missing}`])).stderr,
         `losetup: loop${missing}: remove failed: No such device\n`,
       );
-      assertEquals((await ours("--remove")).code, 1);
+      assertEquals((await ours(["--remove"])).code, 1);
       assertStringIncludes(
-        (await ours("--remove", "-f")).stderr,
+        (await ours(["--remove", "-f"])).stderr,
         "mutually exclusive arguments: --detach-all",
       );
     }),

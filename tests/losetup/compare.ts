@@ -4,14 +4,12 @@
  */
 import { assertNotEquals } from "@std/assert";
 import { type Case, CASES } from "./cases.ts";
-import { lines } from "../device/support.ts";
+import { fromBytes, toBytes } from "../../lib/losetup/byte_string.ts";
+import { lines, type Output } from "../device/support.ts";
 import { World } from "./world.ts";
 
 /** What a command line printed and did. */
-export interface Outcome {
-  code: number;
-  stdout: string;
-  stderr: string;
+export interface Outcome extends Output {
   state: unknown;
 }
 
@@ -22,8 +20,6 @@ export interface Result {
   theirs: Outcome;
   ours: Outcome;
 }
-
-type Printed = Omit<Outcome, "state">;
 
 /** A process that runs our command lines, one after the other. */
 class Server implements Disposable {
@@ -47,7 +43,7 @@ class Server implements Disposable {
     this.#answers = lines(this.#process.stdout);
   }
 
-  async run(args: string[], env: Record<string, string>): Promise<Printed> {
+  async run(args: string[], env: Record<string, string>): Promise<Output> {
     const request = `${JSON.stringify({ args, env })}\n`;
     await this.#requests.write(new TextEncoder().encode(request));
     return JSON.parse((await this.#answers.next()).value);
@@ -66,7 +62,7 @@ function runLosetup(
   args: string[],
   { user, hangs }: Case,
   env: Record<string, string>,
-): Printed {
+): Output {
   const file = `${directory}.args`;
   Deno.writeFileSync(file, toBytes(args.map((arg) => `${arg}\0`).join("")));
   const command = `${hangs ? "timeout 0.5" : ""} ${
@@ -91,14 +87,6 @@ function runLosetup(
   };
 }
 
-function toBytes(text: string): Uint8Array {
-  return Uint8Array.from(text, (byte) => byte.charCodeAt(0));
-}
-
-function fromBytes(bytes: Uint8Array): string {
-  return Array.from(bytes, (byte) => String.fromCharCode(byte)).join("");
-}
-
 /** What this does to `/sys` must not be seen by anybody else. */
 function checkNamespace(): void {
   const namespaceOf = (pid: number) => Deno.readLinkSync(`/proc/${pid}/ns/mnt`);
@@ -114,7 +102,7 @@ async function compare(
   const args = test.args.map((arg) => world.expand(arg));
   const env = { LC_ALL: "C.UTF-8", ...test.env };
   const outcome = async (
-    run: () => Printed | Promise<Printed>,
+    run: () => Output | Promise<Output>,
   ): Promise<Outcome> => {
     test.given?.(world);
     if (test.detachesAll) world.checkHidden();

@@ -3,8 +3,7 @@
  * but `--allow-ffi`: starting Deno for each takes longer than all the rest. With the
  * argument `nobody` as an unprivileged user.
  */
-import { losetup } from "../../lib/losetup/losetup.ts";
-import { fromBytes } from "../../lib/losetup/byte_string.ts";
+import { ours } from "./ours.ts";
 
 if (Deno.args[0] === "nobody") becomeNobody();
 
@@ -23,14 +22,7 @@ for await (
 
 async function answer(line: string): Promise<void> {
   const { args, env } = JSON.parse(line);
-  let stdout = "";
-  let stderr = "";
-  const code = await losetup(args, {
-    stdout: (bytes) => stdout += fromBytes(bytes),
-    stderr: (bytes) => stderr += fromBytes(bytes),
-    variable: (name) => env[name],
-  });
-  const output = JSON.stringify({ code, stdout, stderr });
+  const output = JSON.stringify(await ours(args, env));
   Deno.stdout.writeSync(encoder.encode(`${output}\n`));
 }
 

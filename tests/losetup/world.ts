@@ -18,6 +18,8 @@ import {
 } from "@loopdev/loopdev";
 import { assert, assertEquals } from "@std/assert";
 import { BLKROSET } from "../../lib/sys/blk_uapi.ts";
+import { urlOf } from "../../lib/cli/files.ts";
+import { toBytes } from "../../lib/losetup/byte_string.ts";
 import { openLoop } from "../../lib/nodes.ts";
 import { ioctlPointer } from "../../lib/sys/libc.ts";
 import {
@@ -186,13 +188,7 @@ export class World implements AsyncDisposable {
 
   /** The same for a file of any name, a character a byte. */
   attachBytes(key: Key, file: string): void {
-    const encoded = Array.from(
-      file,
-      (byte) => `%${byte.charCodeAt(0).toString(16).padStart(2, "0")}`,
-    );
-    using backing = openFile(
-      new URL(`file://${this.path}/${encoded.join("")}`),
-    );
+    using backing = openFile(urlOf(toBytes(`${this.path}/${file}`)));
     using loop = new Loop(this.#devices[key].minor);
     loop.configure(backing.fd);
   }
