@@ -9,6 +9,7 @@ import {
   losetupDetach,
   onDevices,
   OwnDevice,
+  partitionNames,
   run,
   runOk,
   type Scratch,
@@ -235,9 +236,10 @@ describe("overlap()", () => {
   });
 });
 
-function hasPartitions({ name }: OwnDevice): boolean {
-  return [...Deno.readDirSync(`/sys/block/${name}`)]
-    .some((entry) => /p\d+$/.test(entry.name));
+/** Attaches a file to a device, as somebody else, and adds a partition. */
+function attachTheirs(device: OwnDevice, scratch: Scratch): void {
+  runOk("losetup", device.path, scratch.image(MiB, "theirs"));
+  runOk("addpart", device.path, "1", "8", "8");
 }
 
 describe("attach()", onDevices, () => {
@@ -257,7 +259,7 @@ describe("attach()", onDevices, () => {
       assert(hasUdev || Deno.statSync(`${own.path}p7`).isBlockDevice);
       {
         await using a = await attach(path, { minor: own.minor });
-        assert(!hasPartitions(own));
+        assertEquals(partitionNames(own.name), []);
         assertEquals(a.minor, own.minor);
       }
 
@@ -268,7 +270,7 @@ describe("attach()", onDevices, () => {
       } catch (error) {
         if (!hasUdev) throw error;
       }
-      if (partition !== undefined && hasPartitions(own)) {
+      if (partition !== undefined && partitionNames(own.name).length > 0) {
         const error = await assertRejects(
           () => attach(path, { minor: own.minor }),
           LoopError,
@@ -285,8 +287,7 @@ describe("attach()", onDevices, () => {
     "does not ask for a device with partitions that somebody has attached",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
-      runOk("losetup", own.path, scratch.image(MiB, "theirs"));
-      runOk("addpart", own.path, "1", "8", "8");
+      attachTheirs(own, scratch);
       using _held = holdExclusively(`${own.path}p1`);
       const error = await assertRejects(
         () => attach(scratch.image(), { minor: own.minor }),
@@ -301,8 +302,7 @@ describe("attach()", onDevices, () => {
     "does not touch the partitions of a device that somebody has attached",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
-      runOk("losetup", own.path, scratch.image(MiB, "theirs"));
-      runOk("addpart", own.path, "1", "8", "8");
+      attachTheirs(own, scratch);
       await assertRejects(
         () => attach(scratch.image(), { minor: own.minor }),
         LoopError,

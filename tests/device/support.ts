@@ -284,6 +284,12 @@ export class OwnDevice implements Disposable {
   }
 }
 
+/** The partitions that the kernel has for a disk, as `loop3p1`. */
+export function partitionNames(disk: string): string[] {
+  return Array.from(Deno.readDirSync(`/sys/block/${disk}`), ({ name }) => name)
+    .filter((name) => /p\d+$/.test(name));
+}
+
 /** Removes a device of the test's own, which others may have open for a moment. */
 export function removeDevice(minor: number): number | undefined {
   using control = new LoopControl();
