@@ -43,7 +43,7 @@ export {
   openFile,
   type OpenFileOptions,
   openMemory,
-} from "./lib/file_descriptor.ts";
+} from "./lib/kernel/file_descriptor.ts";
 export type { Holder } from "./lib/holder.ts";
 export { holders } from "./lib/holders.ts";
 export {
@@ -54,8 +54,11 @@ export {
   type LoopStatus,
   type MknodOptions,
   type StatusChanges,
-} from "./lib/loop.ts";
-export { LoopControl, type LoopControlOptions } from "./lib/loop_control.ts";
+} from "./lib/kernel/loop.ts";
+export {
+  LoopControl,
+  type LoopControlOptions,
+} from "./lib/kernel/loop_control.ts";
 export {
   type Partition,
   partitions,

@@ -1,12 +1,12 @@
 /** Attaching: a file becomes a device that is what was asked for, or nothing stays. */
-import { bindAny, bindThis } from "./allocation.ts";
+import { bindAny, bindThis } from "./attaching/allocation.ts";
 import {
   checkMinor,
   checkOptions,
   checkPath,
   checkSignal,
 } from "./arguments.ts";
-import { type Backing, openBacking } from "./backing.ts";
+import { type Backing, openBacking } from "./attaching/backing.ts";
 import {
   type BackingFile,
   checkDetachOptions,
@@ -20,7 +20,7 @@ import {
   untilFree,
 } from "./detach.ts";
 import { check, LoopError, quote } from "./errors.ts";
-import { checkStat } from "./file_descriptor.ts";
+import { checkStat } from "./kernel/file_descriptor.ts";
 import {
   bind,
   CONFIGURE_OPTIONS,
@@ -28,20 +28,20 @@ import {
   decodeFlags,
   encodeOptions,
   Loop,
-} from "./loop.ts";
-import { isBound } from "./loop_sysfs.ts";
-import { NodeDirectory, openAnyNode } from "./nodes.ts";
-import { lockRange, refuseOverlap, refuseRivals } from "./overlap.ts";
+} from "./kernel/loop.ts";
+import { isBound } from "./kernel/loop_sysfs.ts";
+import { NodeDirectory, openAnyNode } from "./kernel/nodes.ts";
+import { lockRange, refuseOverlap, refuseRivals } from "./attaching/overlap.ts";
 import {
   checkPartitionsOptions,
   type Partition,
   type PartitionsOptions,
 } from "./partitions/partitions.ts";
-import { removeStalePartitions } from "./stale_partitions.ts";
+import { removeStalePartitions } from "./attaching/stale_partitions.ts";
 import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
 import { statOf, writeBack } from "./sys/libc.ts";
 import { LO_FLAGS_PARTSCAN, type LoopConfig } from "./sys/loop_uapi.ts";
-import { deviceSize, verify } from "./verification.ts";
+import { deviceSize, verify } from "./attaching/verification.ts";
 
 /** How {@linkcode attach} attaches. Sizes and offsets are bytes. */
 export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {

@@ -9,9 +9,9 @@ import { type DeviceRef, minorOf, recycled, sequenceIn } from "./device_ref.ts";
 import { check, LoopBusyError, LoopError, quote } from "./errors.ts";
 import { describeHolder } from "./holder.ts";
 import { findHolders, type Findings } from "./holders.ts";
-import { openDevice } from "./nodes.ts";
-import { Loop, reopen } from "./loop.ts";
-import { diskSequenceOf, hasSysfs, isBound } from "./loop_sysfs.ts";
+import { openDevice } from "./kernel/nodes.ts";
+import { Loop, reopen } from "./kernel/loop.ts";
+import { diskSequenceOf, hasSysfs, isBound } from "./kernel/loop_sysfs.ts";
 import { EBUSY, EINVAL, ENOTTY, ENXIO } from "./sys/errno.ts";
 import {
   dirtyPages,

@@ -1,8 +1,8 @@
 /** How callers name a device. */
 import { checkMinor } from "./arguments.ts";
 import { quote, StaleDeviceError } from "./errors.ts";
-import { locate } from "./loop.ts";
-import { diskSequenceOf, isBound } from "./loop_sysfs.ts";
+import { locate } from "./kernel/loop.ts";
+import { diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
 
 /**
  * A loop device: its path (`/dev/loop3`), name (`loop3`) or number, or what

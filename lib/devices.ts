@@ -1,15 +1,15 @@
 /** Which loop devices there are, from sysfs; and which of them a file is attached to. */
 import { checkBytes, checkOptions, checkPath } from "./arguments.ts";
 import { LoopError, quote } from "./errors.ts";
-import { checkStat, FileDescriptor } from "./file_descriptor.ts";
-import { Loop } from "./loop.ts";
+import { checkStat, FileDescriptor } from "./kernel/file_descriptor.ts";
+import { Loop } from "./kernel/loop.ts";
 import {
   BLOCK,
   GONE,
   isBound,
   loopNumbers,
   throwUnless,
-} from "./loop_sysfs.ts";
+} from "./kernel/loop_sysfs.ts";
 import {
   EACCES,
   EIO,

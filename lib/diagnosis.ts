@@ -2,16 +2,16 @@
 import { list } from "./devices.ts";
 import type { Check } from "./doctor.ts";
 import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
-import { configureNothing, type Loop } from "./loop.ts";
+import { configureNothing, type Loop } from "./kernel/loop.ts";
 import {
   deviceNumberOf,
   hasSysfs,
   isBound,
   loopNumbers,
   partitionsOf,
-} from "./loop_sysfs.ts";
-import { type Mount, parseMounts } from "./mounts.ts";
-import { openControl, openLoop } from "./nodes.ts";
+} from "./kernel/loop_sysfs.ts";
+import { type Mount, parseMounts } from "./kernel/mounts.ts";
+import { openControl, openLoop } from "./kernel/nodes.ts";
 import {
   EBADF,
   EBUSY,

@@ -10,8 +10,8 @@ import {
   partitionNumberOf,
   partitionsOf,
   throwUnless,
-} from "./loop_sysfs.ts";
-import { parseMounts, unescapeOctal } from "./mounts.ts";
+} from "./kernel/loop_sysfs.ts";
+import { parseMounts, unescapeOctal } from "./kernel/mounts.ts";
 import { EACCES, EINVAL, ENODEV, EPERM, ESRCH } from "./sys/errno.ts";
 import { AT_FDCWD, cString, S_IFBLK, S_IFMT, statAt } from "./sys/libc.ts";
 import { listDirectory, readLink, readText, readWhole } from "./sys/sysfs.ts";

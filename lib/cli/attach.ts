@@ -5,7 +5,7 @@ import {
 } from "../attach.ts";
 import { attachedDevice, type LoopDevice } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
-import { encodeOptions } from "../loop.ts";
+import { encodeOptions } from "../kernel/loop.ts";
 import { ENXIO } from "../sys/errno.ts";
 import {
   type Arguments,

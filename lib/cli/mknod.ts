@@ -1,4 +1,4 @@
-import { openDirectory } from "../file_descriptor.ts";
+import { openDirectory } from "../kernel/file_descriptor.ts";
 import { openDevice, parse, UsageError } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command } from "./command.ts";

@@ -1,4 +1,4 @@
-import { LoopControl } from "../loop_control.ts";
+import { LoopControl } from "../kernel/loop_control.ts";
 import { only, parse, parseNumber } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import { print } from "./output.ts";

@@ -2,8 +2,8 @@
 import { checkPath } from "../arguments.ts";
 import { attachedDevice } from "../devices.ts";
 import { quote } from "../errors.ts";
-import type { Loop } from "../loop.ts";
-import { hasSysfs } from "../loop_sysfs.ts";
+import type { Loop } from "../kernel/loop.ts";
+import { hasSysfs } from "../kernel/loop_sysfs.ts";
 import { AT_FDCWD, S_IFMT, S_IFREG, statAt } from "../sys/libc.ts";
 import { warn } from "./output.ts";
 

@@ -1,15 +1,15 @@
 /** Attaching a file as losetup does, without the harm that a failure does there. */
-import { bindAny } from "../allocation.ts";
+import { bindAny } from "../attaching/allocation.ts";
 import { checkBlockSize, checkBytes, MAX_MINOR } from "../arguments.ts";
-import { Backing } from "../backing.ts";
+import { Backing } from "../attaching/backing.ts";
 import { urlOf } from "../cli/files.ts";
 import { releaseNow } from "../detach.ts";
 import { LoopError, quote, UnexpectedDevice } from "../errors.ts";
-import { openFile } from "../file_descriptor.ts";
-import { bind, Loop } from "../loop.ts";
-import { LoopControl } from "../loop_control.ts";
-import { deviceNumberOf, isBound } from "../loop_sysfs.ts";
-import { removeStalePartitions } from "../stale_partitions.ts";
+import { openFile } from "../kernel/file_descriptor.ts";
+import { bind, Loop } from "../kernel/loop.ts";
+import { LoopControl } from "../kernel/loop_control.ts";
+import { deviceNumberOf, isBound } from "../kernel/loop_sysfs.ts";
+import { removeStalePartitions } from "../attaching/stale_partitions.ts";
 import {
   EACCES,
   EBUSY,
@@ -38,7 +38,7 @@ import {
   LOOP_INFO64_OFFSETS,
   LoopConfig,
 } from "../sys/loop_uapi.ts";
-import { verify } from "../verification.ts";
+import { verify } from "../attaching/verification.ts";
 import { waitUntil } from "../waiting.ts";
 import { type ByteString, toBytes, toCString, toText } from "./byte_string.ts";
 import { isLoopNode, openNode } from "./device.ts";

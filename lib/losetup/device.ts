@@ -1,7 +1,12 @@
 /** A loop device by a path, as losetup looks at it. */
 import type { FilePath } from "../arguments.ts";
 import { LoopError } from "../errors.ts";
-import { type InternalOptions, Loop, minorOfNode, NODE } from "../loop.ts";
+import {
+  type InternalOptions,
+  Loop,
+  minorOfNode,
+  NODE,
+} from "../kernel/loop.ts";
 import { AT_FDCWD, majorMinor, S_IFBLK, S_IFMT, statAt } from "../sys/libc.ts";
 import {
   LO_NAME_SIZE,

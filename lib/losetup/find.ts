@@ -1,7 +1,7 @@
 /** Finding a device to which nothing is attached. */
 import { LoopError } from "../errors.ts";
-import { LoopControl } from "../loop_control.ts";
-import { isBound, numbersAmong } from "../loop_sysfs.ts";
+import { LoopControl } from "../kernel/loop_control.ts";
+import { isBound, numbersAmong } from "../kernel/loop_sysfs.ts";
 import { ENOENT } from "../sys/errno.ts";
 import { listDirectory } from "../sys/sysfs.ts";
 import type { ByteString } from "./byte_string.ts";

@@ -1,5 +1,5 @@
 /** Which devices there are, and how they are told. */
-import { overlap } from "../overlap.ts";
+import { overlap } from "../attaching/overlap.ts";
 import { AT_FDCWD, cString, type Stat, statAt } from "../sys/libc.ts";
 import { listDirectory } from "../sys/sysfs.ts";
 import { type ByteString, toCString } from "./byte_string.ts";

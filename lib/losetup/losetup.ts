@@ -2,8 +2,8 @@
 import project from "../../deno.json" with { type: "json" };
 import { MAX_MINOR } from "../arguments.ts";
 import { check, quote } from "../errors.ts";
-import { type Loop, reopen } from "../loop.ts";
-import { LoopControl } from "../loop_control.ts";
+import { type Loop, reopen } from "../kernel/loop.ts";
+import { LoopControl } from "../kernel/loop_control.ts";
 import { EINVAL, ENODEV, ENOENT } from "../sys/errno.ts";
 import { ioctlValue, O_EXCL, O_RDONLY } from "../sys/libc.ts";
 import { LOOP_SET_BLOCK_SIZE } from "../sys/loop_uapi.ts";

@@ -1,13 +1,13 @@
 /** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
 import { check, LoopError, quote } from "../errors.ts";
-import type { Loop } from "../loop.ts";
+import type { Loop } from "../kernel/loop.ts";
 import {
   extentOf,
   type KernelPartition,
   partitionNumberOf,
   partitionsOf,
-} from "../loop_sysfs.ts";
-import type { NodeDirectory } from "../nodes.ts";
+} from "../kernel/loop_sysfs.ts";
+import type { NodeDirectory } from "../kernel/nodes.ts";
 import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
 import { EBUSY, ENXIO, ETIMEDOUT, EUCLEAN } from "../sys/errno.ts";
 import {

@@ -2,7 +2,7 @@
 import { attach, type Check, doctor } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { partitionsOf } from "../../lib/loop_sysfs.ts";
+import { partitionsOf } from "../../lib/kernel/loop_sysfs.ts";
 import { addPartition } from "../../lib/sys/blk_uapi.ts";
 import {
   DeviceCgroup,

@@ -6,7 +6,7 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { partitionsOf } from "../../lib/loop_sysfs.ts";
+import { partitionsOf } from "../../lib/kernel/loop_sysfs.ts";
 import { CASES } from "../losetup/cases.ts";
 import type { Result } from "../losetup/compare.ts";
 import { ours } from "../losetup/ours.ts";
@@ -24,7 +24,7 @@ import {
 } from "./support.ts";
 
 const MiB = 1 << 20;
-const PROJECT = new URL("../../", import.meta.url).pathname;
+const PROJECT = new URL("../..", import.meta.url).pathname;
 
 async function oursOk(...args: string[]): Promise<string> {
   const { code, stdout, stderr } = await ours(args);

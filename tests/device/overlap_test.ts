@@ -1,7 +1,7 @@
 import { attach, Loop, LoopError, openFile } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { overlap } from "../../lib/overlap.ts";
+import { overlap } from "../../lib/attaching/overlap.ts";
 import {
   hasUdev,
   holdExclusively,

@@ -20,7 +20,7 @@ import { assert, assertEquals } from "@std/assert";
 import { BLKROSET } from "../../lib/sys/blk_uapi.ts";
 import { urlOf } from "../../lib/cli/files.ts";
 import { toBytes } from "../../lib/losetup/byte_string.ts";
-import { openLoop } from "../../lib/nodes.ts";
+import { openLoop } from "../../lib/kernel/nodes.ts";
 import { ioctlPointer } from "../../lib/sys/libc.ts";
 import {
   holdExclusively,

@@ -1,11 +1,15 @@
 /** Whether a device is what was asked for: the kernel drops some wishes in silence, and has had bugs. */
 import type { Backing } from "./backing.ts";
-import { check, LoopError, quote } from "./errors.ts";
-import { type ConfigureOptions, decodeFlags, type Loop } from "./loop.ts";
-import { BLKROSET } from "./sys/blk_uapi.ts";
-import { EINVAL, EIO } from "./sys/errno.ts";
-import { directIoAlignment, ioctlPointer } from "./sys/libc.ts";
-import type { LoopConfig, LoopInfo64 } from "./sys/loop_uapi.ts";
+import { check, LoopError, quote } from "../errors.ts";
+import {
+  type ConfigureOptions,
+  decodeFlags,
+  type Loop,
+} from "../kernel/loop.ts";
+import { BLKROSET } from "../sys/blk_uapi.ts";
+import { EINVAL, EIO } from "../sys/errno.ts";
+import { directIoAlignment, ioctlPointer } from "../sys/libc.ts";
+import type { LoopConfig, LoopInfo64 } from "../sys/loop_uapi.ts";
 
 /** Throws unless the device is what was asked for. */
 export function verify(

@@ -1,13 +1,13 @@
 /** What sysfs says of loop devices, without opening them. */
-import { LoopError, quote } from "./errors.ts";
-import { ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
+import { LoopError, quote } from "../errors.ts";
+import { ENODEV, ENOENT, ENXIO } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   deviceNumber,
   statAt,
   transientCString,
-} from "./sys/libc.ts";
-import { hasEntry, listDirectory, readBytes, readText } from "./sys/sysfs.ts";
+} from "../sys/libc.ts";
+import { hasEntry, listDirectory, readBytes, readText } from "../sys/sysfs.ts";
 
 const encoder = new TextEncoder();
 

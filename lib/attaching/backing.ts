@@ -1,14 +1,14 @@
 /** The file of an attachment to be. */
-import { checkDescriptor } from "./arguments.ts";
-import { check, LoopError, quote } from "./errors.ts";
+import { checkDescriptor } from "../arguments.ts";
+import { check, LoopError, quote } from "../errors.ts";
 import {
   checkBackingFile,
   checkStat,
   FileDescriptor,
   openFile,
-} from "./file_descriptor.ts";
-import { BLKGETSIZE64 } from "./sys/blk_uapi.ts";
-import { EACCES, EBADF, EPERM, EROFS, ETXTBSY } from "./sys/errno.ts";
+} from "../kernel/file_descriptor.ts";
+import { BLKGETSIZE64 } from "../sys/blk_uapi.ts";
+import { EACCES, EBADF, EPERM, EROFS, ETXTBSY } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   cString,
@@ -25,7 +25,7 @@ import {
   S_IFMT,
   type Stat,
   statOf,
-} from "./sys/libc.ts";
+} from "../sys/libc.ts";
 
 /** The backing file of an attachment to be. */
 export class Backing implements Disposable {

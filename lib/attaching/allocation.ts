@@ -1,14 +1,14 @@
 /** Which device gets the file: races with others are retried, within bounds. */
-import { sleep } from "./waiting.ts";
-import { LoopError } from "./errors.ts";
-import type { LoopControl } from "./loop_control.ts";
+import { sleep } from "../waiting.ts";
+import { LoopError } from "../errors.ts";
+import type { LoopControl } from "../kernel/loop_control.ts";
 import {
   deviceNumberOf,
   hasSysfs,
   isBound,
   loopNumbers,
-} from "./loop_sysfs.ts";
-import { openControl } from "./nodes.ts";
+} from "../kernel/loop_sysfs.ts";
+import { openControl } from "../kernel/nodes.ts";
 import {
   EACCES,
   EAGAIN,
@@ -17,7 +17,7 @@ import {
   ENODEV,
   ENOENT,
   ENXIO,
-} from "./sys/errno.ts";
+} from "../sys/errno.ts";
 
 /** What others can do to a device between its number being found and the file being bound. */
 const RACES = [EBUSY, ENXIO, ENODEV, ENOENT, EACCES, EAGAIN];

@@ -3,12 +3,12 @@
  * at a detach only where it was told to scan for them; others stay, and would show
  * parts of the next file, or be in the way of its partitions.
  */
-import { LoopError, quote } from "./errors.ts";
-import { type Loop, reopen } from "./loop.ts";
-import { hasPartitions, isBound, partitionsOf } from "./loop_sysfs.ts";
-import { deletePartition } from "./sys/blk_uapi.ts";
-import { ENXIO } from "./sys/errno.ts";
-import { O_EXCL, O_RDONLY } from "./sys/libc.ts";
+import { LoopError, quote } from "../errors.ts";
+import { type Loop, reopen } from "../kernel/loop.ts";
+import { hasPartitions, isBound, partitionsOf } from "../kernel/loop_sysfs.ts";
+import { deletePartition } from "../sys/blk_uapi.ts";
+import { ENXIO } from "../sys/errno.ts";
+import { O_EXCL, O_RDONLY } from "../sys/libc.ts";
 
 /**
  * Removes them from a device to which nothing is attached. It is held exclusively

@@ -4,8 +4,8 @@ import {
   checkMinor,
   checkOptions,
   type FilePath,
-} from "./arguments.ts";
-import { check, LoopError, quote, UnexpectedDevice } from "./errors.ts";
+} from "../arguments.ts";
+import { check, LoopError, quote, UnexpectedDevice } from "../errors.ts";
 import { checkStat, FileDescriptor, fileType } from "./file_descriptor.ts";
 import { NODE, nodeIn } from "./loop.ts";
 import { isBound, loopNumbers } from "./loop_sysfs.ts";
@@ -17,7 +17,7 @@ import {
   EINVAL,
   ENODEV,
   ENOENT,
-} from "./sys/errno.ts";
+} from "../sys/errno.ts";
 import {
   AT_FDCWD,
   deviceNumber,
@@ -27,12 +27,12 @@ import {
   S_IFCHR,
   S_IFMT,
   statAt,
-} from "./sys/libc.ts";
+} from "../sys/libc.ts";
 import {
   LOOP_CTL_ADD,
   LOOP_CTL_GET_FREE,
   LOOP_CTL_REMOVE,
-} from "./sys/loop_uapi.ts";
+} from "../sys/loop_uapi.ts";
 
 /** How {@linkcode LoopControl} opens its node. */
 export interface LoopControlOptions {

@@ -9,14 +9,14 @@ import {
   checkOptions,
   checkPath,
   type FilePath,
-} from "./arguments.ts";
+} from "../arguments.ts";
 import {
   check,
   type Failure,
   LoopError,
   quote,
   UnexpectedDevice,
-} from "./errors.ts";
+} from "../errors.ts";
 import {
   checkBackingFile,
   checkStat,
@@ -30,7 +30,7 @@ import {
   BLKGETSIZE64,
   BLKROGET,
   BLKSSZGET,
-} from "./sys/blk_uapi.ts";
+} from "../sys/blk_uapi.ts";
 import {
   EACCES,
   EAGAIN,
@@ -41,7 +41,7 @@ import {
   ENOSYS,
   ENOTTY,
   ENXIO,
-} from "./sys/errno.ts";
+} from "../sys/errno.ts";
 import {
   AT_FDCWD,
   chmodAt,
@@ -62,7 +62,7 @@ import {
   statOf,
   tryLock,
   unlinkAt,
-} from "./sys/libc.ts";
+} from "../sys/libc.ts";
 import {
   encodeName,
   LO_FLAGS_AUTOCLEAR,
@@ -80,8 +80,8 @@ import {
   LOOP_SET_STATUS64,
   LoopConfig,
   LoopInfo64,
-} from "./sys/loop_uapi.ts";
-import { readLink } from "./sys/sysfs.ts";
+} from "../sys/loop_uapi.ts";
+import { readLink } from "../sys/sysfs.ts";
 
 /** How {@linkcode Loop} opens a device. */
 export interface LoopOptions {

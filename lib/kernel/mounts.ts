@@ -1,5 +1,5 @@
 /** The tables of mounts in `/proc`. */
-import { deviceNumber } from "./sys/libc.ts";
+import { deviceNumber } from "../sys/libc.ts";
 
 /** A line of `mountinfo`. */
 export interface Mount {

@@ -1,10 +1,10 @@
 /** Keeping a file from being attached twice over the same bytes. */
 import type { Backing } from "./backing.ts";
-import { sleep } from "./waiting.ts";
-import { devicesOver, type LoopDevice } from "./devices.ts";
-import { LoopError } from "./errors.ts";
-import { EACCES, EAGAIN, EBUSY } from "./sys/errno.ts";
-import { tryLockRange } from "./sys/libc.ts";
+import { sleep } from "../waiting.ts";
+import { devicesOver, type LoopDevice } from "../devices.ts";
+import { LoopError } from "../errors.ts";
+import { EACCES, EAGAIN, EBUSY } from "../sys/errno.ts";
+import { tryLockRange } from "../sys/libc.ts";
 
 /** The bytes of a file that a device shows. */
 export interface Range {

@@ -5,9 +5,9 @@ import {
   checkOptions,
   checkPath,
   type FilePath,
-} from "./arguments.ts";
-import { check, LoopError, quote } from "./errors.ts";
-import { EINVAL, EISDIR } from "./sys/errno.ts";
+} from "../arguments.ts";
+import { check, LoopError, quote } from "../errors.ts";
+import { EINVAL, EISDIR } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   close,
@@ -29,7 +29,7 @@ import {
   type Stat,
   statAt,
   statOf,
-} from "./sys/libc.ts";
+} from "../sys/libc.ts";
 
 /**
  * An open file descriptor that is closed once: by {@linkcode FileDescriptor.close}

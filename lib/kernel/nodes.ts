@@ -1,6 +1,6 @@
 /** Device nodes of our own, where `/dev` has none: in a container. */
-import type { FilePath } from "./arguments.ts";
-import { check, LoopError, quote } from "./errors.ts";
+import type { FilePath } from "../arguments.ts";
+import { check, LoopError, quote } from "../errors.ts";
 import { checkStat, fileType } from "./file_descriptor.ts";
 import {
   type InternalOptions,
@@ -16,7 +16,7 @@ import {
 } from "./loop_control.ts";
 import { deviceNumberOf, hasSysfs } from "./loop_sysfs.ts";
 import { parseMounts } from "./mounts.ts";
-import { EEXIST, EINVAL, ENOENT, ENOTDIR } from "./sys/errno.ts";
+import { EEXIST, EINVAL, ENOENT, ENOTDIR } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   cString,
@@ -29,8 +29,8 @@ import {
   S_IFMT,
   statAt,
   unlinkAt,
-} from "./sys/libc.ts";
-import { readLink, readWhole } from "./sys/sysfs.ts";
+} from "../sys/libc.ts";
+import { readLink, readWhole } from "../sys/sysfs.ts";
 
 /** Opens a device by number; when there is no node of it in `/dev`, through one of our own that is gone afterwards. */
 export function openLoop(minor: number, options: LoopOptions): Loop {
