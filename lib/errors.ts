@@ -142,9 +142,7 @@ export class UnexpectedDevice extends LoopError {
       wanted?: string;
     } = {},
   ) {
-    const what = details.path === undefined
-      ? "the node"
-      : JSON.stringify(details.path);
+    const what = details.path === undefined ? "the node" : quote(details.path);
     super(`Cannot use ${what} as ${details.wanted ?? wanted(expectedMinor)}`, {
       errno: ENODEV,
       operation: "stat",
@@ -181,7 +179,41 @@ export function check(result: number, failure: () => Failure): number {
   });
 }
 
+/**
+ * Characters that a terminal acts on instead of showing them: controls, and those that
+ * change the direction of text, end lines or have no width.
+ */
+const UNPRINTABLE =
+  // deno-lint-ignore no-control-regex
+  /[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+
+/** Longer names are cut off in messages: others choose them. */
+const MAX_NAME = 200;
+
+/** Escapes what a terminal would act on: others may have chosen the text. */
+export function escapeControls(text: string): string {
+  return text.replace(UNPRINTABLE, (control) => {
+    const code = control.charCodeAt(0);
+    return code < 256
+      ? `\\x${code.toString(16).padStart(2, "0")}`
+      : `\\u${code.toString(16).padStart(4, "0")}`;
+  });
+}
+
+/** A name of others as it stands in messages: on one line, at most 200 characters. */
+export function printable(name: string): string {
+  return escapeControls(shortened(name));
+}
+
 /** A name as it stands in messages: quoted, on one line whatever it holds. */
 export function quote(name: string): string {
-  return JSON.stringify(name);
+  return JSON.stringify(shortened(name)).replace(
+    UNPRINTABLE,
+    (control) => `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+}
+
+function shortened(name: string): string {
+  if (name.length <= MAX_NAME) return name;
+  return `${name.slice(0, MAX_NAME).replace(/[\ud800-\udbff]$/, "")}…`;
 }

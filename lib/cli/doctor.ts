@@ -1,8 +1,8 @@
 import { type Check, doctor } from "../doctor.ts";
+import { escapeControls } from "../errors.ts";
 import { parse, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { print, printJson } from "./output.ts";
-import { escapeControls } from "./table.ts";
 import { wrapWords } from "./text.ts";
 
 const OPTIONS: Options = {

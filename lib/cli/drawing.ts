@@ -1,7 +1,8 @@
 /** A disk, drawn to scale for a terminal. */
 import { unicodeWidth } from "@std/cli/unicode-width";
 import type { Partition } from "../partitions/partitions.ts";
-import { escapeControls, formatSize } from "./table.ts";
+import { escapeControls } from "../errors.ts";
+import { formatSize } from "./table.ts";
 
 /** A stretch of the disk: a partition, or free space between them. */
 interface Stretch {

@@ -1,5 +1,5 @@
 import { attachedDevice } from "../devices.ts";
-import { LoopError, quote } from "../errors.ts";
+import { escapeControls, LoopError, quote } from "../errors.ts";
 import { describeHolder } from "../holder.ts";
 import { findHolders } from "../holders.ts";
 import { deviceNumberOf, partitionsOf } from "../kernel/loop_sysfs.ts";
@@ -8,7 +8,7 @@ import { EACCES, ENODEV, ENOENT, ENXIO, EPERM } from "../sys/errno.ts";
 import { only, parse, parseDeviceNumber } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { print, printJson, warn } from "./output.ts";
-import { escapeControls, formatSize } from "./table.ts";
+import { formatSize } from "./table.ts";
 
 const OPTIONS: Options = {
   json: {

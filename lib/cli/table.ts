@@ -1,5 +1,6 @@
 /** Tables, aligned by what a terminal shows and never cut off. */
 import { unicodeWidth } from "@std/cli/unicode-width";
+import { escapeControls } from "../errors.ts";
 
 /** A column of a table. */
 export interface Column<T> {
@@ -28,20 +29,6 @@ export function table<T>(
       const padding = " ".repeat(widths[index]! - unicodeWidth(cell));
       return columns[index]!.right ? padding + cell : cell + padding;
     }).join(" ").trimEnd()
-  );
-}
-
-/** A name on one line, which can do nothing to a terminal. */
-export function escapeControls(text: string): string {
-  return text.replace(
-    // deno-lint-ignore no-control-regex
-    /[\x00-\x1f\x7f-\x9f\u2028\u2029]/g,
-    (control) => {
-      const code = control.charCodeAt(0);
-      return code < 256
-        ? `\\x${code.toString(16).padStart(2, "0")}`
-        : `\\u${code.toString(16)}`;
-    },
   );
 }
 

@@ -13,6 +13,10 @@ export const BLKROGET = 0x125e;
 export const BLKFLSBUF = 0x1261;
 /** The logical block size in bytes. Argument: `int *`. */
 export const BLKSSZGET = 0x1268;
+/** The block size of the page cache of the device in bytes. Argument: `int *`. */
+export const BLKBSZGET = 0x80081270;
+/** Sets that block size, and writes back and drops the cached pages. Argument: `int *`. */
+export const BLKBSZSET = 0x40081271;
 /** The size in bytes. Argument: `u64 *`. */
 export const BLKGETSIZE64 = 0x80081272;
 /** The disk sequence number, Linux 5.15. Argument: `u64 *`. */

@@ -7,7 +7,7 @@
  * what was tried on what, writes the message.
  */
 
-import { CACHESTAT, FLOCK, STATX } from "./layouts.ts";
+import { CACHESTAT, FLOCK, OPEN_HOW, STATX } from "./layouts.ts";
 
 const SYMBOLS = {
   /** `int openat(int directory, const char *path, int flags, mode_t mode)` */
@@ -87,6 +87,7 @@ export const SYSTEM_CALLS = {
     readlinkat: 267n,
     fchmodat: 268n,
     statx: 332n,
+    openat2: 437n,
     cachestat: 451n,
   },
   aarch64: {
@@ -98,6 +99,7 @@ export const SYSTEM_CALLS = {
     readlinkat: 78n,
     fchmodat: 53n,
     statx: 291n,
+    openat2: 437n,
     cachestat: 451n,
   },
 } as const;
@@ -237,8 +239,8 @@ export const AT_FDCWD = -100;
 
 /** `asm/fcntl.h`: the flags of open(2) that differ. */
 export const OPEN_FLAGS = {
-  x86_64: { O_DIRECT: 0o40000, O_DIRECTORY: 0o200000 },
-  aarch64: { O_DIRECT: 0o200000, O_DIRECTORY: 0o40000 },
+  x86_64: { O_DIRECT: 0o40000, O_DIRECTORY: 0o200000, O_NOFOLLOW: 0o400000 },
+  aarch64: { O_DIRECT: 0o200000, O_DIRECTORY: 0o40000, O_NOFOLLOW: 0o100000 },
 } as const;
 const flags = OPEN_FLAGS[Deno.build.arch === "aarch64" ? "aarch64" : "x86_64"];
 
@@ -252,6 +254,7 @@ export const O_NOCTTY = 0o400;
 export const O_NONBLOCK = 0o4000;
 export const O_DIRECT: number = flags.O_DIRECT;
 export const O_DIRECTORY: number = flags.O_DIRECTORY;
+export const O_NOFOLLOW: number = flags.O_NOFOLLOW;
 const O_CLOEXEC = 0o2000000;
 export const O_PATH = 0o10000000;
 
@@ -262,6 +265,36 @@ export function openAt(
   flags: number,
 ): number {
   return answer(lib().openat(directory, path, flags | O_CLOEXEC, 0));
+}
+
+// linux/openat2.h
+export const RESOLVE_NO_SYMLINKS = 0x04;
+/** Fails with `EAGAIN` where it would have to wait: Linux 5.12. */
+export const RESOLVE_CACHED = 0x20;
+
+/**
+ * `openat2(2)` (Linux 5.6), always with `O_CLOEXEC`: how the path is resolved can be
+ * restricted.
+ */
+export function openAt2(
+  directory: number,
+  path: CString,
+  flags: number,
+  resolve: number,
+): number {
+  const how = new Uint8Array(OPEN_HOW.size);
+  const view = new DataView(how.buffer);
+  view.setBigUint64(OPEN_HOW.flags, BigInt(flags | O_CLOEXEC), true);
+  view.setBigUint64(OPEN_HOW.resolve, BigInt(resolve), true);
+  return answer(
+    lib().syscallTwoPointers(
+      NUMBERS.openat2,
+      BigInt(directory),
+      path,
+      how,
+      BigInt(how.length),
+    ),
+  );
 }
 
 /** `close(2)`. Its error is of no use: the descriptor is gone in any case. */
@@ -297,6 +330,7 @@ export function addressOf(bytes: Uint8Array): bigint {
 
 // linux/fcntl.h
 const F_GETFL = 3;
+const F_DUPFD_CLOEXEC = 1030;
 const F_OFD_SETLK = 37;
 const F_GET_SEALS = 1034;
 const F_SEAL_WRITE = 8;
@@ -307,6 +341,11 @@ const F_WRLCK = 1;
 /** The flags that a descriptor was opened with: `fcntl(fd, F_GETFL)`. */
 export function openFlags(fd: number): number {
   return answer(lib().fcntl(fd, F_GETFL, null));
+}
+
+/** Another descriptor of the same open file: `fcntl(fd, F_DUPFD_CLOEXEC)`. */
+export function duplicate(fd: number): number {
+  return answer(lib().fcntl(fd, F_DUPFD_CLOEXEC, null));
 }
 
 /** Whether a file in memory is sealed against writing. Other files cannot be sealed. */
@@ -445,7 +484,10 @@ export function majorMinor(device: number): [major: number, minor: number] {
 const STATX_BASIC_STATS = 0x7ff;
 const STATX_DIOALIGN = 0x2000;
 const AT_EMPTY_PATH = 0x1000;
-const AT_STATX_SYNC_AS_STAT = 0;
+/** A symbolic link itself is examined. */
+export const AT_SYMLINK_NOFOLLOW = 0x100;
+/** No file server is asked: what is known of the file has to do. */
+export const AT_STATX_DONT_SYNC = 0x4000;
 const statxBytes = new Uint8Array(STATX.size);
 const statxView = new DataView(statxBytes.buffer);
 
@@ -489,16 +531,20 @@ function statx(
   };
 }
 
-/** `statx(2)` of a path; symbolic links are followed. */
-export function statAt(directory: number, path: CString): Stat | number {
-  return statx(directory, path, AT_STATX_SYNC_AS_STAT);
+/** `statx(2)` of a path; symbolic links are followed unless the flags say otherwise. */
+export function statAt(
+  directory: number,
+  path: CString,
+  flags = 0,
+): Stat | number {
+  return statx(directory, path, flags);
 }
 
 const EMPTY = cString("");
 
 /** `statx(2)` of a descriptor. */
-export function statOf(fd: number): Stat | number {
-  return statx(fd, EMPTY, AT_EMPTY_PATH);
+export function statOf(fd: number, flags = 0): Stat | number {
+  return statx(fd, EMPTY, AT_EMPTY_PATH | flags);
 }
 
 /**

@@ -6,6 +6,8 @@
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
+  BLKBSZGET,
+  BLKBSZSET,
   BLKGETDISKSEQ,
   BLKGETSIZE64,
   BLKPG,
@@ -17,6 +19,7 @@ import {
   CACHESTAT,
   DIRENT64,
   FLOCK,
+  OPEN_HOW,
   STATX,
 } from "../../lib/sys/layouts.ts";
 import { libraryPaths, OPEN_FLAGS } from "../../lib/sys/libc.ts";
@@ -106,6 +109,7 @@ const STATX_DECLARATION = `
 const FLOCK_DECLARATION = `
   short l_type; short l_whence; __kernel_off_t l_start; __kernel_off_t l_len;
   __kernel_pid_t l_pid`;
+const OPEN_HOW_DECLARATION = `__u64 flags; __u64 mode; __u64 resolve`;
 const DIRENT64_DECLARATION = `
   u64 d_ino; s64 d_off; unsigned short d_reclen; unsigned char d_type;
   char d_name[0]`;
@@ -165,8 +169,9 @@ for (const abi of Object.keys(ABIS)) {
       assertLayout(STATX, layOut(abi, STATX_DECLARATION, structs));
     });
 
-    it("struct flock, linux_dirent64, cachestat", () => {
+    it("struct flock, open_how, linux_dirent64, cachestat", () => {
       assertLayout(FLOCK, layOut(abi, FLOCK_DECLARATION));
+      assertLayout(OPEN_HOW, layOut(abi, OPEN_HOW_DECLARATION));
       assertLayout(DIRENT64, layOut(abi, DIRENT64_DECLARATION));
       assertLayout(CACHESTAT, layOut(abi, CACHESTAT_DECLARATION));
     });
@@ -180,8 +185,12 @@ for (const abi of Object.keys(ABIS)) {
       // asm-generic/ioctl.h, which both use: direction, size, type, number.
       const read = (type: number, number: number, size: number) =>
         (2 * 2 ** 30) + (size << 16) + (type << 8) + number;
+      const write = (type: number, number: number, size: number) =>
+        (1 * 2 ** 30) + (size << 16) + (type << 8) + number;
       const none = (type: number, number: number) => (type << 8) + number;
       assertEquals(BLKGETSIZE64, read(0x12, 114, ABIS[abi]!.long!)); // size_t
+      assertEquals(BLKBSZGET, read(0x12, 112, ABIS[abi]!.long!)); // size_t
+      assertEquals(BLKBSZSET, write(0x12, 113, ABIS[abi]!.long!)); // size_t
       assertEquals(BLKGETDISKSEQ, read(0x12, 128, 8)); // __u64
       assertEquals([BLKROSET, BLKPG], [none(0x12, 93), none(0x12, 105)]);
     });
@@ -191,8 +200,16 @@ for (const abi of Object.keys(ABIS)) {
 describe("what differs between x86_64 and aarch64", () => {
   it("flags of open(2): asm-generic/fcntl.h, and asm/fcntl.h of arm64", () => {
     assertEquals(OPEN_FLAGS, {
-      x86_64: { O_DIRECT: 0o40000, O_DIRECTORY: 0o200000 },
-      aarch64: { O_DIRECT: 0o200000, O_DIRECTORY: 0o40000 },
+      x86_64: {
+        O_DIRECT: 0o40000,
+        O_DIRECTORY: 0o200000,
+        O_NOFOLLOW: 0o400000,
+      },
+      aarch64: {
+        O_DIRECT: 0o200000,
+        O_DIRECTORY: 0o40000,
+        O_NOFOLLOW: 0o100000,
+      },
     });
   });
 

@@ -96,6 +96,7 @@ describe("constants", () => {
       readlinkat: 267n,
       fchmodat: 268n,
       statx: 332n,
+      openat2: 437n,
       cachestat: 451n,
     });
     assertEquals(SYSTEM_CALLS.aarch64, {
@@ -107,6 +108,7 @@ describe("constants", () => {
       readlinkat: 78n,
       fchmodat: 53n,
       statx: 291n,
+      openat2: 437n,
       cachestat: 451n,
     });
   });
