@@ -20,7 +20,8 @@
  *
  * @module
  */
-export { attach, Attachment, type AttachOptions } from "./lib/attach.ts";
+export { attach, type AttachOptions, type Overlap } from "./lib/attach.ts";
+export { Attachment } from "./lib/attachment.ts";
 export { detach, type DetachOptions } from "./lib/detach.ts";
 export type { DeviceRef } from "./lib/device_ref.ts";
 export {

@@ -18,7 +18,7 @@ const reference = Deno.args[0] ?? `build-${crypto.randomUUID()}`;
 if (Deno.args[0] === undefined) {
   for (let leak = 0; leak < 2; leak++) {
     using memory = openMemory(1 << 20);
-    (await attach(memory, { reference })).persist();
+    await (await attach(memory, { reference })).persist();
   }
 }
 

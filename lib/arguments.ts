@@ -13,7 +13,7 @@ const MAX_INT = 2 ** 31 - 1;
 const MIN_BLOCK = 512;
 const MAX_BLOCK = 65536;
 /** The smallest page size that there is. */
-const MIN_PAGE = 4096;
+export const MIN_PAGE_SIZE = 4096;
 
 /** Refuses names of options that do not exist: a misspelt `readonly` would otherwise attach for writing. */
 export function checkOptions(
@@ -154,7 +154,8 @@ export function checkBlockSize(value: unknown): number {
   // LOOP_CONFIGURE with a block size that the kernel does not take fails after
   // it has touched the device, so this cannot be left to the kernel.
   if (
-    value > MIN_PAGE && value > maximumBlockSize(kernelVersion(), pageSize())
+    value > MIN_PAGE_SIZE &&
+    value > maximumBlockSize(kernelVersion(), pageSize())
   ) {
     throw new RangeError(
       `Cannot use ${value} as block size: before Linux 6.15 it must be at most the page size`,
@@ -184,7 +185,7 @@ function pageSize(): number {
       }
     }
   }
-  return MIN_PAGE;
+  return MIN_PAGE_SIZE;
 }
 
 /** A path, in both of the forms that are needed. */

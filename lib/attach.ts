@@ -1,47 +1,47 @@
 /** Attaching: a file becomes a device that is what was asked for, or nothing stays. */
-import { bindAny, bindThis } from "./attaching/allocation.ts";
 import {
   checkMinor,
   checkOptions,
   checkPath,
   checkSignal,
+  checkTimeout,
+  type FilePath,
 } from "./arguments.ts";
+import { Attachment } from "./attachment.ts";
+import { bindAny, bindThis } from "./attaching/allocation.ts";
 import { type Backing, openBacking } from "./attaching/backing.ts";
+import { BoundLoop } from "./attaching/bound_loop.ts";
 import {
-  type BackingFile,
-  checkDetachOptions,
-  detachBinding,
-  type DetachOptions,
-  isFree,
-  release,
-  type Released,
-  sequenceOf,
-  undo,
-  untilFree,
-} from "./detach.ts";
-import { check, LoopError, quote } from "./errors.ts";
+  type Claim,
+  lockRange,
+  refuseOverlap,
+  refuseRivals,
+} from "./attaching/overlap.ts";
+import { undo } from "./attaching/release.ts";
+import { removeStalePartitions } from "./attaching/stale_partitions.ts";
+import {
+  deviceSize,
+  refuseEmptyRange,
+  verify,
+} from "./attaching/verification.ts";
+import type { LoopDevice } from "./devices.ts";
+import { quote } from "./errors.ts";
+import { findHolders } from "./holders.ts";
 import { checkStat } from "./kernel/file_descriptor.ts";
 import {
   bind,
   CONFIGURE_OPTIONS,
   type ConfigureOptions,
-  decodeFlags,
   encodeOptions,
-  Loop,
+  type Loop,
 } from "./kernel/loop.ts";
-import { isBound } from "./kernel/loop_sysfs.ts";
 import { NodeDirectory, openAnyNode } from "./kernel/nodes.ts";
-import { lockRange, refuseOverlap, refuseRivals } from "./attaching/overlap.ts";
-import {
-  checkPartitionsOptions,
-  type Partition,
-  type PartitionsOptions,
-} from "./partitions/partitions.ts";
-import { removeStalePartitions } from "./attaching/stale_partitions.ts";
-import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
-import { statOf, writeBack } from "./sys/libc.ts";
+import { statOf } from "./sys/libc.ts";
 import { LO_FLAGS_PARTSCAN, type LoopConfig } from "./sys/loop_uapi.ts";
-import { deviceSize, verify } from "./attaching/verification.ts";
+import { DEFAULT_TIMEOUT } from "./waiting.ts";
+
+/** What {@linkcode attach} does about other devices over the same bytes of a file. */
+export type Overlap = "lock" | "refuse" | "allow";
 
 /** How {@linkcode attach} attaches. Sizes and offsets are bytes. */
 export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
@@ -57,15 +57,23 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
    */
   autoclear?: boolean | undefined;
   /**
-   * `"refuse"`: an error, `EBUSY`, when any byte of the range is behind a loop device
-   * already, whoever attached it. The bytes are locked (`F_OFD_SETLK`) as long as the
-   * device is attached, so that among users of this library, and QEMU, there is no race.
-   * Devices of other tools are found as by {@linkcode find}: not when their path leads to
-   * another file from here.
+   * What to do when a loop device shows some of the bytes already: two writable devices
+   * over the same bytes corrupt them, since each has a page cache of its own.
    *
-   * @default {"allow"}
+   * - `"lock"` locks the range of the file (`F_OFD_SETLK`) for as long as it is attached.
+   *   Among users of this library readers share a file and a writer has it alone; `EBUSY`
+   *   otherwise. A file system without locks is used without.
+   * - `"refuse"` also looks for devices of other tools, and is `EBUSY` for any overlap.
+   * - `"allow"` does neither.
+   *
+   * A device whose path leads to another file from here, because of a mount or another
+   * mount namespace, is not found. QEMU locks bytes 100 to 103 and 200 to 203 of its
+   * images. A file seen through an overlayfs and through its upper directory is two files
+   * to the kernel's locks.
+   *
+   * @default {"lock"}
    */
-  overlap?: "allow" | "refuse" | undefined;
+  overlap?: Overlap | undefined;
   /**
    * A directory, on no devtmpfs, in which nodes of the device and its partitions are
    * made, for others to use where `/dev` has none: in a container. `path` is in it then.
@@ -75,6 +83,13 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
   nodes?: string | URL | undefined;
   /** This device; it is added when it does not exist, and no other is tried. Without it the first free one. */
   minor?: number | undefined;
+  /**
+   * How many milliseconds disposal of the {@linkcode Attachment} waits for others who
+   * have the device open.
+   *
+   * @default {5000}
+   */
+  detachTimeout?: number | undefined;
   /** Ends the trying. */
   signal?: AbortSignal | undefined;
 }
@@ -91,8 +106,9 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
  * however it ends. Dispose of the {@linkcode Attachment}, or call its `detach`, to
  * detach before; a write-back error is reported only then.
  *
- * Two read-write devices over the same bytes of a file corrupt them: each has a page
- * cache of its own. With `overlap: "refuse"` that is an error.
+ * Two writable devices over the same bytes of a file corrupt them: that is an error,
+ * unless `overlap` says otherwise. Much that is not written back of the file yet is
+ * written back first, off the event loop.
  *
  * Requires `--allow-ffi`, and root or the group of the device nodes.
  *
@@ -100,8 +116,9 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
  * closed afterwards. A path is relative to the working directory; a `file:` URL can
  * name files whose names are not UTF-8.
  * @throws {LoopError} what opening the file gives (`ENOENT`, `EACCES`, `EROFS`,
- * `EISDIR` …); `EBUSY` and others when no device could be had, with the number of
- * those that were tried; `EINVAL` when direct I/O was asked for and cannot be;
+ * `EISDIR` …); `EBUSY` when the bytes are attached already, or locked; `EBUSY` and
+ * others when no device could be had, with the number of those that were tried; `EINVAL`
+ * when the range holds no whole block, or direct I/O was asked for and cannot be;
  * `EBADF` when the file leads back to the device
  * @throws {TypeError} for options that do not exist or have the wrong type
  * @throws {RangeError} for a bad offset, limit, block size, number or reference
@@ -116,8 +133,7 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
  * {
  *   await using device = await attach(path, {
  *     blockSize: 4096,
- *     overlap: "refuse",
- *   });
+ *  *   });
  *   assertEquals(device.size, 64 * 1024 * 1024);
  * }
  * await Deno.remove(path);
@@ -127,55 +143,135 @@ export async function attach(
   file: string | URL | { readonly fd: number },
   options: AttachOptions = {},
 ): Promise<Attachment> {
+  const request = parse(options);
+  const nodes = request.nodes && new NodeDirectory(request.nodes);
+  using cleanup = new DisposableStack();
+  const claim = cleanup.use(await prepare(file, request));
+  const loop = await bindDevice(claim.backing, request);
+  try {
+    await finish(loop, claim, request);
+    if (nodes !== undefined) addNode(nodes, loop);
+    if (request.overlap !== "allow") {
+      loop.hold(claim);
+      cleanup.move();
+    }
+    return new Attachment(loop, { nodes, timeout: request.detachTimeout });
+  } catch (error) {
+    nodes?.removeAll();
+    // Ours beyond doubt: this descriptor has been open since it was bound.
+    await undo(loop);
+    throw error;
+  }
+}
+
+/** What is to be done, checked. */
+interface Request {
+  readonly wanted: ConfigureOptions;
+  readonly config: LoopConfig;
+  readonly probesBlockSize: boolean;
+  readonly minor: number | undefined;
+  readonly overlap: Overlap;
+  readonly nodes: FilePath | undefined;
+  readonly detachTimeout: number;
+  readonly signal: AbortSignal | undefined;
+}
+
+/** Checks the options before any system call. */
+function parse(options: AttachOptions): Request {
   checkOptions(options, [
     ...CONFIGURE_OPTIONS,
+    "detachTimeout",
     "minor",
     "nodes",
     "overlap",
     "signal",
   ]);
-  const directory = options.nodes === undefined
-    ? undefined
-    : checkPath(options.nodes);
-  const signal = checkSignal(options.signal);
-  const minor = options.minor === undefined
-    ? undefined
-    : checkMinor(options.minor);
-  const refusesOverlap = checkOverlap(options.overlap) === "refuse";
-  const probes = options.blockSize === "probe";
+  const probesBlockSize = options.blockSize === "probe";
   const wanted: ConfigureOptions = {
     ...options,
     autoclear: options.autoclear ?? true,
+    readOnly: options.readOnly ?? false,
     blockSize: options.blockSize === "probe" ? undefined : options.blockSize,
   };
-  const config = encodeOptions(wanted);
-  signal?.throwIfAborted();
+  const request = {
+    wanted,
+    config: encodeOptions(wanted),
+    probesBlockSize,
+    minor: options.minor === undefined ? undefined : checkMinor(options.minor),
+    overlap: checkOverlap(options.overlap),
+    nodes: options.nodes === undefined ? undefined : checkPath(options.nodes),
+    detachTimeout: options.detachTimeout === undefined
+      ? DEFAULT_TIMEOUT
+      : checkTimeout(options.detachTimeout),
+    signal: checkSignal(options.signal),
+  };
+  request.signal?.throwIfAborted();
+  return request;
+}
 
-  const nodes = directory && new NodeDirectory(directory);
-  const readOnly = options.readOnly ?? false;
-  using backing = openBacking(file, { readOnly, refusesOverlap });
+function checkOverlap(value: unknown): Overlap {
+  if (value === undefined) return "lock";
+  if (value === "lock" || value === "refuse" || value === "allow") return value;
+  throw new TypeError(
+    `Cannot use ${
+      String(value)
+    } as overlap: it must be "lock", "refuse" or "allow"`,
+  );
+}
+
+/** Opens the file, and does all that can be done before a device is touched. */
+async function prepare(
+  file: string | URL | { readonly fd: number },
+  { wanted, config, probesBlockSize, overlap, signal }: Request,
+): Promise<Claim & Disposable> {
+  const readOnly = wanted.readOnly ?? false;
+  const backing = openBacking(file, {
+    readOnly,
+    isLocked: overlap !== "allow",
+  });
   const claim = {
     backing,
     start: config.info.offset,
     length: config.info.sizelimit,
     readOnly,
+    [Symbol.dispose]: () => backing[Symbol.dispose](),
   };
-  if (refusesOverlap) {
-    await lockRange(claim, signal);
-    refuseOverlap(claim);
+  try {
+    if (overlap !== "allow") await lockRange(claim, isBeingFreed, signal);
+    if (overlap === "refuse") refuseOverlap(claim);
+    if (probesBlockSize) {
+      wanted.blockSize = await probeBlockSize(backing, config);
+      config.blockSize = wanted.blockSize ?? 0;
+    }
+    if (backing.isRegular) refuseEmptyRange(backing, config);
+    await backing.writeBackMuch(signal);
+    config.fd = backing.fd;
+    return claim;
+  } catch (error) {
+    backing[Symbol.dispose]();
+    throw error;
   }
-  if (probes) {
-    wanted.blockSize = await probeBlockSize(backing, config);
-    config.blockSize = wanted.blockSize ?? 0;
-  }
-  config.fd = backing.fd;
+}
+
+/** Whether nobody uses an autoclear device any more: its owner was killed a moment ago. */
+async function isBeingFreed(device: LoopDevice): Promise<boolean> {
+  if (!device.autoclear) return false;
+  const { holders, isPartial } = await findHolders(device.minor);
+  return !isPartial && holders.length === 0;
+}
+
+/** Binds the file to a device, in one step. */
+async function bindDevice(
+  backing: Backing,
+  { wanted, config, minor, signal }: Request,
+): Promise<BoundLoop> {
   // Scanning is the second step: in one, it races with udev, and partitions that have
   // appeared vanish again.
   config.info.flags &= ~LO_FLAGS_PARTSCAN;
   const tryDevice = (minor: number): BoundLoop => {
     const loop = openAnyNode(
       minor,
-      { readOnly },
+      { readOnly: wanted.readOnly },
       (options) => new BoundLoop(minor, options),
     );
     try {
@@ -187,240 +283,21 @@ export async function attach(
       throw error;
     }
   };
-  const loop = minor === undefined
+  return minor === undefined
     ? await bindAny(tryDevice, backing.name, signal)
     : bindThis(tryDevice, minor);
-  try {
-    if (wanted.partscan) loop.setStatus({ partscan: true });
-    loop.remember(verify(loop, wanted, config, backing));
-    // Who does not lock may have attached it since we looked.
-    if (refusesOverlap) await refuseRivals(claim, loop, signal);
-    if (nodes !== undefined) addNode(nodes, loop);
-    return new Attachment(loop, nodes);
-  } catch (error) {
-    nodes?.removeAll();
-    // Ours beyond doubt: this descriptor has been open since it was bound.
-    await undo(loop);
-    throw error;
-  }
 }
 
-function checkOverlap(value: unknown): "allow" | "refuse" {
-  if (value === undefined) return "allow";
-  if (value === "allow" || value === "refuse") return value;
-  throw new TypeError(
-    `Cannot use ${String(value)} as overlap: it must be "allow" or "refuse"`,
-  );
-}
-
-/**
- * A file that {@linkcode attach} attached, for as long as it is not disposed of.
- *
- * It holds the device open, so that the kernel cannot give it to anybody else.
- * `detach` and disposal detach it. After that `minor`, `path` and `diskSequence` stay
- * readable, and all else is a {@linkcode LoopError} `EBADF`.
- *
- * @example Detaching by hand, with a limit
- * ```ts
- * import { attach, openMemory } from "@loopdev/loopdev";
- *
- * using memory = openMemory(1 << 20);
- * const device = await attach(memory);
- * await device.detach({ timeout: 1000 });
- * ```
- */
-export class Attachment implements AsyncDisposable {
-  /** The open device. Closing it detaches, when `autoclear` is set. */
-  readonly loop: Loop;
-  readonly #loop: BoundLoop;
-  #state: "attached" | "persisted" | "detached" = "attached";
-  /** Set from the first `detach` on: written back, and the descriptor closed. */
-  #released: Promise<Released> | undefined;
-  #reported = false;
-
-  readonly #nodes: NodeDirectory | undefined;
-
-  /** Made by {@linkcode attach}. */
-  constructor(loop: Loop, nodes?: unknown) {
-    if (!(loop instanceof BoundLoop)) {
-      throw new TypeError("Cannot make an Attachment: attach() makes them");
-    }
-    this.loop = this.#loop = loop;
-    this.#nodes = nodes instanceof NodeDirectory ? nodes : undefined;
-  }
-
-  /** The path of the device: `/dev/loop3`, or that in the directory `nodes`. */
-  get path(): string {
-    return this.#nodes?.pathOf(this.#loop.name) ?? this.#loop.path;
-  }
-
-  /** The number of the device: 3 for `/dev/loop3`. */
-  get minor(): number {
-    return this.#loop.minor;
-  }
-
-  /** The disk sequence number of the binding; 0 before Linux 5.15. It rises when the backing file is exchanged. */
-  get diskSequence(): number {
-    return this.#loop.diskSequence;
-  }
-
-  /** The size in bytes, read from the device at each access. */
-  get size(): number {
-    return this.#loop.getSize();
-  }
-
-  /** The logical block size in bytes, read from the device at each access. */
-  get blockSize(): number {
-    return this.#loop.getBlockSize();
-  }
-
-  /**
-   * Makes the partitions of the device appear, and tells what they are: as
-   * {@linkcode partitions}.
-   *
-   * @throws {LoopError} `EUCLEAN` when the table is damaged; `ETIMEDOUT` when a node
-   * does not appear in time
-   *
-   * @example
-   * ```ts
-   * import { attach, openMemory } from "@loopdev/loopdev";
-   *
-   * using memory = openMemory(1 << 20);
-   * await using device = await attach(memory, { partscan: true });
-   * for (const { path, size } of await device.partitions()) {
-   *   console.log(path, size);
-   * }
-   * ```
-   */
-  async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
-    const waiting = checkPartitionsOptions(options);
-    const { showPartitions } = await import("./partitions/show.ts");
-    return await showPartitions(this.#loop, waiting, this.#nodes);
-  }
-
-  /**
-   * Detaches, and resolves when the device is free.
-   *
-   * Everything that was written through the device is in the file then, also what
-   * others wrote meanwhile. While others have it open the kernel keeps it, and
-   * detaches when they let go. After {@linkcode LoopBusyError}, an abort or `lazy`
-   * the descriptor is closed, and calling it again waits again. Detached already, it
-   * resolves at once.
-   *
-   * @throws {LoopBusyError} `EBUSY` when others do not let go in time
-   * @throws {LoopError} `EIO`, `ENOSPC` when writing back failed, with the device
-   * detached
-   * @throws {StaleDeviceError} after `persist`, when the device is bound to something
-   * else by now
-   *
-   * @example
-   * ```ts
-   * import { attach, openMemory } from "@loopdev/loopdev";
-   *
-   * using memory = openMemory(1 << 20);
-   * const device = await attach(memory);
-   * await device.detach();
-   * ```
-   */
-  async detach(options: DetachOptions = {}): Promise<void> {
-    const waiting = checkDetachOptions(options);
-    if (this.#state === "detached") return;
-    if (this.#released === undefined && this.#loop.fd === -1) {
-      return await this.#detachByReference(options);
-    }
-    const released = await (this.#released ??= this.#release());
-    if (!waiting.lazy) await untilFree(released, waiting);
-    if (!waiting.lazy || isFree(released)) this.#state = "detached";
-    if (released.failure !== undefined && !this.#reported) {
-      this.#reported = true;
-      throw released.failure;
-    }
-  }
-
-  async #release(): Promise<Released> {
-    this.#nodes?.removeAll();
-    try {
-      return await release(this.#loop);
-    } catch (error) {
-      // The kernel would not let it go; our descriptor is closed all the same.
-      this.#released = undefined;
-      this.#state = "persisted";
-      throw error;
-    }
-  }
-
-  /** Once the descriptor is closed, the disk sequence number tells whether it is still our binding. */
-  async #detachByReference(options: DetachOptions): Promise<void> {
-    const { minor, path, diskSequence } = this;
-    this.#state = "persisted"; // disposal neither waits nor throws a second time
-    const { backing } = this.#loop;
-    try {
-      await detachBinding({ minor, diskSequence }, backing, options);
-    } catch (error) {
-      // Unbound, or nearly so, or removed. What sysfs says is the truth.
-      const known = error instanceof LoopError &&
-        [ENXIO, ENODEV, ENOENT].includes(error.errno);
-      if (!known) throw error;
-      const binding = { minor, path, diskSequence: diskSequence || undefined };
-      if (error.errno === ENXIO) {
-        await untilFree({ ...binding, failure: undefined, partscan: true }, {
-          ...checkDetachOptions(options),
-          ...(options.lazy && { timeout: 0 }),
-        });
-      } else if (!isFree(binding)) throw error;
-    }
-    this.#nodes?.removeAll();
-    if (!options.lazy || !isBound(minor)) this.#state = "detached";
-  }
-
-  /**
-   * Leaves the device to live on without this process: writes back, clears
-   * `autoclear` (about 16 ms, from Linux 6.19 on refused when it is mounted: call it
-   * before mounting) and closes the descriptor. `detach` still works, by the disk
-   * sequence number; disposal does nothing any more.
-   *
-   * @returns The path of the device.
-   * @throws {LoopError} `EIO`, `ENOSPC` when writing back failed, and the device stays
-   * attached as it is; `EBUSY` as above
-   *
-   * @example
-   * ```ts
-   * import { attach, detach, openMemory } from "@loopdev/loopdev";
-   *
-   * using memory = openMemory(1 << 20);
-   * const path = (await attach(memory)).persist();
-   * await detach(path);
-   * ```
-   */
-  persist(): string {
-    const { path } = this;
-    if (this.#state === "persisted") return path;
-    if (this.#released !== undefined) {
-      throw new LoopError(`Cannot persist ${quote(path)}`, {
-        errno: EBADF,
-        operation: "persist",
-        path,
-        hint: "it was detached",
-      });
-    }
-    const { autoclear } = decodeFlags(this.#loop.getInfo().flags);
-    check(writeBack(this.#loop.fd), () => ({
-      action: `Cannot write back ${quote(path)}`,
-      operation: "sync_file_range",
-      path,
-    }));
-    if (autoclear) this.#loop.setStatus({ autoclear: false });
-    this.#state = "persisted";
-    this.#loop.close();
-    return path;
-  }
-
-  /** The same as {@linkcode Attachment.detach}; nothing after `persist`, and no second waiting after one that failed. */
-  async [Symbol.asyncDispose](): Promise<void> {
-    if (this.#state === "persisted") return;
-    if (this.#released === undefined) return await this.detach();
-    await this.#released.catch(() => {}); // reported by the detach() that began it
-  }
+/** Makes sure that the device is what was asked for. */
+async function finish(
+  loop: BoundLoop,
+  claim: Claim,
+  { wanted, config, overlap, signal }: Request,
+): Promise<void> {
+  if (wanted.partscan) loop.setStatus({ partscan: true });
+  loop.remember(verify(loop, wanted, config, claim.backing));
+  // Who does not lock may have attached it since we looked.
+  if (overlap === "refuse") await refuseRivals(claim, loop, signal);
 }
 
 function addNode(nodes: NodeDirectory, { fd, name, path }: Loop): void {
@@ -443,24 +320,4 @@ async function probeBlockSize(
     size: Number(deviceSize(backing.size, info)),
   };
   return probeSectorSize(new DescriptorSource(reader.fd, range, backing.name));
-}
-
-/** A device that a file was attached to by us. */
-class BoundLoop extends Loop {
-  /** The disk sequence number of the binding; 0 before Linux 5.15. */
-  diskSequence = 0;
-  /** What is bound. */
-  backing: BackingFile | undefined;
-
-  /** Notes what tells this binding from any other, once the descriptor is closed. */
-  remember(backing: BackingFile): void {
-    this.backing = backing;
-    this.diskSequence = sequenceOf(this) ?? 0;
-  }
-
-  override changeFd(fd: number): void {
-    super.changeFd(fd);
-    this.backing = this.getInfo();
-    if (this.diskSequence !== 0) this.diskSequence = this.getDiskSequence();
-  }
 }

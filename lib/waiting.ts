@@ -16,13 +16,14 @@ const LONGEST_PAUSE = 20;
 
 /** Looks until something is so, first at once. Gives the number of looks; `undefined` when the time is up. */
 export async function waitUntil(
-  isSo: () => boolean,
+  isSo: () => boolean | Promise<boolean>,
   { timeout, signal }: Limits,
 ): Promise<number | undefined> {
   const deadline = performance.now() + timeout;
   let pause = FIRST_PAUSE;
   for (let looks = 1;; looks++) {
-    if (isSo()) return looks;
+    const answer = isSo();
+    if (typeof answer === "boolean" ? answer : await answer) return looks;
     signal?.throwIfAborted();
     const left = deadline - performance.now();
     if (left <= 0) return undefined;
@@ -47,4 +48,23 @@ export function sleep(
     }, milliseconds);
     signal?.addEventListener("abort", abort, { once: true });
   });
+}
+
+/** Settles as the promise does, or rejects at an abort, whatever comes of the promise. */
+export async function abortable<T>(
+  promise: Promise<T>,
+  signal: AbortSignal | undefined,
+): Promise<T> {
+  if (signal === undefined) return await promise;
+  let abort: (() => void) | undefined;
+  const aborted = new Promise<never>((_, reject) => {
+    abort = () => reject(signal.reason);
+    if (signal.aborted) abort();
+    else signal.addEventListener("abort", abort, { once: true });
+  });
+  try {
+    return await Promise.race([promise, aborted]);
+  } finally {
+    signal.removeEventListener("abort", abort!);
+  }
 }

@@ -11,13 +11,20 @@ import { BLKGETSIZE64 } from "../sys/blk_uapi.ts";
 import { EACCES, EBADF, EPERM, EROFS, ETXTBSY } from "../sys/errno.ts";
 import {
   AT_FDCWD,
+  close,
   cString,
+  dirtyPages,
+  duplicate,
+  fsyncElsewhere,
   ioctlPointer,
   isSealed,
   O_ACCMODE,
   O_DIRECT,
+  O_NOCTTY,
+  O_NONBLOCK,
   O_PATH,
   O_RDONLY,
+  O_RDWR,
   O_WRONLY,
   openAt,
   openFlags,
@@ -26,6 +33,11 @@ import {
   type Stat,
   statOf,
 } from "../sys/libc.ts";
+import { abortable } from "../waiting.ts";
+
+/** What is written back in a few milliseconds. */
+const FEW_BYTES = 8n << 20n;
+const FEW_PAGES = 2048;
 
 /** The backing file of an attachment to be. */
 export class Backing implements Disposable {
@@ -51,13 +63,30 @@ export class Backing implements Disposable {
     return this.#isBlockDevice ? this.#deviceSize() : this.#examine().size;
   }
 
-  /** Another open file description of the same file, for us alone. */
-  reopen(): Backing {
+  /**
+   * Another open file description of the same file, for us alone: a lock belongs to the
+   * description, and the caller's may live longer than the device, or have two of them.
+   */
+  reopen(readOnly: boolean): Backing {
+    const action = `Cannot open ${this.name} again, to lock its bytes`;
     const flags = check(openFlags(this.fd), () => ({
-      action: `Cannot open ${this.name} again`,
+      action,
       operation: "fcntl",
     }));
-    const descriptor = this.#openAgain(flags & (O_ACCMODE | O_DIRECT));
+    const access = readOnly ? O_RDONLY : O_RDWR;
+    const fd = check(
+      openAt(
+        AT_FDCWD,
+        cString(`/proc/self/fd/${this.fd}`),
+        access | (flags & O_DIRECT) | O_NONBLOCK | O_NOCTTY,
+      ),
+      () => ({
+        action,
+        operation: "open",
+        hint: 'overlap: "allow" attaches it without a lock',
+      }),
+    );
+    const descriptor = new FileDescriptor(fd);
     try {
       return new Backing(descriptor.fd, this.name, descriptor);
     } catch (error) {
@@ -68,19 +97,20 @@ export class Backing implements Disposable {
 
   /** A descriptor to read the file with, through the page cache. */
   openForReading(): FileDescriptor {
-    return this.#openAgain(O_RDONLY);
-  }
-
-  #openAgain(flags: number): FileDescriptor {
     return new FileDescriptor(
       check(
-        openAt(AT_FDCWD, cString(`/proc/self/fd/${this.fd}`), flags),
+        openAt(AT_FDCWD, cString(`/proc/self/fd/${this.fd}`), O_RDONLY),
         () => ({
           action: `Cannot open ${this.name} again`,
           operation: "open",
         }),
       ),
     );
+  }
+
+  /** Whether it is a regular file: the size of a device is known for certain when it is bound. */
+  get isRegular(): boolean {
+    return !this.#isBlockDevice;
   }
 
   get #isBlockDevice(): boolean {
@@ -103,6 +133,18 @@ export class Backing implements Disposable {
     return size[0]!;
   }
 
+  /**
+   * Writes back on another thread when much of the file is dirty: binding it to a device
+   * has the kernel do that, from Linux 6.14 on, and would stop the event loop for as long.
+   */
+  async writeBackMuch(signal: AbortSignal | undefined): Promise<void> {
+    if (this.size <= FEW_BYTES || dirtyPages(this.fd) <= FEW_PAGES) return;
+    // A descriptor of its own: after an abort the other thread is still at it.
+    const fd = duplicate(this.fd);
+    if (fd < 0) return; // none to spare: then the kernel does it at once
+    await abortable(fsyncElsewhere(fd).finally(() => close(fd)), signal);
+  }
+
   [Symbol.dispose](): void {
     this.#owned?.close();
   }
@@ -111,7 +153,8 @@ export class Backing implements Disposable {
 /** How a file is to be opened. */
 interface OpenOptions {
   readonly readOnly: boolean;
-  readonly refusesOverlap: boolean;
+  /** Whether its bytes will be locked. */
+  readonly isLocked: boolean;
 }
 
 /** Opens a file to be attached, or takes the descriptor that the caller has. */
@@ -132,7 +175,7 @@ export function openBacking(
 
 function openAny(
   file: string | URL | { readonly fd: number },
-  { readOnly, refusesOverlap }: OpenOptions,
+  { readOnly, isLocked }: OpenOptions,
 ): Backing {
   if (typeof file === "object" && file !== null && "fd" in file) {
     if (file.fd === -1) {
@@ -143,8 +186,7 @@ function openAny(
       });
     }
     const backing = borrowed(checkDescriptor(file.fd, "fd"), readOnly);
-    // A lock belongs to an open file description, and the caller's may live longer.
-    return refusesOverlap ? backing.reopen() : backing;
+    return isLocked ? backing.reopen(readOnly) : backing;
   }
   const descriptor = readOnly
     ? openFile(file, { readOnly })

@@ -1,10 +1,18 @@
 /** Keeping a file from being attached twice over the same bytes. */
-import type { Backing } from "./backing.ts";
-import { sleep } from "../waiting.ts";
 import { devicesOver, type LoopDevice } from "../devices.ts";
 import { LoopError } from "../errors.ts";
-import { EACCES, EAGAIN, EBUSY } from "../sys/errno.ts";
-import { tryLockRange } from "../sys/libc.ts";
+import {
+  EACCES,
+  EAGAIN,
+  EBUSY,
+  EINVAL,
+  ENOLCK,
+  ENOSYS,
+  EOPNOTSUPP,
+} from "../sys/errno.ts";
+import { F_RDLCK, F_UNLCK, F_WRLCK, lockBytes } from "../sys/libc.ts";
+import { sleep } from "../waiting.ts";
+import type { Backing } from "./backing.ts";
 
 /** The bytes of a file that a device shows. */
 export interface Range {
@@ -20,43 +28,87 @@ export interface Claim extends Range {
   readonly readOnly: boolean;
 }
 
-/** A device that is being detached keeps its lock for a moment longer than its binding. */
-const LOCK_TRIES = 20;
-const LOCK_PAUSE = 5; // milliseconds
+/** The file system of the file has no locks. */
+const NO_LOCKS = [EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP];
+
+/** A device that is being freed keeps its lock for a moment longer than its binding. */
+const FREEING_TIMEOUT = 500; // milliseconds
+const FREEING_PAUSE = 5; // milliseconds
 
 /**
  * Locks the bytes for the open file description that will be bound. The loop device
  * keeps it open, so the lock lasts as long as the binding, also when this process is
- * gone: among those who lock there is no race.
+ * gone: among those who lock there is no race. Readers share a lock, a writer has it
+ * alone. Without locks in the file system it does nothing.
+ *
+ * @param isBeingFreed Whether nobody uses a device any more that has the lock.
+ * @throws {LoopError} `EBUSY`
  */
 export async function lockRange(
   claim: Claim,
+  isBeingFreed: (device: LoopDevice) => Promise<boolean>,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  for (let tries = 1;; tries++) {
-    const result = tryLockRange(
-      claim.backing.fd,
-      !claim.readOnly, // a lock that excludes all needs a descriptor for writing
-      claim.start,
-      claim.length,
-    );
-    if (result >= 0) return;
-    const isTaken = result === -EAGAIN || result === -EACCES;
-    const mayPass = isTaken && tries < LOCK_TRIES &&
-      overlapping(claim).length === 0;
-    if (!mayPass) throw lockError(claim, -result, isTaken);
-    await sleep(LOCK_PAUSE, signal);
+  const deadline = performance.now() + FREEING_TIMEOUT;
+  while (!tryLockRange(claim)) {
+    const device = findLocker(claim);
+    const mayPass = performance.now() < deadline &&
+      (device === undefined || await isBeingFreed(device));
+    if (!mayPass) throw lockedError(claim, device);
+    await sleep(FREEING_PAUSE, signal);
   }
 }
 
-function lockError(claim: Claim, errno: number, isTaken: boolean): LoopError {
-  return new LoopError(`Cannot attach ${claim.backing.name}`, {
-    errno: isTaken ? EBUSY : errno,
+/** Locks the bytes. `false`: others have locked some of them. */
+export function tryLockRange(claim: Claim): boolean {
+  const { backing, readOnly, start } = claim;
+  const result = lockBytes(
+    backing.fd,
+    readOnly ? F_RDLCK : F_WRLCK, // to lock others out needs a descriptor for writing
+    start,
+    lengthToLock(claim),
+  );
+  if (result >= 0 || NO_LOCKS.includes(-result)) return true;
+  if (result === -EAGAIN || result === -EACCES) return false;
+  throw new LoopError(`Cannot lock bytes of ${backing.name}`, {
+    errno: -result,
     operation: "fcntl",
-    hint: isTaken
-      ? "some of its bytes are locked: they are behind another loop device or in use by a virtual machine"
-      : "its bytes cannot be locked, so that they are not behind another loop device cannot be assured",
   });
+}
+
+/** Unlocks all that a description has locked, but for the range. */
+export function unlockOutside(fd: number, range: Range): void {
+  const length = lengthToLock(range);
+  if (range.start > 0n) lockBytes(fd, F_UNLCK, 0n, range.start);
+  if (length > 0n) lockBytes(fd, F_UNLCK, range.start + length, 0n);
+}
+
+/** The highest offset of a file. */
+const MAX_OFFSET = 2n ** 63n - 1n;
+
+/** A lock must not end past the highest offset, a limit may. */
+function lengthToLock({ start, length }: Range): bigint {
+  return start + length > MAX_OFFSET ? 0n : length;
+}
+
+/** The error for bytes that others have locked; `device` is theirs, where one is found. */
+export function lockedError(
+  claim: Claim,
+  device = findLocker(claim),
+): LoopError {
+  if (device !== undefined) return overlapError(claim, device);
+  return new LoopError(`Cannot attach ${claim.backing.name}`, {
+    errno: EBUSY,
+    operation: "fcntl",
+    hint:
+      'another program has locked some of its bytes, as virtual machines do; overlap: "allow" (--overlap) attaches it all the same',
+  });
+}
+
+/** The device whose lock is in the way, where one is found: readers share theirs. */
+function findLocker(claim: Claim): LoopDevice | undefined {
+  return overlapping(claim)
+    .find(({ readOnly }) => !(readOnly && claim.readOnly));
 }
 
 /** Throws when a device shows some of the bytes already. */

@@ -3,11 +3,9 @@
  * at a detach only where it was told to scan for them; others stay, and would show
  * parts of the next file, or be in the way of its partitions.
  */
-import { LoopError, quote } from "../errors.ts";
 import { type Loop, reopen } from "../kernel/loop.ts";
-import { hasPartitions, isBound, partitionsOf } from "../kernel/loop_sysfs.ts";
-import { deletePartition } from "../sys/blk_uapi.ts";
-import { ENXIO } from "../sys/errno.ts";
+import { removePartitions } from "../kernel/kernel_partitions.ts";
+import { hasPartitions, isBound } from "../kernel/loop_sysfs.ts";
 import { O_EXCL, O_RDONLY } from "../sys/libc.ts";
 
 /**
@@ -26,14 +24,9 @@ export function removeStalePartitions(loop: Loop): void {
     "remove old partitions of",
   );
   if (isBound(loop.minor)) return; // somebody else was faster
-  for (const { name, number } of partitionsOf(loop.minor)) {
-    const result = deletePartition(exclusive.fd, number);
-    if (result >= 0 || result === -ENXIO) continue;
-    throw new LoopError(`Cannot remove ${quote(`/dev/${name}`)}`, {
-      errno: -result,
-      operation: "BLKPG",
-      path: loop.path,
-      hint: "an earlier user of the device left it behind",
-    });
-  }
+  const { minor, path } = loop;
+  removePartitions(
+    { fd: exclusive.fd, minor, path },
+    "remove the partitions that an earlier user left on",
+  );
 }

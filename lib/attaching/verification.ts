@@ -4,12 +4,18 @@ import { check, LoopError, quote } from "../errors.ts";
 import {
   type ConfigureOptions,
   decodeFlags,
+  exactSize,
+  fitPageCache,
   type Loop,
+  pageCacheBlockSize,
 } from "../kernel/loop.ts";
 import { BLKROSET } from "../sys/blk_uapi.ts";
 import { EINVAL, EIO } from "../sys/errno.ts";
 import { directIoAlignment, ioctlPointer } from "../sys/libc.ts";
 import type { LoopConfig, LoopInfo64 } from "../sys/loop_uapi.ts";
+
+/** The block size that the kernel chooses, unless it raises it for direct I/O. */
+const DEFAULT_BLOCK = 512;
 
 /** Throws unless the device is what was asked for. */
 export function verify(
@@ -24,7 +30,11 @@ export function verify(
 
   const mismatch = (what: string, want: unknown, got: unknown): LoopError => {
     const isDirectIo = what === "directIo";
-    const why = isDirectIo ? `: ${whyDirectIo(backing, config, info)}` : "";
+    const why = isDirectIo
+      ? `: ${whyDirectIo(backing, config, info)}`
+      : what === "block size" && flags.directIo
+      ? `: direct I/O to the file needs that; ask for it with blockSize: ${got} (-b ${got})`
+      : "";
     return new LoopError(
       `Cannot attach ${backing.name} to ${quote(loop.path)} as asked`,
       {
@@ -53,9 +63,14 @@ export function verify(
     isReadOnly = loop.isReadOnly();
   }
   expect("readOnly", readOnly, isReadOnly);
-  expect("block size", wanted.blockSize, loop.getBlockSize());
+  const blockSize = loop.getBlockSize();
+  expect("block size", wanted.blockSize ?? DEFAULT_BLOCK, blockSize);
+  fitPageCache(loop);
+  if (pageCacheBlockSize(loop) < blockSize) {
+    throw mismatch("page cache", blockSize, pageCacheBlockSize(loop));
+  }
 
-  const size = BigInt(loop.getSize());
+  const size = exactSize(loop);
   const first = deviceSize(backing.size, config.info);
   if (size !== first) {
     // The file may have grown or shrunk before or after the kernel looked.
@@ -63,7 +78,33 @@ export function verify(
     const [least, most] = first < last ? [first, last] : [last, first];
     if (size < least || size > most) throw mismatch("size", last, size);
   }
+  if (size < BigInt(blockSize)) {
+    throw emptyRange(backing, config, blockSize);
+  }
   return info;
+}
+
+/** Throws when the device would have no whole block, before one is bound. */
+export function refuseEmptyRange(backing: Backing, config: LoopConfig): void {
+  const blockSize = config.blockSize || DEFAULT_BLOCK;
+  if (deviceSize(backing.size, config.info) < BigInt(blockSize)) {
+    throw emptyRange(backing, config, blockSize);
+  }
+}
+
+function emptyRange(
+  { name, size }: Backing,
+  { info: { offset } }: LoopConfig,
+  blockSize: number,
+): LoopError {
+  const isPastEnd = offset > 0n && offset >= size;
+  return new LoopError(`Cannot attach ${name}`, {
+    errno: EINVAL,
+    operation: "attach",
+    hint: isPastEnd
+      ? `offset ${offset} is past the end: the file has ${size} bytes`
+      : `the range holds no whole block of ${blockSize} bytes: the file has ${size} bytes`,
+  });
 }
 
 /** Why direct I/O is not as asked for. The kernel drops the wish in silence. */

@@ -1,8 +1,5 @@
-import {
-  attach as attachFile,
-  type Attachment,
-  type AttachOptions,
-} from "../attach.ts";
+import { attach as attachFile, type AttachOptions } from "../attach.ts";
+import type { Attachment } from "../attachment.ts";
 import { attachedDevice, type LoopDevice } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
 import { encodeOptions } from "../kernel/loop.ts";
@@ -95,7 +92,7 @@ async function run(args: string[]): Promise<number> {
     }
   }
   if (asJson) printJson({ devices });
-  printed.forEach((attachment) => attachment.persist());
+  for (const attachment of printed) await attachment.persist();
   return status;
 }
 
@@ -137,7 +134,7 @@ export function attachOptions(
   return {
     ...configuration,
     ...(sectorSize === PROBE && { blockSize: PROBE }),
-    overlap: given.flag("nooverlap") ? "refuse" : "allow",
+    overlap: given.flag("nooverlap") ? "refuse" : "lock",
     minor: device === undefined ? undefined : parseDeviceNumber(device),
   };
 }

@@ -9,6 +9,7 @@ import {
   checkOptions,
   checkPath,
   type FilePath,
+  MIN_PAGE_SIZE,
 } from "../arguments.ts";
 import {
   check,
@@ -23,8 +24,16 @@ import {
   FileDescriptor,
   fileType,
 } from "./file_descriptor.ts";
-import { deviceNumberOf, hasSysfs, LOOP_MAJOR } from "./loop_sysfs.ts";
+import { removePartitions } from "./kernel_partitions.ts";
 import {
+  deviceNumberOf,
+  hasPartitions,
+  hasSysfs,
+  LOOP_MAJOR,
+} from "./loop_sysfs.ts";
+import {
+  BLKBSZGET,
+  BLKBSZSET,
   BLKFLSBUF,
   BLKGETDISKSEQ,
   BLKGETSIZE64,
@@ -396,8 +405,12 @@ export class Loop implements Disposable {
    * the device stays read-only whatever the new descriptor allows. The disk sequence
    * number rises.
    *
+   * Partitions of the old file are removed; the kernel looks for those of the new one
+   * where `partscan` is on and it can read the table, {@linkcode partitions} everywhere.
+   *
    * @throws {LoopError} `EINVAL` when the device is not read-only or the size
-   * differs; `ENXIO` when nothing is bound; `EBADF` for a closed descriptor or a cycle
+   * differs; `EBUSY` when a partition is in use; `ENXIO` when nothing is bound; `EBADF`
+   * for a closed descriptor or a cycle
    *
    * @example
    * ```ts
@@ -413,16 +426,27 @@ export class Loop implements Disposable {
    */
   changeFd(fd: number): void {
     this.#checkBacking(fd, "LOOP_CHANGE_FD");
-    this.#value(
-      "LOOP_CHANGE_FD",
-      LOOP_CHANGE_FD,
-      BigInt(fd),
-      "change the backing file of",
-      {
+    const what = "change the backing file of";
+    const change = () =>
+      this.#value("LOOP_CHANGE_FD", LOOP_CHANGE_FD, BigInt(fd), what, {
         [EINVAL]: "the device must be read-only and the new file of that size",
         [EBADF]: "the file leads back to this device",
-      },
-    );
+      });
+    this.#withoutPartitions(this.#fd, what, change);
+  }
+
+  /** Makes a change after which partitions would show other bytes: they are removed first. */
+  #withoutPartitions(fd: number, what: string, change: () => void): void {
+    const { minor, path } = this;
+    // Without sysfs nobody tells which partitions there are.
+    if (!hasSysfs() || !hasPartitions(minor)) return change();
+    const restore = removePartitions({ fd, minor, path }, what);
+    try {
+      change();
+    } catch (error) {
+      restore();
+      throw error;
+    }
   }
 
   /**
@@ -519,6 +543,7 @@ export class Loop implements Disposable {
       repeatWhileAgain(set, exclusive.fd),
       this.#failure("LOOP_SET_BLOCK_SIZE", what),
     );
+    fitPageCache(this, exclusive.fd);
   }
 
   /**
@@ -560,6 +585,12 @@ export class Loop implements Disposable {
     this.#checkBacking(fd, "LOOP_CONFIGURE");
     config.fd = fd;
     bind(this, config, `descriptor ${fd}`);
+    try {
+      fitPageCache(this);
+    } catch (error) {
+      this.clearFd(); // ours beyond doubt: this descriptor has been open since
+      throw error;
+    }
   }
 
   /**
@@ -631,7 +662,8 @@ export class Loop implements Disposable {
    * (about 16 ms), which is not atomic: somebody else's change in between is lost.
    *
    * A change of offset or limit is refused with `EBUSY` when the device is mounted or
-   * otherwise held exclusively: the file system would be ruined.
+   * otherwise held exclusively: the file system would be ruined. With the offset
+   * partitions would move to other bytes, so they are removed.
    *
    * @throws {LoopError} `ENXIO` when nothing is bound; `EBUSY` as above, and from
    * Linux 6.19 on for every change of a mounted device
@@ -681,7 +713,9 @@ export class Loop implements Disposable {
     const what = "change";
     if (info.offset !== offset || info.sizelimit !== sizelimit) {
       using exclusive = this.#exclusive(what);
-      this.#setInfo(exclusive.fd, info, what);
+      const change = () => this.#setInfo(exclusive.fd, info, what);
+      if (info.offset === offset) change();
+      else this.#withoutPartitions(exclusive.fd, what, change);
     } else if (info.flags !== flags || info.fileName !== fileName) {
       this.#setInfo(this.#fd, info, what);
     }
@@ -698,6 +732,8 @@ export class Loop implements Disposable {
   /**
    * `BLKGETSIZE64`: the size of the device in bytes; 0 when nothing is bound.
    *
+   * @throws {RangeError} for a size above `Number.MAX_SAFE_INTEGER`
+   *
    * @example
    * ```ts
    * import { Loop, LoopControl } from "@loopdev/loopdev";
@@ -708,7 +744,7 @@ export class Loop implements Disposable {
    * ```
    */
   getSize(): number {
-    return this.#safe(this.#get("BLKGETSIZE64", BLKGETSIZE64), "size");
+    return this.#safe(exactSize(this), "size");
   }
 
   /**
@@ -724,7 +760,7 @@ export class Loop implements Disposable {
    * ```
    */
   getBlockSize(): number {
-    return Number(this.#get("BLKSSZGET", BLKSSZGET));
+    return Number(readNumber(this, "BLKSSZGET", BLKSSZGET));
   }
 
   /**
@@ -748,7 +784,7 @@ export class Loop implements Disposable {
    */
   getDiskSequence(): number {
     return this.#safe(
-      this.#get("BLKGETDISKSEQ", BLKGETDISKSEQ),
+      readNumber(this, "BLKGETDISKSEQ", BLKGETDISKSEQ),
       "disk sequence",
     );
   }
@@ -770,7 +806,7 @@ export class Loop implements Disposable {
    * ```
    */
   isReadOnly(): boolean {
-    return this.#get("BLKROGET", BLKROGET) !== 0n;
+    return readNumber(this, "BLKROGET", BLKROGET) !== 0n;
   }
 
   /**
@@ -984,16 +1020,6 @@ export class Loop implements Disposable {
     );
   }
 
-  /** One of the `BLK*GET*`: a number of 32 or 64 bits. */
-  #get(operation: string, request: number): bigint {
-    u64View.setBigUint64(0, 0n, true);
-    check(
-      ioctlPointer(this.#open(operation), request, u64),
-      this.#failure(operation, "examine"),
-    );
-    return u64View.getBigUint64(0, true);
-  }
-
   /** A number that a `number` holds exactly. */
   #safe(value: bigint, field: string): number {
     if (value <= Number.MAX_SAFE_INTEGER) return Number(value);
@@ -1118,6 +1144,52 @@ export function decodeFlags(
     partscan: (flags & LO_FLAGS_PARTSCAN) !== 0,
     directIo: (flags & LO_FLAGS_DIRECT_IO) !== 0,
   };
+}
+
+/** One of the `BLK*GET*`: a number of 32 or 64 bits. */
+function readNumber(loop: Loop, operation: string, request: number): bigint {
+  const { fd, path } = loop;
+  const hint = fd === -1 ? "it is closed" : undefined;
+  u64View.setBigUint64(0, 0n, true);
+  check(ioctlPointer(fd, request, u64), () => ({
+    action: `Cannot examine ${quote(path)}`,
+    operation,
+    path,
+    hint,
+  }));
+  return u64View.getBigUint64(0, true);
+}
+
+/** The size of an open device in bytes, exactly. */
+export function exactSize(loop: Loop): bigint {
+  return readNumber(loop, "BLKGETSIZE64", BLKGETSIZE64);
+}
+
+/**
+ * Has the page cache of a device use blocks that are no smaller than its logical ones.
+ * It chose their size when the device was opened, at most a page; from Linux 6.15 on a
+ * logical block may be larger, and all that is written would fail with `EIO`.
+ */
+export function fitPageCache(loop: Loop, fd: number = loop.fd): void {
+  const wanted = loop.getBlockSize();
+  if (wanted <= MIN_PAGE_SIZE) return;
+  if (pageCacheBlockSize(loop) >= wanted) return;
+  const size = new Uint8Array(4);
+  new DataView(size.buffer).setInt32(0, wanted, true);
+  const { path } = loop;
+  check(ioctlPointer(fd, BLKBSZSET, size), () => ({
+    action: `Cannot use blocks of ${wanted} bytes in the page cache of ${
+      quote(path)
+    }`,
+    operation: "BLKBSZSET",
+    path,
+    hint: { [EBUSY]: "it is held exclusively" },
+  }));
+}
+
+/** The block size of the page cache of an open device, in bytes. */
+export function pageCacheBlockSize(loop: Loop): number {
+  return Number(readNumber(loop, "BLKBSZGET", BLKBSZGET));
 }
 
 /** Another open file description of the same device, whatever its path leads to by now. */

@@ -148,6 +148,20 @@ export function isBound(minor: number): boolean {
   return exists(`${BLOCK}/loop${minor}/loop`);
 }
 
+/**
+ * What tells the binding of a device from those before and after it, on every kernel: the
+ * inode of `loop/` in sysfs, which is made when a file is bound and removed at the
+ * detach. Unlike the disk sequence number it stays when the file is exchanged.
+ * `undefined` when no file is attached, or there is no sysfs.
+ */
+export function bindingOf(minor: number): bigint | undefined {
+  const path = `${BLOCK}/loop${minor}/loop`;
+  const stat = statAt(AT_FDCWD, transientCString(path));
+  if (typeof stat !== "number") return stat.inode;
+  throwUnless(GONE, stat, path);
+  return undefined;
+}
+
 /** The disk sequence number of a device; `undefined` before Linux 5.15, and when there is no such device. */
 export function diskSequenceOf(minor: number): number | undefined {
   const path = `${BLOCK}/loop${minor}/diskseq`;

@@ -3,7 +3,7 @@ import { bindAny } from "../attaching/allocation.ts";
 import { checkBlockSize, checkBytes, MAX_MINOR } from "../arguments.ts";
 import { Backing } from "../attaching/backing.ts";
 import { urlOf } from "../cli/files.ts";
-import { releaseNow } from "../detach.ts";
+import { releaseNow } from "../attaching/release.ts";
 import { LoopError, quote, UnexpectedDevice } from "../errors.ts";
 import { openFile } from "../kernel/file_descriptor.ts";
 import { bind, Loop } from "../kernel/loop.ts";

@@ -21,7 +21,7 @@ import {
   S_IFMT,
   statOf,
 } from "../sys/libc.ts";
-import { type Limits, waitUntil } from "../waiting.ts";
+import { type Limits, sleep, waitUntil } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
 import type { Partition } from "./partitions.ts";
@@ -38,9 +38,9 @@ export async function showPartitions(
   loop.setStatus({ partscan: true });
   const entries = readEntries(loop);
   let missing: TableEntry[] = [];
-  const looks = await waitUntil(() => {
+  const looks = await waitUntil(async () => {
     // A scan that somebody else has caused drops and returns all of them.
-    missing = entries.filter((entry) => !appears(loop, entry, nodes));
+    missing = await findMissing(loop, entries, nodes);
     return missing.length === 0;
   }, waiting);
   if (looks === undefined) throw notThere(loop, missing, nodes);
@@ -96,14 +96,37 @@ function readEntries(loop: Loop): TableEntry[] {
   }
 }
 
-/** Whether a partition is there and its node can be opened; what is missing is added. */
+/** So long the event loop stops at most: there may be hundreds of partitions. */
+const SLICE_MILLISECONDS = 10;
+
+/** The partitions that are not there yet, or whose nodes cannot be opened; what is missing is added. */
+async function findMissing(
+  loop: Loop,
+  entries: readonly TableEntry[],
+  nodes: NodeDirectory | undefined,
+): Promise<TableEntry[]> {
+  const known = new Map(
+    partitionsOf(loop.minor).map((partition) => [partition.number, partition]),
+  );
+  const missing: TableEntry[] = [];
+  let start = performance.now();
+  for (const entry of entries) {
+    if (performance.now() - start > SLICE_MILLISECONDS) {
+      await sleep(0, undefined);
+      start = performance.now();
+    }
+    const partition = known.get(entry.number);
+    if (!appears(loop, entry, partition, nodes)) missing.push(entry);
+  }
+  return missing;
+}
+
 function appears(
   loop: Loop,
   entry: TableEntry,
+  known: KernelPartition | undefined,
   nodes: NodeDirectory | undefined,
 ): boolean {
-  const known = partitionsOf(loop.minor)
-    .find(({ number }) => number === entry.number);
   if (known === undefined) {
     add(loop, entry);
     return false; // look again

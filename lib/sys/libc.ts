@@ -36,13 +36,6 @@ const SYMBOLS = {
     parameters: ["i32", "i64", "i64", "u32"],
     result: "i32",
   },
-  /** The same on another thread. Its errno is lost: the result is of no use. */
-  syncFileRangeElsewhere: {
-    name: "sync_file_range",
-    parameters: ["i32", "i64", "i64", "u32"],
-    result: "i32",
-    nonblocking: true,
-  },
   /** `ssize_t pread(int fd, void *buffer, size_t size, off_t offset)`; what we ask for fits 32 bits. */
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
   /** `int flock(int fd, int operation)` */
@@ -66,6 +59,13 @@ const SYMBOLS = {
     parameters: ["i64", "i64", "buffer", "buffer", "i64"],
     result: "i32",
   },
+  /** `syscall` with numbers only, on another thread. Its errno is lost. */
+  syscallElsewhere: {
+    name: "syscall",
+    parameters: ["i64", "i64", "i64", "i64", "i64"],
+    result: "i32",
+    nonblocking: true,
+  },
   /** `int *__errno_location(void)`, in glibc and musl */
   errnoLocation: {
     name: "__errno_location",
@@ -79,25 +79,31 @@ const SYMBOLS = {
 /** System call numbers, `asm/unistd_64.h` and `asm-generic/unistd.h`. */
 export const SYSTEM_CALLS = {
   x86_64: {
+    close: 3n,
     pwrite64: 18n,
+    fsync: 74n,
     getdents64: 217n,
     mkdirat: 258n,
     mknodat: 259n,
     unlinkat: 263n,
     readlinkat: 267n,
     fchmodat: 268n,
+    sync_file_range: 277n,
     statx: 332n,
     openat2: 437n,
     cachestat: 451n,
   },
   aarch64: {
+    close: 57n,
     pwrite64: 68n,
+    fsync: 82n,
     getdents64: 61n,
     mkdirat: 34n,
     mknodat: 33n,
     unlinkat: 35n,
     readlinkat: 78n,
     fchmodat: 53n,
+    sync_file_range: 84n,
     statx: 291n,
     openat2: 437n,
     cachestat: 451n,
@@ -335,8 +341,10 @@ const F_OFD_SETLK = 37;
 const F_GET_SEALS = 1034;
 const F_SEAL_WRITE = 8;
 const F_SEAL_FUTURE_WRITE = 16;
-const F_RDLCK = 0;
-const F_WRLCK = 1;
+/** Kinds of locks: for those who read, for one who writes, none. */
+export const F_RDLCK = 0;
+export const F_WRLCK = 1;
+export const F_UNLCK = 2;
 
 /** The flags that a descriptor was opened with: `fcntl(fd, F_GETFL)`. */
 export function openFlags(fd: number): number {
@@ -355,18 +363,19 @@ export function isSealed(fd: number): boolean {
 }
 
 /**
- * Locks a byte range for the open file description, without waiting: `fcntl(fd,
- * F_OFD_SETLK)`. A length of 0 goes to the end of the file, wherever that will be.
+ * Locks a byte range for the open file description, or unlocks it, without waiting:
+ * `fcntl(fd, F_OFD_SETLK)`. A length of 0 goes to the end of the file, wherever that
+ * will be.
  */
-export function tryLockRange(
+export function lockBytes(
   fd: number,
-  exclusive: boolean,
+  kind: typeof F_RDLCK | typeof F_WRLCK | typeof F_UNLCK,
   start: bigint,
   length: bigint,
 ): number {
   const lock = new Uint8Array(FLOCK.size); // l_whence 0: SEEK_SET
   const view = new DataView(lock.buffer);
-  view.setInt16(FLOCK.l_type, exclusive ? F_WRLCK : F_RDLCK, true);
+  view.setInt16(FLOCK.l_type, kind, true);
   view.setBigInt64(FLOCK.l_start, start, true);
   view.setBigInt64(FLOCK.l_len, length, true);
   return answer(lib().fcntl(fd, F_OFD_SETLK, lock));
@@ -377,7 +386,9 @@ export function fsync(fd: number): number {
   return answer(lib().fsync(fd));
 }
 
-// linux/fs.h: wait for what is under way, start the rest, wait for it.
+// linux/fs.h
+const SYNC_FILE_RANGE_WAIT_BEFORE = 1;
+/** Wait for what is under way, start the rest, wait for it. */
 const SYNC_FILE_RANGE_WRITE_AND_WAIT = 7;
 
 /** Writes dirty pages back and waits for them: `sync_file_range(2)` over the whole file. */
@@ -387,14 +398,46 @@ export function writeBack(fd: number): number {
   );
 }
 
-/** The same on another thread, to have the event loop go on. Whether it worked is not known: call `writeBack` afterwards. */
-export async function writeBackElsewhere(fd: number): Promise<void> {
-  await lib().syncFileRangeElsewhere(
-    fd,
-    0n,
-    0n,
-    SYNC_FILE_RANGE_WRITE_AND_WAIT,
+/** A page that no file has: nothing is waited for there. */
+const BEYOND_ALL_PAGES = 2n ** 62n;
+
+/**
+ * The error of earlier write-backs that this open file has not been told of yet, without
+ * writing or waiting: `sync_file_range(2)` over a page that does not exist.
+ */
+export function writeBackError(fd: number): number {
+  return answer(
+    lib().syncFileRange(
+      fd,
+      BEYOND_ALL_PAGES,
+      1n,
+      SYNC_FILE_RANGE_WAIT_BEFORE,
+    ),
   );
+}
+
+/**
+ * Writes dirty pages back on another thread, while the event loop goes on. Whether that
+ * worked is not known: ask `writeBackError` on a descriptor that was open before.
+ */
+export async function writeBackElsewhere(fd: number): Promise<void> {
+  await lib().syscallElsewhere(
+    NUMBERS.sync_file_range,
+    BigInt(fd),
+    0n,
+    0n,
+    BigInt(SYNC_FILE_RANGE_WRITE_AND_WAIT),
+  );
+}
+
+/** `fsync(2)` on another thread. Whether it worked is not known. */
+export async function fsyncElsewhere(fd: number): Promise<void> {
+  await lib().syscallElsewhere(NUMBERS.fsync, BigInt(fd), 0n, 0n, 0n);
+}
+
+/** `close(2)` on another thread: the last one of a device writes back what is dirty. */
+export async function closeElsewhere(fd: number): Promise<void> {
+  await lib().syscallElsewhere(NUMBERS.close, BigInt(fd), 0n, 0n, 0n);
 }
 
 /** `pread(2)`: how many bytes were read. */

@@ -76,7 +76,7 @@ describe("an unprivileged user", onDevices, () => {
          });
          await tell(async () => {
            const device = await attach("${image}", { minor: ${own.minor} });
-           const path = device.persist();
+           const path = await device.persist();
            await detach(path);
            return path;
          });`,
@@ -106,7 +106,7 @@ describe("a /dev without nodes", onDevices, () => {
          });
          await tell(async () => {
            const device = await attach("${image}", { minor: ${own.minor} });
-           await detach(device.persist());
+           await detach(await device.persist());
          });
          await tell(async () => {
            await using device = await attach("${image}");
@@ -247,7 +247,7 @@ describe("no /sys", onDevices, () => {
          });
          await tell(async () => {
            await using device = await attach("${image}", { minor: ${own.minor} });
-           await detach(device.persist());
+           await detach(await device.persist());
          });
          await tell(() => list());`,
       );

@@ -58,7 +58,7 @@ async function attachAndWrite(
 async function attachAndPersist(files: Files): Promise<void> {
   await attachAndWrite(files);
   const { minor, diskSequence } = attachment!;
-  attachment!.persist();
+  await attachment!.persist();
   reference = { minor, diskSequence };
 }
 

@@ -41,7 +41,7 @@ const WAYS:
       const device = await attach(path);
       const { minor, diskSequence } = device;
       write(device);
-      device.persist();
+      await device.persist();
       await detach({ minor, diskSequence });
     },
   ];

@@ -88,25 +88,31 @@ describe("constants", () => {
 
   it("have the system call numbers of both architectures", () => {
     assertEquals(SYSTEM_CALLS.x86_64, {
+      close: 3n,
       pwrite64: 18n,
+      fsync: 74n,
       getdents64: 217n,
       mkdirat: 258n,
       mknodat: 259n,
       unlinkat: 263n,
       readlinkat: 267n,
       fchmodat: 268n,
+      sync_file_range: 277n,
       statx: 332n,
       openat2: 437n,
       cachestat: 451n,
     });
     assertEquals(SYSTEM_CALLS.aarch64, {
+      close: 57n,
       pwrite64: 68n,
+      fsync: 82n,
       getdents64: 61n,
       mkdirat: 34n,
       mknodat: 33n,
       unlinkat: 35n,
       readlinkat: 78n,
       fchmodat: 53n,
+      sync_file_range: 84n,
       statx: 291n,
       openat2: 437n,
       cachestat: 451n,

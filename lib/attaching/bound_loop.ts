@@ -1,0 +1,91 @@
+/** The open device of an attachment, and what tells its binding from any other. */
+import { checkDescriptor } from "../arguments.ts";
+import { encodeOptions, Loop, type StatusChanges } from "../kernel/loop.ts";
+import { Backing } from "./backing.ts";
+import {
+  type Claim,
+  lockedError,
+  tryLockRange,
+  unlockOutside,
+} from "./overlap.ts";
+import { sequenceOf } from "./release.ts";
+
+/** A backing file: tells bindings apart before Linux 5.15, which has no disk sequence numbers. */
+export interface BackingFile {
+  readonly device: bigint;
+  readonly inode: bigint;
+}
+
+/** A device that a file was attached to by us. */
+export class BoundLoop extends Loop {
+  /** The disk sequence number of the binding; 0 before Linux 5.15. */
+  diskSequence = 0;
+  /** What is bound. */
+  backing: BackingFile | undefined;
+  /**
+   * The bytes that are locked. The descriptor stays open until the device is closed: only
+   * through it the lock of the description that is bound can be moved.
+   */
+  #claim: Claim | undefined;
+
+  /** Notes what tells this binding from any other, once the descriptor is closed. */
+  remember(backing: BackingFile): void {
+    this.backing = backing;
+    this.diskSequence = sequenceOf(this) ?? 0;
+  }
+
+  /** Takes over the descriptor that holds the lock. */
+  hold(claim: Claim): void {
+    this.#claim = claim;
+  }
+
+  override close(): void {
+    super.close();
+    this.#claim?.backing[Symbol.dispose]();
+    this.#claim = undefined;
+  }
+
+  override changeFd(fd: number): void {
+    const claim = this.#claim;
+    if (claim === undefined) super.changeFd(fd);
+    else this.#changeLocked(fd, claim);
+    this.backing = this.getInfo();
+    if (this.diskSequence !== 0) this.diskSequence = this.getDiskSequence();
+  }
+
+  #changeLocked(fd: number, claim: Claim): void {
+    const borrowed = new Backing(checkDescriptor(fd, "fd"), `descriptor ${fd}`);
+    const backing = borrowed.reopen(true);
+    try {
+      const next = { ...claim, backing, readOnly: true };
+      if (!tryLockRange(next)) throw lockedError(next);
+      super.changeFd(backing.fd);
+      this.#claim = next;
+    } catch (error) {
+      backing[Symbol.dispose]();
+      throw error;
+    }
+    claim.backing[Symbol.dispose]();
+  }
+
+  override setStatus(changes: StatusChanges): void {
+    const claim = this.#claim;
+    const isMoved = changes.offset !== undefined ||
+      changes.sizelimit !== undefined;
+    if (claim === undefined || !isMoved) return super.setStatus(changes);
+    const { offset, sizelimit } = encodeOptions(changes).info;
+    const next = {
+      ...claim,
+      start: changes.offset === undefined ? claim.start : offset,
+      length: changes.sizelimit === undefined ? claim.length : sizelimit,
+    };
+    // Both ranges are locked until it is known which one it is.
+    if (!tryLockRange(next)) throw lockedError(next);
+    try {
+      super.setStatus(changes);
+      this.#claim = next;
+    } finally {
+      unlockOutside(claim.backing.fd, this.#claim!);
+    }
+  }
+}

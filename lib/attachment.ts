@@ -1,0 +1,286 @@
+/** An attached file, for as long as it is not disposed of. */
+import { BoundLoop } from "./attaching/bound_loop.ts";
+import {
+  isFree,
+  release,
+  type Released,
+  reportWriteBack,
+  writeBackMuch,
+} from "./attaching/release.ts";
+import {
+  checkDetachOptions,
+  detachBinding,
+  type DetachOptions,
+  untilFree,
+  type Waiting,
+} from "./detach.ts";
+import { LoopError, quote } from "./errors.ts";
+import { decodeFlags, exactSize, type Loop } from "./kernel/loop.ts";
+import { bindingOf, diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
+import type { NodeDirectory } from "./kernel/nodes.ts";
+import {
+  checkPartitionsOptions,
+  type Partition,
+  type PartitionsOptions,
+} from "./partitions/partitions.ts";
+import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
+import { writeBack, writeBackError } from "./sys/libc.ts";
+import { DEFAULT_TIMEOUT } from "./waiting.ts";
+
+/**
+ * A file that {@linkcode attach} attached, for as long as it is not disposed of.
+ *
+ * It holds the device open, so that the kernel cannot give it to anybody else.
+ * `detach` and disposal detach it. After that `minor`, `path` and `diskSequence` stay
+ * readable, and all else is a {@linkcode LoopError} `EBADF`.
+ *
+ * @example Detaching by hand, with a limit
+ * ```ts
+ * import { attach, openMemory } from "@loopdev/loopdev";
+ *
+ * using memory = openMemory(1 << 20);
+ * const device = await attach(memory);
+ * await device.detach({ timeout: 1000 });
+ * ```
+ */
+export class Attachment implements AsyncDisposable {
+  /** The open device. Closing it detaches, when `autoclear` is set. */
+  readonly loop: Loop;
+  readonly #loop: BoundLoop;
+  readonly #nodes: NodeDirectory | undefined;
+  readonly #timeout: number;
+  #state: State = { is: "attached" };
+
+  /** Made by {@linkcode attach}. */
+  constructor(
+    loop: Loop,
+    { nodes, timeout = DEFAULT_TIMEOUT }: Internals = {},
+  ) {
+    if (!(loop instanceof BoundLoop)) {
+      throw new TypeError("Cannot make an Attachment: attach() makes them");
+    }
+    this.loop = this.#loop = loop;
+    this.#nodes = nodes;
+    this.#timeout = timeout;
+  }
+
+  /** The path of the device: `/dev/loop3`, or that in the directory `nodes`. */
+  get path(): string {
+    return this.#nodes?.pathOf(this.#loop.name) ?? this.#loop.path;
+  }
+
+  /** The number of the device: 3 for `/dev/loop3`. */
+  get minor(): number {
+    return this.#loop.minor;
+  }
+
+  /** The disk sequence number of the binding; 0 before Linux 5.15. It rises when the backing file is exchanged. */
+  get diskSequence(): number {
+    return this.#loop.diskSequence;
+  }
+
+  /** The size in bytes, read from the device at each access. Above 2^53-1 it is given as that. */
+  get size(): number {
+    const size = exactSize(this.#loop);
+    return Number(size < MAX_SAFE ? size : MAX_SAFE);
+  }
+
+  /** The logical block size in bytes, read from the device at each access. */
+  get blockSize(): number {
+    return this.#loop.getBlockSize();
+  }
+
+  /**
+   * Makes the partitions of the device appear, and tells what they are: as
+   * {@linkcode partitions}.
+   *
+   * @throws {LoopError} `EUCLEAN` when the table is damaged; `ETIMEDOUT` when a node
+   * does not appear in time
+   *
+   * @example
+   * ```ts
+   * import { attach, openMemory } from "@loopdev/loopdev";
+   *
+   * using memory = openMemory(1 << 20);
+   * await using device = await attach(memory, { partscan: true });
+   * for (const { path, size } of await device.partitions()) {
+   *   console.log(path, size);
+   * }
+   * ```
+   */
+  async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
+    const waiting = checkPartitionsOptions(options);
+    const { showPartitions } = await import("./partitions/show.ts");
+    return await showPartitions(this.#loop, waiting, this.#nodes);
+  }
+
+  /**
+   * Detaches, and resolves when the device is free.
+   *
+   * Everything that was written through the device is in the file then, also what
+   * others wrote meanwhile. While others have it open the kernel keeps it, and
+   * detaches when they let go. After {@linkcode LoopBusyError}, an abort or `lazy`
+   * the descriptor is closed, and calling it again waits again. Detached already, it
+   * resolves at once.
+   *
+   * @throws {LoopBusyError} `EBUSY` when others do not let go in time
+   * @throws {LoopError} `EIO`, `ENOSPC` when writing back failed, with the device
+   * detached
+   * @throws {StaleDeviceError} after `persist`, when the device is bound to something
+   * else by now
+   *
+   * @example
+   * ```ts
+   * import { attach, openMemory } from "@loopdev/loopdev";
+   *
+   * using memory = openMemory(1 << 20);
+   * const device = await attach(memory);
+   * await device.detach();
+   * ```
+   */
+  async detach(options: DetachOptions = {}): Promise<void> {
+    const waiting = checkDetachOptions(options);
+    if (this.#state.is === "attached" && this.#loop.fd !== -1) {
+      this.#state = { is: "released", released: this.#release() };
+    }
+    switch (this.#state.is) {
+      case "detached":
+        return;
+      case "released":
+        return await this.#detachReleased(this.#state, waiting);
+      default: // whoever called closed the descriptor, by persist() or loop.close()
+        return await this.#detachByReference(options);
+    }
+  }
+
+  async #release(): Promise<Released> {
+    this.#nodes?.removeAll();
+    try {
+      return await release(this.#loop);
+    } catch (error) {
+      // The kernel refused; our descriptor is closed all the same.
+      this.#state = { is: "persisted" };
+      throw error;
+    }
+  }
+
+  async #detachReleased(state: ReleasedState, waiting: Waiting): Promise<void> {
+    const released = await state.released;
+    if (!waiting.lazy) await untilFree(released, waiting);
+    if (!waiting.lazy || isFree(released)) this.#state = { is: "detached" };
+    if (released.failure === undefined || state.isReported) return;
+    state.isReported = true;
+    throw released.failure;
+  }
+
+  /** Once the descriptor is closed, the disk sequence number tells whether it is still our binding. */
+  async #detachByReference(options: DetachOptions): Promise<void> {
+    const { minor, path, diskSequence } = this;
+    this.#state = { is: "persisted" }; // disposal neither waits nor throws a second time
+    const { backing } = this.#loop;
+    try {
+      await detachBinding({ minor, diskSequence }, backing, options);
+    } catch (error) {
+      // Unbound, or nearly so, or removed. What sysfs says is the truth.
+      const known = error instanceof LoopError &&
+        [ENXIO, ENODEV, ENOENT].includes(error.errno);
+      if (!known) throw error;
+      const binding = bindingOfSequence(minor, diskSequence);
+      const device = { minor, path, binding, diskSequence };
+      if (error.errno === ENXIO) {
+        await untilFree({ ...device, failure: undefined, partscan: true }, {
+          ...checkDetachOptions(options),
+          ...(options.lazy && { timeout: 0 }),
+        });
+      } else if (!isFree(device)) throw error;
+    }
+    this.#nodes?.removeAll();
+    if (!options.lazy || !isBound(minor)) this.#state = { is: "detached" };
+  }
+
+  /**
+   * Leaves the device to live on without this process: writes back, clears
+   * `autoclear` (about 16 ms, from Linux 6.19 on refused when it is mounted: call it
+   * before mounting) and closes the descriptor. `detach` still works, by the disk
+   * sequence number; disposal does nothing any more.
+   *
+   * @returns The path of the device.
+   * @throws {LoopError} `EIO`, `ENOSPC` when writing back failed, and the device stays
+   * attached as it is; `EBUSY` as above
+   *
+   * @example
+   * ```ts
+   * import { attach, detach, openMemory } from "@loopdev/loopdev";
+   *
+   * using memory = openMemory(1 << 20);
+   * const path = await (await attach(memory)).persist();
+   * await detach(path);
+   * ```
+   */
+  async persist(): Promise<string> {
+    const { path } = this;
+    if (this.#state.is === "persisted") return path;
+    this.#checkAttached();
+    const isSettled = await writeBackMuch(this.#loop);
+    this.#checkAttached(); // somebody may have called detach() meanwhile
+    reportWriteBack(this.#loop, isSettled ? writeBack : writeBackError);
+    const { autoclear } = decodeFlags(this.#loop.getInfo().flags);
+    if (autoclear) this.#loop.setStatus({ autoclear: false });
+    this.#state = { is: "persisted" };
+    this.#loop.close();
+    return path;
+  }
+
+  #checkAttached(): void {
+    if (this.#state.is === "attached") return;
+    const { path } = this;
+    throw new LoopError(`Cannot persist ${quote(path)}`, {
+      errno: EBADF,
+      operation: "persist",
+      path,
+      hint: "it was detached",
+    });
+  }
+
+  /** Detaches as {@linkcode Attachment.detach} does, within `detachTimeout`; nothing after `persist`, and no second waiting after one that failed. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    switch (this.#state.is) {
+      case "attached":
+        return await this.detach({ timeout: this.#timeout });
+      case "released":
+        await this.#state.released.catch(() => {}); // reported by the detach() that began it
+    }
+  }
+}
+
+/** What {@linkcode attach} knows beside the device. */
+interface Internals {
+  readonly nodes?: NodeDirectory | undefined;
+  readonly timeout?: number;
+}
+
+/** The device is to be freed: written back, and the descriptor closed. */
+interface ReleasedState {
+  readonly is: "released";
+  readonly released: Promise<Released>;
+  /** Whether a failure was thrown already. */
+  isReported?: boolean;
+}
+
+type State =
+  | { readonly is: "attached" }
+  | ReleasedState
+  | { readonly is: "persisted" }
+  | { readonly is: "detached" };
+
+const MAX_SAFE = BigInt(Number.MAX_SAFE_INTEGER);
+
+/** The binding of a device, if it is the one with that disk sequence number; 0 is any. */
+function bindingOfSequence(
+  minor: number,
+  diskSequence: number,
+): bigint | undefined {
+  const binding = bindingOf(minor);
+  const isOurs = diskSequence === 0 || diskSequenceOf(minor) === diskSequence;
+  return isOurs ? binding : undefined;
+}
