@@ -1,6 +1,8 @@
 /** An attached file, for as long as it is not disposed of. */
 import { BoundLoop } from "./attaching/bound_loop.ts";
 import {
+  closingElsewhere,
+  hasMuchCached,
   isFree,
   release,
   type Released,
@@ -24,7 +26,7 @@ import {
   type PartitionsOptions,
 } from "./partitions/partitions.ts";
 import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
-import { writeBack, writeBackError } from "./sys/libc.ts";
+import { writeBack } from "./sys/libc.ts";
 import { DEFAULT_TIMEOUT } from "./waiting.ts";
 
 /**
@@ -219,16 +221,27 @@ export class Attachment implements AsyncDisposable {
    */
   async persist(): Promise<string> {
     const { path } = this;
-    if (this.#state.is === "persisted") return path;
+    if (this.#isPersisted) return path;
     this.#checkAttached();
-    const isSettled = await writeBackMuch(this.#loop);
-    this.#checkAttached(); // somebody may have called detach() meanwhile
-    reportWriteBack(this.#loop, isSettled ? writeBack : writeBackError);
+    if (!hasMuchCached(this.#loop)) return this.#persist(writeBack);
+    const flush = await writeBackMuch(this.#loop);
+    return await closingElsewhere(this.#loop, () => this.#persist(flush));
+  }
+
+  #persist(flush: (fd: number) => number): string {
+    const { path } = this;
+    if (this.#isPersisted) return path; // by another call, while this one was writing back
+    this.#checkAttached();
+    reportWriteBack(this.#loop, flush);
     const { autoclear } = decodeFlags(this.#loop.getInfo().flags);
     if (autoclear) this.#loop.setStatus({ autoclear: false });
     this.#state = { is: "persisted" };
     this.#loop.close();
     return path;
+  }
+
+  get #isPersisted(): boolean {
+    return this.#state.is === "persisted";
   }
 
   #checkAttached(): void {

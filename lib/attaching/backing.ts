@@ -13,7 +13,6 @@ import {
   AT_FDCWD,
   close,
   cString,
-  dirtyPages,
   duplicate,
   fsyncElsewhere,
   ioctlPointer,
@@ -28,16 +27,14 @@ import {
   O_WRONLY,
   openAt,
   openFlags,
+  pageCacheOf,
   S_IFBLK,
   S_IFMT,
   type Stat,
   statOf,
 } from "../sys/libc.ts";
 import { abortable } from "../waiting.ts";
-
-/** What is written back in a few milliseconds. */
-const FEW_BYTES = 8n << 20n;
-const FEW_PAGES = 2048;
+import { FEW_BYTES, FEW_PAGES } from "./much.ts";
 
 /** The backing file of an attachment to be. */
 export class Backing implements Disposable {
@@ -138,7 +135,9 @@ export class Backing implements Disposable {
    * has the kernel do that, from Linux 6.14 on, and would stop the event loop for as long.
    */
   async writeBackMuch(signal: AbortSignal | undefined): Promise<void> {
-    if (this.size <= FEW_BYTES || dirtyPages(this.fd) <= FEW_PAGES) return;
+    if (this.size <= FEW_BYTES) return;
+    const cache = pageCacheOf(this.fd);
+    if (typeof cache === "number" || cache.dirty <= FEW_PAGES) return;
     // A descriptor of its own: after an abort the other thread is still at it.
     const fd = duplicate(this.fd);
     if (fd < 0) return; // none to spare: then the kernel does it at once

@@ -1,14 +1,14 @@
 /** Releasing a device: what was written is in the file, and the descriptor is closed, whatever fails. */
 import { check, LoopError, quote } from "../errors.ts";
-import { Loop, reopen } from "../kernel/loop.ts";
+import { exactSize, Loop, reopen } from "../kernel/loop.ts";
 import { bindingOf, hasSysfs, isBound } from "../kernel/loop_sysfs.ts";
 import { EINVAL, ENOTTY, ENXIO } from "../sys/errno.ts";
 import {
   closeElsewhere,
-  dirtyPages,
   duplicate,
   ioctlValue,
   O_RDONLY,
+  pageCacheOf,
   writeBack,
   writeBackElsewhere,
   writeBackError,
@@ -18,6 +18,7 @@ import {
   LO_FLAGS_PARTSCAN,
   LOOP_CLR_FD,
 } from "../sys/loop_uapi.ts";
+import { FEW_BYTES, FEW_CACHED_PAGES, FEW_PAGES } from "./much.ts";
 import { DEFAULT_TIMEOUT, type Limits, waitUntil } from "../waiting.ts";
 
 /** A device, and which binding of it. */
@@ -43,21 +44,31 @@ export interface Released extends Binding {
  * afterwards unless others have it open. The event loop goes on meanwhile.
  */
 export async function release(loop: Loop): Promise<Released> {
-  const isSettled = await writeBackMuch(loop);
-  if (isSettled) return releaseNow(loop);
-  // Somebody goes on writing. If that one closes first, our close is the last one and
-  // writes back all that is dirty: on another thread, too.
+  if (!hasMuchCached(loop)) return releaseNow(loop);
+  const flush = await writeBackMuch(loop);
+  return await closingElsewhere(loop, () => releaseBy(loop, flush));
+}
+
+/** Releases a device at once: for one of which little is cached. */
+export function releaseNow(loop: Loop): Released {
+  return releaseBy(loop, writeBack);
+}
+
+/**
+ * Has the descriptor, which the callback closes, be really closed on another thread: the
+ * last close of a device writes back what somebody has made dirty meanwhile, and drops
+ * all pages.
+ */
+export async function closingElsewhere<T>(
+  loop: Loop,
+  use: () => T,
+): Promise<T> {
   const last = duplicate(loop.fd);
   try {
-    return releaseBy(loop, writeBackError);
+    return use();
   } finally {
     if (last >= 0) await closeElsewhere(last);
   }
-}
-
-/** Releases a device at once: for one through which little was written. */
-export function releaseNow(loop: Loop): Released {
-  return releaseBy(loop, writeBack);
 }
 
 function releaseBy(loop: Loop, flush: (fd: number) => number): Released {
@@ -107,40 +118,48 @@ function orError<T>(call: () => T): { value?: T; error?: LoopError } {
   }
 }
 
-/** 8 MiB: what is written to the page cache of the backing file in a few milliseconds. */
-const FEW_PAGES = 2048;
+/** Whether writing back and dropping what is cached may take long. */
+export function hasMuchCached(loop: Loop): boolean {
+  const cache = pageCacheOf(loop.fd);
+  if (typeof cache !== "number") {
+    return cache.dirty > FEW_PAGES || cache.cached > FEW_CACHED_PAGES;
+  }
+  // Before Linux 6.5: no more than there is.
+  return loop.fd !== -1 && exactSize(loop) > FEW_BYTES;
+}
+
 /** Somebody who keeps on writing makes new dirty pages during each pass. */
 const MAX_PASSES = 3;
 
 /**
- * Writes back on another thread until little is dirty. `false`: somebody writes faster.
- * Errors are not known here: each open file is told of them once, so the descriptor of
- * the device still is.
+ * Writes back on another thread until little is dirty. Its errors are not known there:
+ * each open file is told of them once, so the descriptor of the device still is.
+ *
+ * @returns What flushes the rest, or, while somebody writes faster than that, what tells
+ * of errors without waiting for him.
  */
-export async function writeBackMuch(loop: Loop): Promise<boolean> {
-  let pages = dirtyPages(loop.fd);
-  if (isFew(pages)) return true;
+export async function writeBackMuch(
+  loop: Loop,
+): Promise<(fd: number) => number> {
   let second;
   try {
     second = reopen(loop, O_RDONLY, "write back");
   } catch (error) {
     if (loop.fd === -1) throw error;
-    return true; // no descriptor to spare: all of it is written back at once
+    return writeBack; // no descriptor to spare: all of it is written back at once
   }
   try {
     for (let pass = 1; pass <= MAX_PASSES; pass++) {
       await writeBackElsewhere(second.fd);
-      pages = dirtyPages(second.fd);
-      if (pages < 0 || isFew(pages)) return true;
+      const cache = pageCacheOf(second.fd);
+      if (typeof cache === "number" || cache.dirty <= FEW_PAGES) {
+        return writeBack;
+      }
     }
-    return false;
+    return writeBackError;
   } finally {
     second.close();
   }
-}
-
-function isFew(pages: number): boolean {
-  return pages >= 0 && pages <= FEW_PAGES;
 }
 
 /** Throws why something could not be written back, now or before. */

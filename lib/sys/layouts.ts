@@ -27,7 +27,12 @@ export const OPEN_HOW = { size: 24, flags: 0, resolve: 16 } as const;
 export const DIRENT64 = { d_reclen: 16, d_name: 19 } as const;
 
 /** `struct cachestat`, linux/mman.h. */
-export const CACHESTAT = { size: 40, nr_dirty: 8, nr_writeback: 16 } as const;
+export const CACHESTAT = {
+  size: 40,
+  nr_cache: 0,
+  nr_dirty: 8,
+  nr_writeback: 16,
+} as const;
 
 /** `struct blkpg_ioctl_arg`, linux/blkpg.h. */
 export const BLKPG_IOCTL_ARG = {

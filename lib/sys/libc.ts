@@ -701,8 +701,15 @@ const WHOLE_FILE = new Uint8Array(16);
 const cacheStatBytes = new Uint8Array(CACHESTAT.size);
 const cacheStatView = new DataView(cacheStatBytes.buffer);
 
-/** Pages of a file that are not written back yet; negative where the kernel cannot tell (`cachestat(2)`, Linux 6.5). */
-export function dirtyPages(fd: number): number {
+/** What is cached of a file, in pages. */
+export interface PageCache {
+  readonly cached: number;
+  /** Not written back yet, or just being written back. */
+  readonly dirty: number;
+}
+
+/** What is cached of a file: `cachestat(2)`, Linux 6.5; or a negative error number. */
+export function pageCacheOf(fd: number): PageCache | number {
   const result = answer(
     lib().syscallTwoPointers(
       NUMBERS.cachestat,
@@ -713,10 +720,12 @@ export function dirtyPages(fd: number): number {
     ),
   );
   if (result < 0) return result;
-  return Number(
-    cacheStatView.getBigUint64(CACHESTAT.nr_dirty, true) +
-      cacheStatView.getBigUint64(CACHESTAT.nr_writeback, true),
-  );
+  const pages = (offset: number) =>
+    Number(cacheStatView.getBigUint64(offset, true));
+  return {
+    cached: pages(CACHESTAT.nr_cache),
+    dirty: pages(CACHESTAT.nr_dirty) + pages(CACHESTAT.nr_writeback),
+  };
 }
 
 const UTSNAME_FIELD = 65;
