@@ -58,7 +58,7 @@ export class BoundLoop extends Loop {
     const backing = borrowed.reopen(true);
     try {
       const next = { ...claim, backing, readOnly: true };
-      if (!tryLockRange(next)) throw lockedError(next);
+      if (!tryLockRange(next)) throw lockedError(next, this.minor);
       super.changeFd(backing.fd);
       this.#claim = next;
     } catch (error) {
@@ -80,7 +80,7 @@ export class BoundLoop extends Loop {
       length: changes.sizelimit === undefined ? claim.length : sizelimit,
     };
     // Both ranges are locked until it is known which one it is.
-    if (!tryLockRange(next)) throw lockedError(next);
+    if (!tryLockRange(next)) throw lockedError(next, this.minor);
     try {
       super.setStatus(changes);
       this.#claim = next;

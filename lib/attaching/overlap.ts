@@ -54,7 +54,7 @@ export async function lockRange(
     const device = findLocker(claim);
     const mayPass = performance.now() < deadline &&
       (device === undefined || await isBeingFreed(device));
-    if (!mayPass) throw lockedError(claim, device);
+    if (!mayPass) throw lockedError(claim);
     await sleep(FREEING_PAUSE, signal);
   }
 }
@@ -91,11 +91,9 @@ function lengthToLock({ start, length }: Range): bigint {
   return start + length > MAX_OFFSET ? 0n : length;
 }
 
-/** The error for bytes that others have locked; `device` is theirs, where one is found. */
-export function lockedError(
-  claim: Claim,
-  device = findLocker(claim),
-): LoopError {
+/** The error for bytes that others have locked; it names their device, where one is found. */
+export function lockedError(claim: Claim, ownMinor?: number): LoopError {
+  const device = findLocker(claim, ownMinor);
   if (device !== undefined) return overlapError(claim, device);
   return new LoopError(`Cannot attach ${claim.backing.name}`, {
     errno: EBUSY,
@@ -106,9 +104,13 @@ export function lockedError(
 }
 
 /** The device whose lock is in the way, where one is found: readers share theirs. */
-function findLocker(claim: Claim): LoopDevice | undefined {
-  return overlapping(claim)
-    .find(({ readOnly }) => !(readOnly && claim.readOnly));
+function findLocker(
+  claim: Claim,
+  ownMinor?: number,
+): LoopDevice | undefined {
+  return overlapping(claim).find(({ minor, readOnly }) =>
+    minor !== ownMinor && !(readOnly && claim.readOnly)
+  );
 }
 
 /** Throws when a device shows some of the bytes already. */

@@ -1,5 +1,11 @@
 import { attach, Loop, LoopError, openFile } from "@loopdev/loopdev";
-import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { overlap } from "../../lib/attaching/overlap.ts";
 import {
@@ -12,7 +18,7 @@ import {
   partitionNames,
   run,
   runOk,
-  type Scratch,
+  Scratch,
   times,
   withScratch,
 } from "./support.ts";
@@ -106,10 +112,10 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
   );
 
   it(
-    "allows by default, as losetup does",
+    "is not asked for with overlap: allow",
     withScratch(async (scratch) => {
       const path = scratch.image();
-      await using a = await attach(path);
+      await using a = await attach(path, { overlap: "refuse" });
       await using b = await attach(path, { overlap: "allow" });
       assertEquals(scratch.devices().length, 2);
       await a.detach();
@@ -208,6 +214,211 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
       assertEquals(error.path, device);
       losetupDetach(device);
       await lower.detach();
+    }),
+  );
+});
+
+describe('attach() with overlap: "lock", the default', onDevices, () => {
+  async function locked(
+    file: Parameters<typeof attach>[0],
+    options: Parameters<typeof attach>[1] = {},
+  ): Promise<LoopError> {
+    const error = await assertRejects(() => attach(file, options), LoopError);
+    assertEquals(error.code, "EBUSY");
+    return error;
+  }
+
+  it(
+    "gives a file to one writer or to many readers, and names the device that has it",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      await using writer = await attach(path);
+      for (const readOnly of [false, true]) {
+        const error = await locked(path, { readOnly });
+        assertEquals(error.path, writer.path);
+        assertMatch(error.message, new RegExp(`behind ${writer.path} already`));
+      }
+      await writer.detach();
+      await using a = await attach(path, { readOnly: true });
+      await using b = await attach(path, { readOnly: true });
+      await locked(path);
+      await a.detach();
+      await locked(path);
+      await b.detach();
+      await using again = await attach(path);
+      await again.detach();
+    }),
+  );
+
+  it(
+    "allows ranges that have no byte in common",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const sizelimit = 4096;
+      await using a = await attach(path, { sizelimit });
+      await using b = await attach(path, { offset: 8192, sizelimit });
+      await locked(path, { offset: 4096, sizelimit: 4608 });
+      await locked(path, { offset: 4096 });
+      await using c = await attach(path, { offset: 4096, sizelimit });
+      await using d = await attach(path, {
+        offset: 12288,
+        sizelimit: 2n ** 63n - 1n,
+      });
+      for (const device of [a, b, c, d]) await device.detach();
+    }),
+  );
+
+  it(
+    "does not ask whether devices of other tools show the bytes",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const device = losetup(path);
+      await using a = await attach(path);
+      await a.detach();
+      losetupDetach(device);
+    }),
+  );
+
+  it(
+    "locks through a description of its own, also for two devices over one descriptor",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      using file = openFile(path);
+      const a = await attach(file);
+      assertEquals((await locked(file)).path, a.path);
+      const device = await a.persist();
+      await locked(file);
+      losetupDetach(device);
+      await using b = await attach(file);
+      await b.detach();
+      await using c = await attach(file);
+      await c.detach();
+    }),
+  );
+
+  it(
+    "says what to do about a descriptor that cannot be opened again",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const script = `
+        import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
+        for (const overlap of ["lock", "allow"]) {
+          try {
+            await using a = await attach({ fd: 9 }, { overlap });
+            console.log(overlap, a.size);
+          } catch (error) {
+            console.log(overlap, error.code, error.message);
+          }
+        }`;
+      Deno.writeTextFileSync(`${scratch.path}/try.ts`, script);
+      const { stdout } = run(
+        "bash",
+        "-c",
+        `exec 9<>'${path}'; exec strace -f -qq -o /dev/null -e trace=openat -P /proc/self/fd/9 -e inject=openat:error=EACCES '${Deno.execPath()}' run -q --no-check --allow-ffi '${scratch.path}/try.ts'`,
+      );
+      const [lock = "", allow] = stdout.split("\n");
+      assertMatch(lock, /^lock EACCES .*overlap: "allow"/);
+      assertEquals(allow, `allow ${MiB}`);
+    }),
+  );
+
+  it(
+    "waits for a device whose owner was killed a moment ago",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const script = `
+        import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
+        const a = await attach("${path}");
+        console.log(a.path);
+        await new Promise((resolve) => setTimeout(resolve, 60_000));`;
+      Deno.writeTextFileSync(`${scratch.path}/hold.ts`, script);
+      for (let round = 0; round < times(10); round++) {
+        const owner = new Deno.Command(Deno.execPath(), {
+          args: [
+            ..."run -q --no-check --allow-ffi".split(" "),
+            `${scratch.path}/hold.ts`,
+          ],
+          stdout: "piped",
+        }).spawn();
+        const output = owner.stdout.getReader();
+        await output.read();
+        await locked(path); // at once: its owner lives
+        owner.kill("SIGKILL");
+        await output.cancel();
+        await owner.status;
+        await using a = await attach(path);
+        await a.detach();
+      }
+    }),
+  );
+
+  it("attaches without a lock where the file system has none", () => {
+    using scratch = new Scratch();
+    const path = scratch.image();
+    for (const errno of ["ENOLCK", "EOPNOTSUPP", "ENOSYS", "EINVAL"]) {
+      const script = `
+        import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
+        await using a = await attach("${path}");
+        console.log(a.size);`;
+      Deno.writeTextFileSync(`${scratch.path}/try.ts`, script);
+      const { stdout } = run(
+        "strace",
+        ..."-f -qq -o /dev/null -e trace=fcntl -P".split(" "),
+        path,
+        "-e",
+        `inject=fcntl:error=${errno}`,
+        Deno.execPath(),
+        ..."run -q --no-check --allow-ffi".split(" "),
+        `${scratch.path}/try.ts`,
+      );
+      assertEquals(stdout.trim(), `${MiB}`, errno);
+    }
+    scratch.check();
+  });
+
+  it(
+    "moves the lock with setStatus(), and leaves it where that fails",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const sizelimit = 4096;
+      await using a = await attach(path, { sizelimit });
+      await using b = await attach(path, { offset: 4096, sizelimit });
+      const error = assertThrows(
+        () => a.loop.setStatus({ sizelimit: 8192 }),
+        LoopError,
+      );
+      assertEquals([error.code, error.path], ["EBUSY", b.path]);
+      assertEquals(a.loop.getStatus().sizelimit, sizelimit);
+      a.loop.setStatus({ offset: 65536 });
+      await locked(path, { offset: 65536, sizelimit });
+      await using c = await attach(path, { sizelimit });
+      {
+        using _held = holdExclusively(a.path);
+        assertThrows(() => a.loop.setStatus({ offset: 131072 }), LoopError);
+      }
+      await locked(path, { offset: 65536, sizelimit });
+      await using d = await attach(path, { offset: 131072, sizelimit });
+      for (const device of [a, b, c, d]) await device.detach();
+    }),
+  );
+
+  it(
+    "locks the new file before changeFd() exchanges it, and gives the old one free",
+    withScratch(async (scratch) => {
+      const [first, second] = [
+        scratch.image(MiB, "first"),
+        scratch.image(MiB, "second"),
+      ];
+      await using a = await attach(first, { readOnly: true });
+      await using writer = await attach(second);
+      using file = openFile(second, { readOnly: true });
+      const error = assertThrows(() => a.loop.changeFd(file.fd), LoopError);
+      assertEquals([error.code, error.path], ["EBUSY", writer.path]);
+      await writer.detach();
+      a.loop.changeFd(file.fd);
+      await locked(second);
+      await using free = await attach(first);
+      for (const device of [a, free]) await device.detach();
     }),
   );
 });
