@@ -298,7 +298,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
 
   it(
     "says what to do about a descriptor that cannot be opened again",
-    withScratch(async (scratch) => {
+    withScratch((scratch) => {
       const path = scratch.image();
       const script = `
         import { attach } from "${new URL("../../mod.ts", import.meta.url)}";

@@ -1,0 +1,279 @@
+/** Releasing devices beside others: who exchanges the file, who writes much, who closes too early. */
+import {
+  attach,
+  detach,
+  Loop,
+  LoopBusyError,
+  LoopError,
+  openFile,
+  openMemory,
+} from "@loopdev/loopdev";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  pwrite,
+  writeBackElsewhere,
+  writeBackError,
+} from "../../lib/sys/libc.ts";
+import {
+  isSoon,
+  mounted,
+  onDevices,
+  OwnDevice,
+  partitionNames,
+  runOk,
+  withScratch,
+} from "./support.ts";
+
+const MiB = 1 << 20;
+
+describe("Attachment.detach() and detach()", onDevices, () => {
+  it(
+    "do not take an exchanged file for a free device",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      using other = openMemory(MiB);
+      for (const byReference of [false, true]) {
+        using own = new OwnDevice();
+        const device = await attach(path, {
+          readOnly: true,
+          minor: own.minor,
+        });
+        const holder = new Loop(own.minor, { readOnly: true });
+        if (byReference) await device.persist();
+        const detaching = byReference
+          ? detach(own.path, { timeout: 200 })
+          : device.detach({ timeout: 200 });
+        const error = assertRejects(() => detaching, LoopBusyError);
+        holder.changeFd(other.fd);
+        await error;
+        assert(own.isBound);
+        holder.close();
+        await device.detach().catch(() => {}); // by reference it is another file
+        assert(own.isFree);
+      }
+    }),
+  );
+
+  it(
+    "take a device that was recycled for free",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      const device = await attach(path, { minor: own.minor });
+      const holder = new Loop(own.minor, { readOnly: true });
+      const detaching = device.detach({ timeout: 10_000 });
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      holder.close();
+      runOk("losetup", own.path, scratch.image(MiB, "theirs"));
+      await detaching;
+      assert(own.isBound);
+    }),
+  );
+});
+
+describe("Attachment", onDevices, () => {
+  it(
+    "reports that much could not be written back, by detach() and by persist()",
+    withScratch(async (scratch) => {
+      const small = `${scratch.path}/small`;
+      Deno.mkdirSync(small);
+      using mount = mounted("-t", "tmpfs", "-o", "size=16M", "none", small);
+      for (const persists of [false, true]) {
+        const path = scratch.image(64 * MiB, "small/disk.img");
+        const device = await attach(path);
+        runOk(
+          "dd",
+          "if=/dev/urandom",
+          `of=${device.path}`,
+          "bs=1M",
+          "count=48",
+          "status=none",
+        );
+        const error = await assertRejects(
+          () => persists ? device.persist() : device.detach(),
+          LoopError,
+        );
+        assert(["EIO", "ENOSPC"].includes(error.code), error.message);
+        if (persists) await device.detach();
+        assertEquals(scratch.devices(), []);
+        Deno.removeSync(path);
+      }
+      mount[Symbol.dispose]();
+    }),
+  );
+
+  it(
+    "is EBADF when its loop is closed while detach() writes back",
+    withScratch(async (scratch) => {
+      const device = await attach(scratch.image(64 * MiB));
+      const { path } = device;
+      runOk(
+        "dd",
+        "if=/dev/zero",
+        `of=${path}`,
+        "bs=1M",
+        "count=48",
+        "status=none",
+      );
+      const detaching = device.detach();
+      device.loop.close();
+      const error = await assertRejects(() => detaching, LoopError);
+      assertEquals(error.code, "EBADF");
+      assert(isSoon(() => scratch.devices().length === 0));
+      await device.detach(); // free already
+    }),
+  );
+
+  it(
+    "waits detachTimeout for others when it is disposed of",
+    withScratch(async (scratch) => {
+      const device = await attach(scratch.image(), { detachTimeout: 1 });
+      using _holder = new Loop(device.minor, { readOnly: true });
+      await assertRejects(
+        async () => await device[Symbol.asyncDispose](),
+        LoopBusyError,
+      );
+      _holder.close();
+      await device.detach();
+    }),
+  );
+
+  it(
+    "gives a size above 2^53-1 as that, and Loop.getSize() none",
+    withScratch(async (scratch) => {
+      const directory = `${scratch.path}/tmpfs`;
+      Deno.mkdirSync(directory);
+      using mount = mounted("-t", "tmpfs", "none", directory);
+      const path = `${directory}/huge.img`;
+      runOk("truncate", "--size", "9223372036854771712", path);
+      await using device = await attach(path);
+      assertEquals(device.size, Number.MAX_SAFE_INTEGER);
+      assertThrows(() => device.loop.getSize(), RangeError, "size");
+      await device.detach();
+      mount[Symbol.dispose]();
+    }),
+  );
+});
+
+describe("writeBackError()", onDevices, () => {
+  it(
+    "tells once of an error of another descriptor, without writing",
+    withScratch(async (scratch) => {
+      const small = `${scratch.path}/small`;
+      Deno.mkdirSync(small);
+      using mount = mounted("-t", "tmpfs", "-o", "size=1M", "none", small);
+      const device = await attach(scratch.image(4 * MiB, "small/disk.img"));
+      assertEquals(writeBackError(device.loop.fd), 0);
+      using writer = new Loop(device.minor);
+      assertEquals(
+        pwrite(writer.fd, new Uint8Array(2 * MiB).fill(1), 0),
+        2 * MiB,
+      );
+      await writeBackElsewhere(writer.fd);
+      assert(writeBackError(device.loop.fd) < 0);
+      assertEquals(writeBackError(device.loop.fd), 0);
+      writer.close();
+      await device.detach();
+      mount[Symbol.dispose]();
+    }),
+  );
+});
+
+describe("attach()", onDevices, () => {
+  it(
+    "refuses a range without one whole block, before a device is bound",
+    withScratch(async (scratch) => {
+      const empty = scratch.image(0, "empty");
+      const path = scratch.image(MiB);
+      const cases: [string, Parameters<typeof attach>[1], RegExp][] = [
+        [empty, {}, /no whole block of 512 bytes: the file has 0 bytes/],
+        [path, { offset: MiB }, /offset 1048576 is past the end/],
+        [path, { offset: 2n ** 62n }, /is past the end: the file has 1048576/],
+        [path, { offset: MiB - 511 }, /no whole block of 512/],
+        [path, { sizelimit: 511 }, /no whole block of 512/],
+        [path, { sizelimit: 4095, blockSize: 4096 }, /no whole block of 4096/],
+      ];
+      for (const [file, options, message] of cases) {
+        const error = await assertRejects(
+          () => attach(file, options),
+          LoopError,
+        );
+        assertEquals(error.code, "EINVAL");
+        assertMatch(error.message, message);
+      }
+    }),
+  );
+});
+
+describe("Loop.changeFd() and Loop.setStatus()", onDevices, () => {
+  it(
+    "leave no partitions of other bytes, with and without partscan",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      using second = openFile(scratch.image(MiB, "second"));
+      for (const partscan of [false, true]) {
+        using own = new OwnDevice();
+        await using device = await attach(path, {
+          readOnly: true,
+          minor: own.minor,
+          partscan,
+        });
+        runOk("addpart", own.path, "1", "8", "8");
+        runOk("addpart", own.path, "7", "64", "8");
+        device.loop.changeFd(second.fd);
+        assertEquals(partitionNames(own.name), []);
+        runOk("addpart", own.path, "1", "8", "8");
+        device.loop.setStatus({ offset: 4096 });
+        assertEquals(partitionNames(own.name), []);
+        await device.detach();
+      }
+    }),
+  );
+
+  it(
+    "change nothing while a partition is in use, nor when the change fails",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const path = scratch.image();
+      using second = openFile(scratch.image(MiB, "second"));
+      using small = openFile(scratch.image(MiB / 2, "small"));
+      await using device = await attach(path, {
+        readOnly: true,
+        minor: own.minor,
+        partscan: true,
+      });
+      runOk("addpart", own.path, "1", "8", "8");
+      runOk("addpart", own.path, "2", "64", "8");
+      const names = [`${own.name}p1`, `${own.name}p2`];
+      const { diskSequence } = device;
+      {
+        using _held = Deno.openSync(`${own.path}p2`);
+        const changes = [
+          () => device.loop.changeFd(second.fd),
+          () => device.loop.setStatus({ offset: 4096 }),
+        ];
+        for (const change of changes) {
+          const error = assertThrows(change, LoopError);
+          assertEquals(error.code, "EBUSY");
+          assertMatch(error.message, new RegExp(`${own.name}p2`));
+          assertEquals(partitionNames(own.name).sort(), names);
+        }
+      }
+      const error = assertThrows(
+        () => device.loop.changeFd(small.fd),
+        LoopError,
+      );
+      assertEquals(error.code, "EINVAL");
+      assertEquals(partitionNames(own.name).sort(), names);
+      assertEquals(device.diskSequence, diskSequence);
+      await device.detach();
+    }),
+  );
+});
