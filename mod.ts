@@ -21,6 +21,7 @@
  * @module
  */
 export { attach, type AttachOptions, type Overlap } from "./lib/attach.ts";
+export { attachAll, type AttachmentGroup } from "./lib/attach_all.ts";
 export { Attachment } from "./lib/attachment.ts";
 export { detach, type DetachOptions } from "./lib/detach.ts";
 export type { DeviceRef } from "./lib/device_ref.ts";

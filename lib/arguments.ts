@@ -99,6 +99,11 @@ export function checkBytes(value: unknown, name: string): bigint {
   return bytes;
 }
 
+/** A position on a device, in bytes. */
+export function checkPosition(value: unknown): number {
+  return checkInteger(value, "position", 0, Number.MAX_SAFE_INTEGER);
+}
+
 /** `true`, `false`, or `undefined` where the option was not given. */
 export function checkBoolean(
   value: unknown,

@@ -176,16 +176,19 @@ interface Request {
   readonly signal: AbortSignal | undefined;
 }
 
+/** The options of {@linkcode attach} by name. */
+export const ATTACH_OPTIONS = [
+  ...CONFIGURE_OPTIONS,
+  "detachTimeout",
+  "minor",
+  "nodes",
+  "overlap",
+  "signal",
+] as const;
+
 /** Checks the options before any system call. */
 function parse(options: AttachOptions): Request {
-  checkOptions(options, [
-    ...CONFIGURE_OPTIONS,
-    "detachTimeout",
-    "minor",
-    "nodes",
-    "overlap",
-    "signal",
-  ]);
+  checkOptions(options, ATTACH_OPTIONS);
   const probesBlockSize = options.blockSize === "probe";
   const wanted: ConfigureOptions = {
     ...options,

@@ -13,20 +13,29 @@ import {
   checkDetachOptions,
   detachBinding,
   type DetachOptions,
+  refuseUsed,
   untilFree,
   type Waiting,
 } from "./detach.ts";
-import { LoopError, quote } from "./errors.ts";
+import { attachedDevice, type LoopDevice } from "./devices.ts";
+import { check, LoopError, quote } from "./errors.ts";
+import { FileDescriptor } from "./kernel/file_descriptor.ts";
 import { decodeFlags, exactSize, type Loop } from "./kernel/loop.ts";
 import { bindingOf, diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
 import type { NodeDirectory } from "./kernel/nodes.ts";
+import {
+  checkTransfer,
+  READ,
+  transferElsewhere,
+  WRITE,
+} from "./kernel/transfer.ts";
 import {
   checkPartitionsOptions,
   type Partition,
   type PartitionsOptions,
 } from "./partitions/partitions.ts";
 import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
-import { writeBack } from "./sys/libc.ts";
+import { duplicate, writeBack } from "./sys/libc.ts";
 import { DEFAULT_TIMEOUT } from "./waiting.ts";
 
 /**
@@ -52,6 +61,8 @@ export class Attachment implements AsyncDisposable {
   readonly #nodes: NodeDirectory | undefined;
   readonly #timeout: number;
   #state: State = { is: "attached" };
+  /** What is being read and written. */
+  readonly #transfers = new Set<Promise<number>>();
 
   /** Made by {@linkcode attach}. */
   constructor(
@@ -117,6 +128,90 @@ export class Attachment implements AsyncDisposable {
   }
 
   /**
+   * Reads bytes of the device through its page cache, while the event loop goes on.
+   * `Deno.open` would want `--allow-all` for a device.
+   *
+   * @param buffer Where the bytes go; as many are read as it has room for.
+   * @param position Where to begin, in bytes.
+   * @returns How many bytes were read: fewer than asked for only at the end of the device.
+   * @throws {LoopError} `EIO` when the backing file cannot be read
+   * @throws {RangeError} for a negative or fractional position
+   *
+   * @example
+   * ```ts
+   * import { attach, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using memory = openMemory(new Uint8Array(4096).fill(7));
+   * await using device = await attach(memory);
+   * const sector = new Uint8Array(512);
+   * assertEquals(await device.read(sector, 0), 512);
+   * assertEquals(sector[511], 7);
+   * ```
+   */
+  async read(buffer: Uint8Array, position: number): Promise<number> {
+    return await this.#transfer(READ, buffer, position);
+  }
+
+  /**
+   * Writes bytes to the device through its page cache, while the event loop goes on.
+   * They are in the backing file when the device is detached, or persisted.
+   *
+   * @param bytes What is written. It must not change until the promise is settled.
+   * @param position Where to begin, in bytes.
+   * @returns How many bytes were written: fewer than given only at the end of the device.
+   * @throws {LoopError} `ENOSPC` past the end of the device; `EPERM`, `EBADF` when it is
+   * read-only
+   * @throws {RangeError} for a negative or fractional position
+   *
+   * @example
+   * ```ts
+   * import { attach, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using memory = openMemory(4096);
+   * await using device = await attach(memory);
+   * assertEquals(await device.write(new Uint8Array(512).fill(1), 512), 512);
+   * ```
+   */
+  async write(bytes: Uint8Array, position: number): Promise<number> {
+    return await this.#transfer(WRITE, bytes, position);
+  }
+
+  async #transfer(
+    direction: typeof READ | typeof WRITE,
+    bytes: Uint8Array,
+    position: number,
+  ): Promise<number> {
+    checkTransfer(bytes, position);
+    const { path } = this;
+    this.#checkAttached(`${direction.verb} ${quote(path)}`);
+    // The number of a descriptor that is closed meanwhile may soon be a stranger's file.
+    const own = new FileDescriptor(
+      check(duplicate(this.#loop.fd), () => ({
+        action: `Cannot ${direction.verb} ${quote(path)}`,
+        operation: "fcntl",
+        path,
+      })),
+    );
+    const work = { fd: own.fd, path, bytes, position };
+    const transfer = transferElsewhere(direction, work)
+      .finally(() => {
+        own.close();
+        this.#transfers.delete(transfer);
+      });
+    this.#transfers.add(transfer);
+    return await transfer;
+  }
+
+  /** Resolves when nothing is read or written any more: descriptors of ours keep the device. */
+  async #settleTransfers(): Promise<void> {
+    while (this.#transfers.size > 0) {
+      await Promise.allSettled([...this.#transfers]);
+    }
+  }
+
+  /**
    * Detaches, and resolves when the device is free.
    *
    * Everything that was written through the device is in the file then, also what
@@ -143,6 +238,10 @@ export class Attachment implements AsyncDisposable {
   async detach(options: DetachOptions = {}): Promise<void> {
     const waiting = checkDetachOptions(options);
     if (this.#state.is === "attached" && this.#loop.fd !== -1) {
+      if (waiting.ifUnused) await refuseUsed(this.#loop);
+    }
+    // Asked once more: somebody may have called it meanwhile.
+    if (this.#state.is === "attached" && this.#loop.fd !== -1) {
       this.#state = { is: "released", released: this.#release() };
     }
     switch (this.#state.is) {
@@ -158,6 +257,7 @@ export class Attachment implements AsyncDisposable {
   async #release(): Promise<Released> {
     this.#nodes?.removeAll();
     try {
+      if (this.#transfers.size > 0) await this.#settleTransfers();
       return await release(this.#loop);
     } catch (error) {
       // The kernel refused; our descriptor is closed all the same.
@@ -222,7 +322,8 @@ export class Attachment implements AsyncDisposable {
   async persist(): Promise<string> {
     const { path } = this;
     if (this.#isPersisted) return path;
-    this.#checkAttached();
+    this.#checkAttached(`persist ${quote(path)}`);
+    if (this.#transfers.size > 0) await this.#settleTransfers();
     if (!hasMuchCached(this.#loop)) return this.#persist(writeBack);
     const flush = await writeBackMuch(this.#loop);
     return await closingElsewhere(this.#loop, () => this.#persist(flush));
@@ -231,7 +332,7 @@ export class Attachment implements AsyncDisposable {
   #persist(flush: (fd: number) => number): string {
     const { path } = this;
     if (this.#isPersisted) return path; // by another call, while this one was writing back
-    this.#checkAttached();
+    this.#checkAttached(`persist ${quote(path)}`);
     reportWriteBack(this.#loop, flush);
     const { autoclear } = decodeFlags(this.#loop.getInfo().flags);
     if (autoclear) this.#loop.setStatus({ autoclear: false });
@@ -244,15 +345,45 @@ export class Attachment implements AsyncDisposable {
     return this.#state.is === "persisted";
   }
 
-  #checkAttached(): void {
-    if (this.#state.is === "attached") return;
+  #checkAttached(what: string): void {
+    if (this.#state.is === "attached" && this.#loop.fd !== -1) return;
     const { path } = this;
-    throw new LoopError(`Cannot persist ${quote(path)}`, {
+    throw new LoopError(`Cannot ${what}`, {
       errno: EBADF,
-      operation: "persist",
+      operation: what.split(" ", 1)[0]!,
       path,
-      hint: "it was detached",
+      hint: this.#isPersisted
+        ? "it was persisted: open it anew"
+        : "it was detached",
     });
+  }
+
+  /** The path of the device, for use in texts and command lines. */
+  toString(): string {
+    return this.path;
+  }
+
+  /** The device as {@linkcode list} has it, while it is attached; then its names and its disk sequence number. */
+  toJSON(): Partial<LoopDevice> {
+    const { minor, path, diskSequence } = this;
+    const { name } = this.#loop;
+    try {
+      const device = attachedDevice(minor);
+      const isOurs = device !== undefined && this.#state.is !== "detached" &&
+        device.diskSequence === diskSequence;
+      if (isOurs) return { ...device, path };
+    } catch {
+      // a JSON without it is better than none
+    }
+    return { minor, name, path, diskSequence };
+  }
+
+  /** What `console.log` shows. */
+  [Symbol.for("Deno.customInspect")](
+    inspect: typeof Deno.inspect,
+    options: Deno.InspectOptions,
+  ): string {
+    return `Attachment ${inspect(this.toJSON(), options)}`;
   }
 
   /** Detaches as {@linkcode Attachment.detach} does, within `detachTimeout`; nothing after `persist`, and no second waiting after one that failed. */

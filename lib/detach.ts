@@ -15,7 +15,7 @@ import {
 } from "./attaching/release.ts";
 import { type DeviceRef, minorOf, recycled, sequenceIn } from "./device_ref.ts";
 import { LoopBusyError, LoopError, quote } from "./errors.ts";
-import { describeHolder } from "./holder.ts";
+import { describeHolder, type Holder } from "./holder.ts";
 import { findHolders, type Findings } from "./holders.ts";
 import type { Loop } from "./kernel/loop.ts";
 import { openDevice } from "./kernel/nodes.ts";
@@ -37,6 +37,14 @@ export interface DetachOptions {
    * @default {false}
    */
   lazy?: boolean | undefined;
+  /**
+   * Change nothing when anybody is seen to use the device: {@linkcode LoopBusyError} at
+   * once. Somebody may begin to use it right after the look. Where what others do cannot
+   * be seen, it counts as used.
+   *
+   * @default {false}
+   */
+  ifUnused?: boolean | undefined;
   /** Ends the waiting. */
   signal?: AbortSignal | undefined;
 }
@@ -44,18 +52,20 @@ export interface DetachOptions {
 /** {@linkcode DetachOptions}, checked. */
 export interface Waiting extends Limits {
   readonly lazy: boolean;
+  readonly ifUnused: boolean;
 }
 
 /** Checks the options. An abort that has happened already is thrown. */
 export function checkDetachOptions(options: DetachOptions): Waiting {
-  checkOptions(options, ["timeout", "lazy", "signal"]);
+  checkOptions(options, ["timeout", "lazy", "ifUnused", "signal"]);
   const timeout = options.timeout === undefined
     ? DEFAULT_TIMEOUT
     : checkTimeout(options.timeout);
   const lazy = checkBoolean(options.lazy, "lazy") ?? false;
+  const ifUnused = checkBoolean(options.ifUnused, "ifUnused") ?? false;
   const signal = checkSignal(options.signal);
   signal?.throwIfAborted();
-  return { timeout, lazy, signal };
+  return { timeout, lazy, ifUnused, signal };
 }
 
 /**
@@ -110,6 +120,7 @@ export async function detachBinding(
 ): Promise<void> {
   const waiting = checkDetachOptions(options);
   using loop = openBound(device, "detach", backing);
+  if (waiting.ifUnused) await refuseUsed(loop);
   const released = await release(loop);
   if (!waiting.lazy) await untilFree(released, waiting);
   if (released.failure !== undefined) throw released.failure;
@@ -166,22 +177,47 @@ export async function untilFree(
   if (!await isFreeWithin(device, waiting)) throw busyError(device);
 }
 
+/** Throws {@linkcode LoopBusyError} when others than this descriptor use the device, or may do so. */
+export async function refuseUsed(loop: Loop): Promise<void> {
+  const { minor, path, fd } = loop;
+  const { holders, isPartial } = await holdersOrNone(minor);
+  const others = holders.filter((holder) =>
+    holder.kind !== "process" || holder.pid !== Deno.pid || holder.fd !== fd
+  );
+  if (others.length === 0 && !isPartial) return;
+  throw new LoopBusyError(`Cannot detach ${quote(path)}`, {
+    errno: EBUSY,
+    operation: "detach",
+    path,
+    hint: `${describeHolders(others, isPartial, minor)}; nothing was changed`,
+    holders: others,
+  });
+}
+
 function busyError({ minor, path, failure }: Released): LoopBusyError {
   const { holders, isPartial } = holdersOrNone(minor);
-  const disk = `/dev/loop${minor}`;
-  const who = holders.length === 0
-    ? ["somebody else has it open"]
-    : holders.map((holder) => describeHolder(holder, disk));
-  if (isPartial) who.push("what other users do cannot be seen");
-  if (failure !== undefined) who.push(failure.message);
+  const who = describeHolders(holders, isPartial, minor);
+  const why = failure === undefined ? who : `${who}; ${failure.message}`;
   return new LoopBusyError(`Cannot detach ${quote(path)}`, {
     errno: EBUSY,
     operation: "detach",
     path,
-    hint: `${who.join("; ")}; the kernel detaches it when they let go`,
+    hint: `${why}; the kernel detaches it when they let go`,
     holders,
     cause: failure,
   });
+}
+
+function describeHolders(
+  holders: readonly Holder[],
+  isPartial: boolean,
+  minor: number,
+): string {
+  const who = holders.length === 0
+    ? ["somebody else has it open"]
+    : holders.map((holder) => describeHolder(holder, `/dev/loop${minor}`));
+  if (isPartial) who.push("what other users do cannot be seen");
+  return who.join("; ");
 }
 
 /** That nobody can be found must not hide that the device is busy. */

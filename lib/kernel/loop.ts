@@ -72,6 +72,7 @@ import {
   tryLock,
   unlinkAt,
 } from "../sys/libc.ts";
+import { checkTransfer, READ, transfer, WRITE } from "./transfer.ts";
 import {
   encodeName,
   LO_FLAGS_AUTOCLEAR,
@@ -807,6 +808,71 @@ export class Loop implements Disposable {
    */
   isReadOnly(): boolean {
     return readNumber(this, "BLKROGET", BLKROGET) !== 0n;
+  }
+
+  /**
+   * `pread`: reads bytes of the device through the page cache. `Deno.open` would want
+   * `--allow-all` for a device. {@linkcode Attachment.read} does it off the event loop.
+   *
+   * @param buffer Where the bytes go; as many are read as it has room for.
+   * @param position Where to begin, in bytes.
+   * @returns How many bytes were read: fewer than asked for only at the end of the device.
+   * @throws {LoopError} `EIO` when the backing file cannot be read
+   * @throws {RangeError} for a negative or fractional position
+   *
+   * @example The first sector
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(new Uint8Array(4096).fill(7));
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { autoclear: true });
+   * const sector = new Uint8Array(512);
+   * assertEquals(loop.read(sector, 0), 512);
+   * assertEquals(sector[511], 7);
+   * ```
+   */
+  read(buffer: Uint8Array, position: number): number {
+    return this.#transfer(READ, buffer, position);
+  }
+
+  /**
+   * `pwrite`: writes bytes to the device through the page cache. They are in the backing
+   * file after {@linkcode Loop.sync}, or when the device is detached.
+   *
+   * @param bytes What is written.
+   * @param position Where to begin, in bytes.
+   * @returns How many bytes were written: fewer than given only at the end of the device.
+   * @throws {LoopError} `ENOSPC` past the end of the device; `EPERM`, `EBADF` when it is
+   * read-only, or was opened so
+   * @throws {RangeError} for a negative or fractional position
+   *
+   * @example Writing a sector
+   * ```ts
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
+   *
+   * using control = new LoopControl();
+   * using memory = openMemory(4096);
+   * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { autoclear: true });
+   * assertEquals(loop.write(new Uint8Array(512).fill(1), 512), 512);
+   * ```
+   */
+  write(bytes: Uint8Array, position: number): number {
+    return this.#transfer(WRITE, bytes, position);
+  }
+
+  #transfer(
+    direction: typeof READ | typeof WRITE,
+    bytes: Uint8Array,
+    position: number,
+  ): number {
+    checkTransfer(bytes, position);
+    const fd = this.#open(direction.operation);
+    return transfer(direction, { fd, path: this.path, bytes, position });
   }
 
   /**

@@ -22,6 +22,7 @@ export const ENFILE = 23;
 export const EMFILE = 24;
 export const ENOTTY = 25;
 export const ETXTBSY = 26;
+export const ENOSPC = 28;
 export const EROFS = 30;
 export const ERANGE = 34;
 export const ENAMETOOLONG = 36;

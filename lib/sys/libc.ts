@@ -59,10 +59,10 @@ const SYMBOLS = {
     parameters: ["i64", "i64", "buffer", "buffer", "i64"],
     result: "i32",
   },
-  /** `syscall` with numbers only, on another thread. Its errno is lost. */
+  /** `syscall` on another thread: (int, pointer, number, number). Its errno is lost. */
   syscallElsewhere: {
     name: "syscall",
-    parameters: ["i64", "i64", "i64", "i64", "i64"],
+    parameters: ["i64", "i64", "buffer", "i64", "i64"],
     result: "i32",
     nonblocking: true,
   },
@@ -80,6 +80,7 @@ const SYMBOLS = {
 export const SYSTEM_CALLS = {
   x86_64: {
     close: 3n,
+    pread64: 17n,
     pwrite64: 18n,
     fsync: 74n,
     getdents64: 217n,
@@ -95,6 +96,7 @@ export const SYSTEM_CALLS = {
   },
   aarch64: {
     close: 57n,
+    pread64: 67n,
     pwrite64: 68n,
     fsync: 82n,
     getdents64: 61n,
@@ -424,7 +426,7 @@ export async function writeBackElsewhere(fd: number): Promise<void> {
   await lib().syscallElsewhere(
     NUMBERS.sync_file_range,
     BigInt(fd),
-    0n,
+    null, // offset 0
     0n,
     BigInt(SYNC_FILE_RANGE_WRITE_AND_WAIT),
   );
@@ -432,12 +434,12 @@ export async function writeBackElsewhere(fd: number): Promise<void> {
 
 /** `fsync(2)` on another thread. Whether it worked is not known. */
 export async function fsyncElsewhere(fd: number): Promise<void> {
-  await lib().syscallElsewhere(NUMBERS.fsync, BigInt(fd), 0n, 0n, 0n);
+  await lib().syscallElsewhere(NUMBERS.fsync, BigInt(fd), null, 0n, 0n);
 }
 
 /** `close(2)` on another thread: the last one of a device writes back what is dirty. */
 export async function closeElsewhere(fd: number): Promise<void> {
-  await lib().syscallElsewhere(NUMBERS.close, BigInt(fd), 0n, 0n, 0n);
+  await lib().syscallElsewhere(NUMBERS.close, BigInt(fd), null, 0n, 0n);
 }
 
 /** `pread(2)`: how many bytes were read. */
@@ -447,7 +449,12 @@ export function pread(
   offset: number,
 ): number {
   return answer(
-    lib().pread(fd, buffer, BigInt(buffer.length), BigInt(offset)),
+    lib().pread(
+      fd,
+      buffer,
+      BigInt(Math.min(buffer.length, MAX_TRANSFER)),
+      BigInt(offset),
+    ),
   );
 }
 
@@ -462,10 +469,46 @@ export function pwrite(
       NUMBERS.pwrite64,
       BigInt(fd),
       bytes,
-      BigInt(Math.min(bytes.length, 1 << 30)),
+      BigInt(Math.min(bytes.length, MAX_TRANSFER)),
       BigInt(offset),
       null,
     ),
+  );
+}
+
+/** What one call reads or writes at most: the result must fit 31 bits. */
+const MAX_TRANSFER = 2 ** 30;
+
+/** `pread(2)` on another thread: how many bytes were read, or -1. The error is not known. */
+export async function preadElsewhere(
+  fd: number,
+  buffer: Uint8Array,
+  offset: number,
+): Promise<number> {
+  return await transferElsewhere(NUMBERS.pread64, fd, buffer, offset);
+}
+
+/** `pwrite(2)` on another thread: how many bytes were written, or -1. The error is not known. */
+export async function pwriteElsewhere(
+  fd: number,
+  bytes: Uint8Array,
+  offset: number,
+): Promise<number> {
+  return await transferElsewhere(NUMBERS.pwrite64, fd, bytes, offset);
+}
+
+async function transferElsewhere(
+  number: bigint,
+  fd: number,
+  bytes: Uint8Array,
+  offset: number,
+): Promise<number> {
+  return await lib().syscallElsewhere(
+    number,
+    BigInt(fd),
+    bytes,
+    BigInt(Math.min(bytes.length, MAX_TRANSFER)),
+    BigInt(offset),
   );
 }
 

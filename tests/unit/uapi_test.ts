@@ -89,6 +89,7 @@ describe("constants", () => {
   it("have the system call numbers of both architectures", () => {
     assertEquals(SYSTEM_CALLS.x86_64, {
       close: 3n,
+      pread64: 17n,
       pwrite64: 18n,
       fsync: 74n,
       getdents64: 217n,
@@ -104,6 +105,7 @@ describe("constants", () => {
     });
     assertEquals(SYSTEM_CALLS.aarch64, {
       close: 57n,
+      pread64: 67n,
       pwrite64: 68n,
       fsync: 82n,
       getdents64: 61n,

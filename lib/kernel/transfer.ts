@@ -1,0 +1,101 @@
+/** Reading and writing bytes of a device, at once or on another thread. */
+import { checkPosition } from "../arguments.ts";
+import { check, quote } from "../errors.ts";
+import { EBADF, ENOSPC } from "../sys/errno.ts";
+import { pread, preadElsewhere, pwrite, pwriteElsewhere } from "../sys/libc.ts";
+
+/** Where bytes come from, or go to. */
+export interface Transfer {
+  readonly fd: number;
+  /** For messages. */
+  readonly path: string;
+  readonly bytes: Uint8Array;
+  /** In bytes. */
+  readonly position: number;
+}
+
+/** Checks the arguments of a transfer before any system call. */
+export function checkTransfer(bytes: unknown, position: unknown): void {
+  if (!(bytes instanceof Uint8Array)) {
+    throw new TypeError("Cannot use the buffer: it must be a Uint8Array");
+  }
+  checkPosition(position);
+}
+
+/** A system call that moves some of the bytes: how many, or a negative error number. */
+type Call = (fd: number, bytes: Uint8Array, position: number) => number;
+
+/** How to read. */
+export const READ = {
+  call: pread,
+  elsewhere: preadElsewhere,
+  operation: "pread",
+  verb: "read",
+} as const satisfies Direction;
+
+/** How to write. */
+export const WRITE = {
+  call: pwrite,
+  elsewhere: pwriteElsewhere,
+  operation: "pwrite",
+  verb: "write",
+} as const satisfies Direction;
+
+interface Direction {
+  readonly call: Call;
+  readonly elsewhere: (...args: Parameters<Call>) => Promise<number>;
+  readonly operation: string;
+  readonly verb: string;
+}
+
+/** Moves the bytes: how many, which is fewer only at the end of the device. */
+export function transfer(direction: Direction, work: Transfer): number {
+  const { fd, bytes, position } = work;
+  let done = 0;
+  while (done < bytes.length) {
+    const count = direction.call(fd, bytes.subarray(done), position + done);
+    if (isEnd(count, done)) break;
+    done += checkTransferred(direction, work, count);
+  }
+  return done;
+}
+
+/** Moves the bytes on another thread. A call that fails there is repeated here, which tells why. */
+export async function transferElsewhere(
+  direction: Direction,
+  work: Transfer,
+): Promise<number> {
+  const { fd, bytes, position } = work;
+  let done = 0;
+  while (done < bytes.length) {
+    const rest = bytes.subarray(done);
+    let count = await direction.elsewhere(fd, rest, position + done);
+    if (count < 0) count = direction.call(fd, rest, position + done);
+    if (isEnd(count, done)) break;
+    done += checkTransferred(direction, work, count);
+  }
+  return done;
+}
+
+/** Nothing more to read, or no more room for the rest of what is written. */
+function isEnd(count: number, done: number): boolean {
+  return count === 0 || (count === -ENOSPC && done > 0);
+}
+
+function checkTransferred(
+  { operation, verb }: Direction,
+  { path, position, bytes }: Transfer,
+  count: number,
+): number {
+  return check(count, () => ({
+    action: `Cannot ${verb} ${bytes.length} bytes at ${position} of ${
+      quote(path)
+    }`,
+    operation,
+    path,
+    hint: {
+      [ENOSPC]: "they are past the end of the device",
+      [EBADF]: "it is closed, or open for reading only",
+    },
+  }));
+}
