@@ -61,8 +61,8 @@ export {
   LoopControl,
   type LoopControlOptions,
 } from "./lib/kernel/loop_control.ts";
+export type { Partition } from "./lib/partitions/partition.ts";
 export {
-  type Partition,
   partitions,
   type PartitionsOptions,
 } from "./lib/partitions/partitions.ts";

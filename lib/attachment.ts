@@ -29,9 +29,9 @@ import {
   transferElsewhere,
   WRITE,
 } from "./kernel/transfer.ts";
+import type { Partition } from "./partitions/partition.ts";
 import {
   checkPartitionsOptions,
-  type Partition,
   type PartitionsOptions,
 } from "./partitions/partitions.ts";
 import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";

@@ -6,21 +6,14 @@ import {
   checkTimeout,
 } from "./arguments.ts";
 import type { BackingFile } from "./attaching/bound_loop.ts";
-import {
-  isErrno,
-  isFreeWithin,
-  release,
-  type Released,
-  sequenceOf,
-} from "./attaching/release.ts";
-import { type DeviceRef, minorOf, recycled, sequenceIn } from "./device_ref.ts";
+import { openAttached } from "./attaching/open_attached.ts";
+import { isFreeWithin, release, type Released } from "./attaching/release.ts";
+import type { DeviceRef } from "./device_ref.ts";
 import { LoopBusyError, LoopError, quote } from "./errors.ts";
 import { describeHolder, type Holder } from "./holder.ts";
 import { findHolders, type Findings } from "./holders.ts";
 import type { Loop } from "./kernel/loop.ts";
-import { openDevice } from "./kernel/nodes.ts";
-import { EBUSY, ENXIO } from "./sys/errno.ts";
-import type { LoopInfo64 } from "./sys/loop_uapi.ts";
+import { EBUSY } from "./sys/errno.ts";
 import { DEFAULT_TIMEOUT, type Limits } from "./waiting.ts";
 
 /** How {@linkcode detach} waits. The limits are for the waiting for others, not for writing back. */
@@ -119,54 +112,11 @@ export async function detachBinding(
   options: DetachOptions,
 ): Promise<void> {
   const waiting = checkDetachOptions(options);
-  using loop = openBound(device, "detach", backing);
+  using loop = openAttached(device, "detach", backing);
   if (waiting.ifUnused) await refuseUsed(loop);
   const released = await release(loop);
   if (!waiting.lazy) await untilFree(released, waiting);
   if (released.failure !== undefined) throw released.failure;
-}
-
-/** Opens a device to which a file is attached, and the right one. */
-export function openBound(
-  device: DeviceRef,
-  action: string,
-  backing?: BackingFile,
-): Loop {
-  const expected = sequenceIn(device);
-  // For reading: that a device was open for writing makes udev look at it again.
-  const loop = openDevice(
-    typeof device === "string" ? device : minorOf(device),
-    { readOnly: true },
-  );
-  try {
-    const info = boundInfo(loop, action);
-    const actual = sequenceOf(loop);
-    if (expected !== undefined && actual !== undefined) {
-      if (actual !== expected) throw recycled(action, loop.path);
-    } else if (backing !== undefined) {
-      const isSame = info.device === backing.device &&
-        info.inode === backing.inode;
-      if (!isSame) throw recycled(action, loop.path);
-    }
-    return loop;
-  } catch (error) {
-    loop.close();
-    throw error;
-  }
-}
-
-function boundInfo(loop: Loop, action: string): LoopInfo64 {
-  try {
-    return loop.getInfo();
-  } catch (error) {
-    if (!isErrno(error, ENXIO)) throw error;
-    throw new LoopError(`Cannot ${action} ${quote(loop.path)}`, {
-      errno: ENXIO,
-      operation: "LOOP_GET_STATUS64",
-      path: loop.path,
-      hint: "no file is attached to it",
-    });
-  }
 }
 
 /** Waits until others have closed the device. */

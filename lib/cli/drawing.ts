@@ -1,6 +1,6 @@
 /** A disk, drawn to scale for a terminal. */
 import { unicodeWidth } from "@std/cli/unicode-width";
-import type { Partition } from "../partitions/partitions.ts";
+import type { Partition } from "../partitions/partition.ts";
 import { escapeControls } from "../errors.ts";
 import { formatSize } from "./table.ts";
 

@@ -1,5 +1,6 @@
 import { attachedDevice } from "../devices.ts";
-import { type Partition, partitions } from "../partitions/partitions.ts";
+import type { Partition } from "../partitions/partition.ts";
+import { partitions } from "../partitions/partitions.ts";
 import { only, parse, parseDevice } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { drawDisk } from "./drawing.ts";

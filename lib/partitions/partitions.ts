@@ -2,25 +2,8 @@
 import { DEFAULT_TIMEOUT, type Limits } from "../waiting.ts";
 import { checkOptions, checkSignal, checkTimeout } from "../arguments.ts";
 import type { DeviceRef } from "../device_ref.ts";
-import { openBound } from "../detach.ts";
-
-/** A partition of a loop device: plain data. */
-export interface Partition {
-  /** The number of the partition: 1 for `/dev/loop3p1`. */
-  number: number;
-  /** The path of its node: `/dev/loop3p1`. */
-  path: string;
-  /** Where it begins on the disk, in bytes. */
-  start: number;
-  /** Its size in bytes. Of an extended partition, which Linux shows only in part, its full size. */
-  size: number;
-  /** GPT: the type GUID, in upper case. MBR: `"0x83"`. */
-  type: string;
-  /** GPT: its name, when it has one. */
-  name?: string;
-  /** GPT: its GUID, in upper case. MBR: disk id and number, `"1234abcd-01"`. */
-  uuid?: string;
-}
+import { openAttached } from "../attaching/open_attached.ts";
+import type { Partition } from "./partition.ts";
 
 /** How {@linkcode partitions} waits. */
 export interface PartitionsOptions {
@@ -64,11 +47,20 @@ export async function partitions(
   device: DeviceRef,
   options: PartitionsOptions = {},
 ): Promise<Partition[]> {
+  if (isAttachment(device)) return await device.partitions(options);
   const waiting = checkPartitionsOptions(options);
   // Read when it is needed: most programs have no partitions.
   const { showPartitions } = await import("./show.ts");
-  using loop = openBound(device, "show the partitions of");
+  using loop = openAttached(device, "show the partitions of");
   return await showPartitions(loop, waiting);
+}
+
+/** An `Attachment` is a reference too, with nodes of its own where there are none in `/dev`. */
+function isAttachment(device: DeviceRef): device is DeviceRef & {
+  partitions(options: PartitionsOptions): Promise<Partition[]>;
+} {
+  return typeof device === "object" && device !== null &&
+    "partitions" in device && typeof device.partitions === "function";
 }
 
 /** Checks the options. An abort that has happened already is thrown. */

@@ -24,7 +24,7 @@ import {
 import { type Limits, sleep, waitUntil } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
-import type { Partition } from "./partitions.ts";
+import type { Partition } from "./partition.ts";
 import { readTable } from "./table.ts";
 import type { TableEntry } from "./table_entry.ts";
 

@@ -92,6 +92,23 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    "shows 250 of them",
+    withScratch(async (scratch) => {
+      const path = scratch.image(300 * MiB);
+      sfdisk(
+        path,
+        `label: gpt\\ntable-length: 250\\n${"size=1M\\n".repeat(250)}`,
+      );
+      await using a = await attach(path);
+      const found = await partitions(a);
+      assertEquals(found.length, 250);
+      assertEquals(extents(found), theirs(path));
+      assertEquals(partitionNames(`loop${a.minor}`).length, 250);
+      await a.detach();
+    }),
+  );
+
+  it(
     "shows them of a device that was attached without partscan, by whomever",
     withScratch(async (scratch) => {
       const device = runOk("losetup", "-f", "--show", gptImage(scratch));

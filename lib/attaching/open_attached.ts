@@ -1,0 +1,57 @@
+/** Opening an attached device, with its identity checked. */
+import {
+  type DeviceRef,
+  minorOf,
+  recycled,
+  sequenceIn,
+} from "../device_ref.ts";
+import { LoopError, quote } from "../errors.ts";
+import type { Loop } from "../kernel/loop.ts";
+import { openDevice } from "../kernel/nodes.ts";
+import { ENXIO } from "../sys/errno.ts";
+import type { LoopInfo64 } from "../sys/loop_uapi.ts";
+import type { BackingFile } from "./bound_loop.ts";
+import { isErrno, sequenceOf } from "./release.ts";
+
+/** Opens a device to which a file is attached, and the right one. */
+export function openAttached(
+  device: DeviceRef,
+  action: string,
+  backing?: BackingFile,
+): Loop {
+  const expected = sequenceIn(device);
+  // For reading: that a device was open for writing makes udev look at it again.
+  const loop = openDevice(
+    typeof device === "string" ? device : minorOf(device),
+    { readOnly: true },
+  );
+  try {
+    const info = boundInfo(loop, action);
+    const actual = sequenceOf(loop);
+    if (expected !== undefined && actual !== undefined) {
+      if (actual !== expected) throw recycled(action, loop.path);
+    } else if (backing !== undefined) {
+      const isSame = info.device === backing.device &&
+        info.inode === backing.inode;
+      if (!isSame) throw recycled(action, loop.path);
+    }
+    return loop;
+  } catch (error) {
+    loop.close();
+    throw error;
+  }
+}
+
+function boundInfo(loop: Loop, action: string): LoopInfo64 {
+  try {
+    return loop.getInfo();
+  } catch (error) {
+    if (!isErrno(error, ENXIO)) throw error;
+    throw new LoopError(`Cannot ${action} ${quote(loop.path)}`, {
+      errno: ENXIO,
+      operation: "LOOP_GET_STATUS64",
+      path: loop.path,
+      hint: "no file is attached to it",
+    });
+  }
+}

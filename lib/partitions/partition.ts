@@ -1,0 +1,17 @@
+/** A partition of a loop device: plain data. */
+export interface Partition {
+  /** The number of the partition: 1 for `/dev/loop3p1`. */
+  number: number;
+  /** The path of its node: `/dev/loop3p1`. */
+  path: string;
+  /** Where it begins on the disk, in bytes. */
+  start: number;
+  /** Its size in bytes. Of an extended partition, which Linux shows only in part, its full size. */
+  size: number;
+  /** GPT: the type GUID, in upper case. MBR: `"0x83"`. */
+  type: string;
+  /** GPT: its name, when it has one. */
+  name?: string;
+  /** GPT: its GUID, in upper case. MBR: disk id and number, `"1234abcd-01"`. */
+  uuid?: string;
+}
