@@ -8,7 +8,7 @@ import {
   type FilePath,
 } from "./arguments.ts";
 import { Attachment } from "./attachment.ts";
-import { bindAny, bindThis } from "./attaching/allocation.ts";
+import { bindFirstFree, bindMinor } from "./attaching/allocation.ts";
 import { type Backing, openBacking } from "./attaching/backing.ts";
 import { BoundLoop } from "./attaching/bound_loop.ts";
 import {
@@ -17,7 +17,7 @@ import {
   refuseOverlap,
   refuseRivals,
 } from "./attaching/overlap.ts";
-import { undo } from "./attaching/release.ts";
+import { rollBack } from "./attaching/release.ts";
 import { removeStalePartitions } from "./attaching/stale_partitions.ts";
 import {
   deviceSize,
@@ -159,7 +159,7 @@ export async function attach(
   } catch (error) {
     nodes?.removeAll();
     // Ours beyond doubt: this descriptor has been open since it was bound.
-    await undo(loop);
+    await rollBack(loop);
     throw error;
   }
 }
@@ -247,7 +247,7 @@ async function prepare(
       config.blockSize = wanted.blockSize ?? 0;
     }
     if (backing.isRegular) refuseEmptyRange(backing, config);
-    await backing.writeBackMuch(signal);
+    await backing.writeBackInBackground(signal);
     config.fd = backing.fd;
     return claim;
   } catch (error) {
@@ -287,8 +287,8 @@ async function bindDevice(
     }
   };
   return minor === undefined
-    ? await bindAny(tryDevice, backing.name, signal)
-    : bindThis(tryDevice, minor);
+    ? await bindFirstFree(tryDevice, backing.name, signal)
+    : bindMinor(tryDevice, minor);
 }
 
 /** Makes sure that the device is what was asked for. */

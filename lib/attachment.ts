@@ -1,21 +1,21 @@
 /** An attached file, for as long as it is not disposed of. */
 import { BoundLoop } from "./attaching/bound_loop.ts";
 import {
-  closingElsewhere,
-  hasMuchCached,
+  closeInBackground,
+  hasLargeCache,
   isFree,
   release,
   type Released,
   reportWriteBack,
-  writeBackMuch,
+  writeBackInBackground,
 } from "./attaching/release.ts";
 import {
   checkDetachOptions,
   detachBinding,
   type DetachOptions,
   refuseUsed,
+  type ResolvedDetachOptions,
   untilFree,
-  type Waiting,
 } from "./detach.ts";
 import { attachedDevice, type LoopDevice } from "./devices.ts";
 import { check, LoopError, quote } from "./errors.ts";
@@ -26,7 +26,7 @@ import type { NodeDirectory } from "./kernel/nodes.ts";
 import {
   checkTransfer,
   READ,
-  transferElsewhere,
+  transferAsync,
   WRITE,
 } from "./kernel/transfer.ts";
 import type { Partition } from "./partitions/partition.ts";
@@ -195,7 +195,7 @@ export class Attachment implements AsyncDisposable {
       })),
     );
     const work = { fd: own.fd, path, bytes, position };
-    const transfer = transferElsewhere(direction, work)
+    const transfer = transferAsync(direction, work)
       .finally(() => {
         own.close();
         this.#transfers.delete(transfer);
@@ -266,7 +266,10 @@ export class Attachment implements AsyncDisposable {
     }
   }
 
-  async #detachReleased(state: ReleasedState, waiting: Waiting): Promise<void> {
+  async #detachReleased(
+    state: ReleasedState,
+    waiting: ResolvedDetachOptions,
+  ): Promise<void> {
     const released = await state.released;
     if (!waiting.lazy) await untilFree(released, waiting);
     if (!waiting.lazy || isFree(released)) this.#state = { is: "detached" };
@@ -324,9 +327,9 @@ export class Attachment implements AsyncDisposable {
     if (this.#isPersisted) return path;
     this.#checkAttached(`persist ${quote(path)}`);
     if (this.#transfers.size > 0) await this.#settleTransfers();
-    if (!hasMuchCached(this.#loop)) return this.#persist(writeBack);
-    const flush = await writeBackMuch(this.#loop);
-    return await closingElsewhere(this.#loop, () => this.#persist(flush));
+    if (!hasLargeCache(this.#loop)) return this.#persist(writeBack);
+    const flush = await writeBackInBackground(this.#loop);
+    return await closeInBackground(this.#loop, () => this.#persist(flush));
   }
 
   #persist(flush: (fd: number) => number): string {

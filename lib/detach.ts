@@ -14,7 +14,7 @@ import { describeHolder, type Holder } from "./holder.ts";
 import { findHolders, type Findings } from "./holders.ts";
 import type { Loop } from "./kernel/loop.ts";
 import { EBUSY } from "./sys/errno.ts";
-import { DEFAULT_TIMEOUT, type Limits } from "./waiting.ts";
+import { DEFAULT_TIMEOUT, type WaitOptions } from "./waiting.ts";
 
 /** How {@linkcode detach} waits. The limits are for the waiting for others, not for writing back. */
 export interface DetachOptions {
@@ -43,13 +43,15 @@ export interface DetachOptions {
 }
 
 /** {@linkcode DetachOptions}, checked. */
-export interface Waiting extends Limits {
+export interface ResolvedDetachOptions extends WaitOptions {
   readonly lazy: boolean;
   readonly ifUnused: boolean;
 }
 
 /** Checks the options. An abort that has happened already is thrown. */
-export function checkDetachOptions(options: DetachOptions): Waiting {
+export function checkDetachOptions(
+  options: DetachOptions,
+): ResolvedDetachOptions {
   checkOptions(options, ["timeout", "lazy", "ifUnused", "signal"]);
   const timeout = options.timeout === undefined
     ? DEFAULT_TIMEOUT
@@ -122,7 +124,7 @@ export async function detachBinding(
 /** Waits until others have closed the device. */
 export async function untilFree(
   device: Released,
-  waiting: Limits,
+  waiting: WaitOptions,
 ): Promise<void> {
   if (!await isFreeWithin(device, waiting)) throw busyError(device);
 }

@@ -1,7 +1,7 @@
-/** Waiting for others, within limits. */
+/** ResolvedDetachOptions for others, within limits. */
 
 /** How long to wait. */
-export interface Limits {
+export interface WaitOptions {
   /** In milliseconds. */
   readonly timeout: number;
   /** Ends the waiting. */
@@ -15,9 +15,9 @@ const FIRST_PAUSE = 1;
 const LONGEST_PAUSE = 20;
 
 /** Looks until something is so, first at once. Gives the number of looks; `undefined` when the time is up. */
-export async function waitUntil(
+export async function pollUntil(
   isSo: () => boolean | Promise<boolean>,
-  { timeout, signal }: Limits,
+  { timeout, signal }: WaitOptions,
 ): Promise<number | undefined> {
   const deadline = performance.now() + timeout;
   let pause = FIRST_PAUSE;

@@ -20,17 +20,17 @@ import {
 } from "../sys/errno.ts";
 
 /** What others can do to a device between its number being found and the file being bound. */
-const RACES = [EBUSY, ENXIO, ENODEV, ENOENT, EACCES, EAGAIN];
+const RETRIED_ERRNOS = [EBUSY, ENXIO, ENODEV, ENOENT, EACCES, EAGAIN];
 const MAX_TRIES = 64;
 const MAX_MILLISECONDS = 2000;
 /** So often it is tried in any case: on a machine under load a pause may take all the time there is. */
 const MIN_TRIES = 32;
 /** So often it is tried again at once. */
-const EAGER_TRIES = 4;
+const TRIES_WITHOUT_DELAY = 4;
 const PAUSE_MILLISECONDS = 4;
 
 /** Binds one particular device. */
-export function bindThis<T>(
+export function bindMinor<T>(
   tryDevice: (minor: number) => T,
   minor: number,
 ): T {
@@ -47,7 +47,7 @@ export function bindThis<T>(
 }
 
 /** Binds the first device that can be had. */
-export async function bindAny<T>(
+export async function bindFirstFree<T>(
   tryDevice: (minor: number) => T,
   file: string,
   signal: AbortSignal | undefined,
@@ -60,7 +60,9 @@ export async function bindAny<T>(
     try {
       return tryDevice(minor);
     } catch (error) {
-      if (!(error instanceof LoopError) || !RACES.includes(error.errno)) {
+      if (
+        !(error instanceof LoopError) || !RETRIED_ERRNOS.includes(error.errno)
+      ) {
         throw error;
       }
       candidates.failed(minor);
@@ -75,7 +77,7 @@ export async function bindAny<T>(
         });
       }
     }
-    if (tries >= EAGER_TRIES) {
+    if (tries >= TRIES_WITHOUT_DELAY) {
       await sleep(1 + Math.random() * PAUSE_MILLISECONDS, signal);
     }
     signal?.throwIfAborted();

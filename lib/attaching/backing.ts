@@ -14,7 +14,7 @@ import {
   close,
   cString,
   duplicate,
-  fsyncElsewhere,
+  fsyncAsync,
   ioctlPointer,
   isSealed,
   O_ACCMODE,
@@ -34,7 +34,7 @@ import {
   statOf,
 } from "../sys/libc.ts";
 import { abortable } from "../waiting.ts";
-import { FEW_BYTES, FEW_PAGES } from "./much.ts";
+import { MAX_INLINE_BYTES, MAX_INLINE_PAGES } from "./inline_limits.ts";
 
 /** The backing file of an attachment to be. */
 export class Backing implements Disposable {
@@ -134,14 +134,14 @@ export class Backing implements Disposable {
    * Writes back on another thread when much of the file is dirty: binding it to a device
    * has the kernel do that, from Linux 6.14 on, and would stop the event loop for as long.
    */
-  async writeBackMuch(signal: AbortSignal | undefined): Promise<void> {
-    if (this.size <= FEW_BYTES) return;
+  async writeBackInBackground(signal: AbortSignal | undefined): Promise<void> {
+    if (this.size <= MAX_INLINE_BYTES) return;
     const cache = pageCacheOf(this.fd);
-    if (typeof cache === "number" || cache.dirty <= FEW_PAGES) return;
+    if (typeof cache === "number" || cache.dirty <= MAX_INLINE_PAGES) return;
     // A descriptor of its own: after an abort the other thread is still at it.
     const fd = duplicate(this.fd);
     if (fd < 0) return; // none to spare: then the kernel does it at once
-    await abortable(fsyncElsewhere(fd).finally(() => close(fd)), signal);
+    await abortable(fsyncAsync(fd).finally(() => close(fd)), signal);
   }
 
   [Symbol.dispose](): void {

@@ -4,13 +4,13 @@ import { exactSize, Loop, reopen } from "../kernel/loop.ts";
 import { bindingOf, hasSysfs, isBound } from "../kernel/loop_sysfs.ts";
 import { EINVAL, ENOTTY, ENXIO } from "../sys/errno.ts";
 import {
-  closeElsewhere,
+  closeAsync,
   duplicate,
   ioctlValue,
   O_RDONLY,
   pageCacheOf,
   writeBack,
-  writeBackElsewhere,
+  writeBackAsync,
   writeBackError,
 } from "../sys/libc.ts";
 import {
@@ -18,8 +18,12 @@ import {
   LO_FLAGS_PARTSCAN,
   LOOP_CLR_FD,
 } from "../sys/loop_uapi.ts";
-import { FEW_BYTES, FEW_CACHED_PAGES, FEW_PAGES } from "./much.ts";
-import { DEFAULT_TIMEOUT, type Limits, waitUntil } from "../waiting.ts";
+import {
+  MAX_INLINE_BYTES,
+  MAX_INLINE_CACHED_PAGES,
+  MAX_INLINE_PAGES,
+} from "./inline_limits.ts";
+import { DEFAULT_TIMEOUT, pollUntil, type WaitOptions } from "../waiting.ts";
 
 /** A device, and which binding of it. */
 export interface Binding {
@@ -44,9 +48,9 @@ export interface Released extends Binding {
  * afterwards unless others have it open. The event loop goes on meanwhile.
  */
 export async function release(loop: Loop): Promise<Released> {
-  if (!hasMuchCached(loop)) return releaseNow(loop);
-  const flush = await writeBackMuch(loop);
-  return await closingElsewhere(loop, () => releaseBy(loop, flush));
+  if (!hasLargeCache(loop)) return releaseNow(loop);
+  const flush = await writeBackInBackground(loop);
+  return await closeInBackground(loop, () => releaseBy(loop, flush));
 }
 
 /** Releases a device at once: for one of which little is cached. */
@@ -59,7 +63,7 @@ export function releaseNow(loop: Loop): Released {
  * last close of a device writes back what somebody has made dirty meanwhile, and drops
  * all pages.
  */
-export async function closingElsewhere<T>(
+export async function closeInBackground<T>(
   loop: Loop,
   use: () => T,
 ): Promise<T> {
@@ -67,18 +71,18 @@ export async function closingElsewhere<T>(
   try {
     return use();
   } finally {
-    if (last >= 0) await closeElsewhere(last);
+    if (last >= 0) await closeAsync(last);
   }
 }
 
 function releaseBy(loop: Loop, flush: (fd: number) => number): Released {
   const { minor, path } = loop;
   try {
-    const sequence = orError(() => sequenceOf(loop));
-    const binding = orError(() => bindingOf(minor));
-    const written = orError(() => reportWriteBack(loop, flush));
+    const sequence = captureError(() => sequenceOf(loop));
+    const binding = captureError(() => bindingOf(minor));
+    const written = captureError(() => reportWriteBack(loop, flush));
     // Without them clearing finds out.
-    const flags = orError(() => loop.getInfo().flags).value ?? 0;
+    const flags = captureError(() => loop.getInfo().flags).value ?? 0;
     if ((flags & LO_FLAGS_AUTOCLEAR) === 0) clear(loop);
     return {
       minor,
@@ -97,7 +101,7 @@ function releaseBy(loop: Loop, flush: (fd: number) => number): Released {
  * Undoes an attachment whose error must not be hidden by anything that happens here.
  * Others, udev above all, may have it open for a moment: nothing is to stay attached.
  */
-export async function undo(loop: Loop): Promise<void> {
+export async function rollBack(loop: Loop): Promise<void> {
   try {
     await isFreeWithin(await release(loop), {
       timeout: DEFAULT_TIMEOUT,
@@ -109,7 +113,7 @@ export async function undo(loop: Loop): Promise<void> {
 }
 
 /** What must not keep a device from being released is reported afterwards. */
-function orError<T>(call: () => T): { value?: T; error?: LoopError } {
+function captureError<T>(call: () => T): { value?: T; error?: LoopError } {
   try {
     return { value: call() };
   } catch (error) {
@@ -119,13 +123,14 @@ function orError<T>(call: () => T): { value?: T; error?: LoopError } {
 }
 
 /** Whether writing back and dropping what is cached may take long. */
-export function hasMuchCached(loop: Loop): boolean {
+export function hasLargeCache(loop: Loop): boolean {
   const cache = pageCacheOf(loop.fd);
   if (typeof cache !== "number") {
-    return cache.dirty > FEW_PAGES || cache.cached > FEW_CACHED_PAGES;
+    return cache.dirty > MAX_INLINE_PAGES ||
+      cache.cached > MAX_INLINE_CACHED_PAGES;
   }
   // Before Linux 6.5: no more than there is.
-  return loop.fd !== -1 && exactSize(loop) > FEW_BYTES;
+  return loop.fd !== -1 && exactSize(loop) > MAX_INLINE_BYTES;
 }
 
 /** Somebody who keeps on writing makes new dirty pages during each pass. */
@@ -138,7 +143,7 @@ const MAX_PASSES = 3;
  * @returns What flushes the rest, or, while somebody writes faster than that, what tells
  * of errors without waiting for him.
  */
-export async function writeBackMuch(
+export async function writeBackInBackground(
   loop: Loop,
 ): Promise<(fd: number) => number> {
   let second;
@@ -150,9 +155,9 @@ export async function writeBackMuch(
   }
   try {
     for (let pass = 1; pass <= MAX_PASSES; pass++) {
-      await writeBackElsewhere(second.fd);
+      await writeBackAsync(second.fd);
       const cache = pageCacheOf(second.fd);
-      if (typeof cache === "number" || cache.dirty <= FEW_PAGES) {
+      if (typeof cache === "number" || cache.dirty <= MAX_INLINE_PAGES) {
         return writeBack;
       }
     }
@@ -231,12 +236,12 @@ export function isFree({ minor, binding, diskSequence }: Binding): boolean {
 /** Waits until others have closed the device. Mostly there are none, and one look is enough. */
 export async function isFreeWithin(
   device: Released,
-  limits: Limits,
+  limits: WaitOptions,
 ): Promise<boolean> {
-  const looks = await waitUntil(() => isFree(device), limits);
+  const looks = await pollUntil(() => isFree(device), limits);
   // More than one look: others had it open.
   if (looks !== undefined && (looks > 1 || device.partscan)) {
-    settle(device.minor);
+    waitForLastClose(device.minor);
   }
   return looks !== undefined;
 }
@@ -245,7 +250,7 @@ export async function isFreeWithin(
  * When somebody else was the last to close, the kernel may still be at it, dropping
  * the partitions above all. Opening the device waits for that.
  */
-function settle(minor: number): void {
+function waitForLastClose(minor: number): void {
   try {
     new Loop(minor, { readOnly: true }).close();
   } catch (error) {

@@ -2,7 +2,7 @@
 import { checkPosition } from "../arguments.ts";
 import { check, quote } from "../errors.ts";
 import { EBADF, ENOSPC } from "../sys/errno.ts";
-import { pread, preadElsewhere, pwrite, pwriteElsewhere } from "../sys/libc.ts";
+import { pread, preadAsync, pwrite, pwriteAsync } from "../sys/libc.ts";
 
 /** Where bytes come from, or go to. */
 export interface Transfer {
@@ -28,7 +28,7 @@ type Call = (fd: number, bytes: Uint8Array, position: number) => number;
 /** How to read. */
 export const READ = {
   call: pread,
-  elsewhere: preadElsewhere,
+  callAsync: preadAsync,
   operation: "pread",
   verb: "read",
 } as const satisfies Direction;
@@ -36,14 +36,14 @@ export const READ = {
 /** How to write. */
 export const WRITE = {
   call: pwrite,
-  elsewhere: pwriteElsewhere,
+  callAsync: pwriteAsync,
   operation: "pwrite",
   verb: "write",
 } as const satisfies Direction;
 
 interface Direction {
   readonly call: Call;
-  readonly elsewhere: (...args: Parameters<Call>) => Promise<number>;
+  readonly callAsync: (...args: Parameters<Call>) => Promise<number>;
   readonly operation: string;
   readonly verb: string;
 }
@@ -61,7 +61,7 @@ export function transfer(direction: Direction, work: Transfer): number {
 }
 
 /** Moves the bytes on another thread. A call that fails there is repeated here, which tells why. */
-export async function transferElsewhere(
+export async function transferAsync(
   direction: Direction,
   work: Transfer,
 ): Promise<number> {
@@ -69,7 +69,7 @@ export async function transferElsewhere(
   let done = 0;
   while (done < bytes.length) {
     const rest = bytes.subarray(done);
-    let count = await direction.elsewhere(fd, rest, position + done);
+    let count = await direction.callAsync(fd, rest, position + done);
     if (count < 0) count = direction.call(fd, rest, position + done);
     if (isEnd(count, done)) break;
     done += checkTransferred(direction, work, count);

@@ -1,5 +1,5 @@
 /** Attaching a file as losetup does, without the harm that a failure does there. */
-import { bindAny } from "../attaching/allocation.ts";
+import { bindFirstFree } from "../attaching/allocation.ts";
 import { checkBlockSize, checkBytes, MAX_MINOR } from "../arguments.ts";
 import { Backing } from "../attaching/backing.ts";
 import { urlOf } from "../cli/files.ts";
@@ -39,7 +39,7 @@ import {
   LoopConfig,
 } from "../sys/loop_uapi.ts";
 import { verify } from "../attaching/verification.ts";
-import { waitUntil } from "../waiting.ts";
+import { pollUntil } from "../waiting.ts";
 import { type ByteString, toBytes, toCString, toText } from "./byte_string.ts";
 import { isLoopNode, openNode } from "./device.ts";
 import { Failure, systemFailure } from "./failure.ts";
@@ -178,7 +178,7 @@ const NODE_TIMEOUT = 400; // milliseconds
 
 /** The node of a device that was added comes, and gets its owner, a moment later. */
 async function waitForNode(open: () => Loop): Promise<void> {
-  await waitUntil(() => {
+  await pollUntil(() => {
     const error = errorOf(open);
     return error?.errno !== ENOENT && error?.errno !== EACCES;
   }, { timeout: NODE_TIMEOUT, signal: undefined });
@@ -196,7 +196,7 @@ async function attachAnywhere(request: CreateRequest): Promise<ByteString> {
           request,
           (readOnly) => new Loop(minor, { readOnly }),
         );
-      using loop = await bindAny(tryDevice, backing.name, undefined);
+      using loop = await bindFirstFree(tryDevice, backing.name, undefined);
       return loop.path;
     }
     attach(backing, request, (readOnly) => openNode(free, readOnly)).close();

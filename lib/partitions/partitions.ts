@@ -1,5 +1,5 @@
 /** Partitions that appear: whether or not the kernel can read the table, and udev is there. */
-import { DEFAULT_TIMEOUT, type Limits } from "../waiting.ts";
+import { DEFAULT_TIMEOUT, type WaitOptions } from "../waiting.ts";
 import { checkOptions, checkSignal, checkTimeout } from "../arguments.ts";
 import type { DeviceRef } from "../device_ref.ts";
 import { openAttached } from "../attaching/open_attached.ts";
@@ -64,7 +64,9 @@ function isAttachment(device: DeviceRef): device is DeviceRef & {
 }
 
 /** Checks the options. An abort that has happened already is thrown. */
-export function checkPartitionsOptions(options: PartitionsOptions): Limits {
+export function checkPartitionsOptions(
+  options: PartitionsOptions,
+): WaitOptions {
   checkOptions(options, ["timeout", "signal"]);
   const timeout = options.timeout === undefined
     ? DEFAULT_TIMEOUT

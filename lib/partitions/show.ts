@@ -21,7 +21,7 @@ import {
   S_IFMT,
   statOf,
 } from "../sys/libc.ts";
-import { type Limits, sleep, waitUntil } from "../waiting.ts";
+import { pollUntil, sleep, type WaitOptions } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
 import type { Partition } from "./partition.ts";
@@ -31,14 +31,14 @@ import type { TableEntry } from "./table_entry.ts";
 /** Makes the partitions of an open device appear, and tells what they are. */
 export async function showPartitions(
   loop: Loop,
-  waiting: Limits,
+  waiting: WaitOptions,
   nodes?: NodeDirectory,
 ): Promise<Partition[]> {
   // First, so that the kernel looks before we do, and drops them at the detach.
   loop.setStatus({ partscan: true });
   const entries = readEntries(loop);
   let missing: TableEntry[] = [];
-  const looks = await waitUntil(async () => {
+  const looks = await pollUntil(async () => {
     // A scan that somebody else has caused drops and returns all of them.
     missing = await findMissing(loop, entries, nodes);
     return missing.length === 0;

@@ -60,7 +60,7 @@ const SYMBOLS = {
     result: "i32",
   },
   /** `syscall` on another thread: (int, pointer, number, number). Its errno is lost. */
-  syscallElsewhere: {
+  syscallNonblocking: {
     name: "syscall",
     parameters: ["i64", "i64", "buffer", "i64", "i64"],
     result: "i32",
@@ -422,8 +422,8 @@ export function writeBackError(fd: number): number {
  * Writes dirty pages back on another thread, while the event loop goes on. Whether that
  * worked is not known: ask `writeBackError` on a descriptor that was open before.
  */
-export async function writeBackElsewhere(fd: number): Promise<void> {
-  await lib().syscallElsewhere(
+export async function writeBackAsync(fd: number): Promise<void> {
+  await lib().syscallNonblocking(
     NUMBERS.sync_file_range,
     BigInt(fd),
     null, // offset 0
@@ -433,13 +433,13 @@ export async function writeBackElsewhere(fd: number): Promise<void> {
 }
 
 /** `fsync(2)` on another thread. Whether it worked is not known. */
-export async function fsyncElsewhere(fd: number): Promise<void> {
-  await lib().syscallElsewhere(NUMBERS.fsync, BigInt(fd), null, 0n, 0n);
+export async function fsyncAsync(fd: number): Promise<void> {
+  await lib().syscallNonblocking(NUMBERS.fsync, BigInt(fd), null, 0n, 0n);
 }
 
 /** `close(2)` on another thread: the last one of a device writes back what is dirty. */
-export async function closeElsewhere(fd: number): Promise<void> {
-  await lib().syscallElsewhere(NUMBERS.close, BigInt(fd), null, 0n, 0n);
+export async function closeAsync(fd: number): Promise<void> {
+  await lib().syscallNonblocking(NUMBERS.close, BigInt(fd), null, 0n, 0n);
 }
 
 /** `pread(2)`: how many bytes were read. */
@@ -480,30 +480,30 @@ export function pwrite(
 const MAX_TRANSFER = 2 ** 30;
 
 /** `pread(2)` on another thread: how many bytes were read, or -1. The error is not known. */
-export async function preadElsewhere(
+export async function preadAsync(
   fd: number,
   buffer: Uint8Array,
   offset: number,
 ): Promise<number> {
-  return await transferElsewhere(NUMBERS.pread64, fd, buffer, offset);
+  return await transferAsync(NUMBERS.pread64, fd, buffer, offset);
 }
 
 /** `pwrite(2)` on another thread: how many bytes were written, or -1. The error is not known. */
-export async function pwriteElsewhere(
+export async function pwriteAsync(
   fd: number,
   bytes: Uint8Array,
   offset: number,
 ): Promise<number> {
-  return await transferElsewhere(NUMBERS.pwrite64, fd, bytes, offset);
+  return await transferAsync(NUMBERS.pwrite64, fd, bytes, offset);
 }
 
-async function transferElsewhere(
+async function transferAsync(
   number: bigint,
   fd: number,
   bytes: Uint8Array,
   offset: number,
 ): Promise<number> {
-  return await lib().syscallElsewhere(
+  return await lib().syscallNonblocking(
     number,
     BigInt(fd),
     bytes,

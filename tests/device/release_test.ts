@@ -16,11 +16,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import {
-  pwrite,
-  writeBackElsewhere,
-  writeBackError,
-} from "../../lib/sys/libc.ts";
+import { pwrite, writeBackAsync, writeBackError } from "../../lib/sys/libc.ts";
 import {
   isSoon,
   mounted,
@@ -176,7 +172,7 @@ describe("writeBackError()", onDevices, () => {
         pwrite(writer.fd, new Uint8Array(2 * MiB).fill(1), 0),
         2 * MiB,
       );
-      await writeBackElsewhere(writer.fd);
+      await writeBackAsync(writer.fd);
       assert(writeBackError(device.loop.fd) < 0);
       assertEquals(writeBackError(device.loop.fd), 0);
       writer.close();
