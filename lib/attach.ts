@@ -20,6 +20,7 @@ import {
 import { rollBack } from "./attaching/release.ts";
 import { removeStalePartitions } from "./attaching/stale_partitions.ts";
 import {
+  DEFAULT_BLOCK_SIZE,
   deviceSize,
   refuseEmptyRange,
   verify,
@@ -33,6 +34,7 @@ import {
   CONFIGURE_OPTIONS,
   type ConfigureOptions,
   encodeOptions,
+  exactSize,
   type Loop,
 } from "./kernel/loop.ts";
 import { NodeDirectory, openAnyNode } from "./kernel/nodes.ts";
@@ -246,7 +248,8 @@ async function prepare(
       wanted.blockSize = await probeBlockSize(backing, config);
       config.blockSize = wanted.blockSize ?? 0;
     }
-    if (backing.isRegular) refuseEmptyRange(backing, config);
+    const range = { options: wanted, config, backing };
+    if (backing.isRegular) refuseEmptyRange(range);
     await backing.writeBackInBackground(signal);
     config.fd = backing.fd;
     return claim;
@@ -298,7 +301,12 @@ async function finish(
   { wanted, config, overlap, signal }: Request,
 ): Promise<void> {
   if (wanted.partscan) loop.setStatus({ partscan: true });
-  loop.remember(verify(loop, wanted, config, claim.backing));
+  const { backing } = claim;
+  // The kernel raises it for direct I/O where it has to: not what was asked for.
+  const blockSize = wanted.blockSize ?? DEFAULT_BLOCK_SIZE;
+  const device = { options: { ...wanted, blockSize }, config, backing };
+  loop.remember(verify(loop, device));
+  refuseEmptyRange(device, exactSize(loop));
   // Who does not lock may have attached it since we looked.
   if (overlap === "refuse") await refuseRivals(claim, loop, signal);
 }

@@ -135,6 +135,8 @@ export function hasLargeCache(loop: Loop): boolean {
 
 /** Somebody who keeps on writing makes new dirty pages during each pass. */
 const MAX_PASSES = 3;
+/** A pass that took no longer found little to write, in milliseconds. */
+const SHORT_PASS = 20;
 
 /**
  * Writes back on another thread until little is dirty. Its errors are not known there:
@@ -155,11 +157,13 @@ export async function writeBackInBackground(
   }
   try {
     for (let pass = 1; pass <= MAX_PASSES; pass++) {
+      const start = performance.now();
       await writeBackAsync(second.fd);
       const cache = pageCacheOf(second.fd);
-      if (typeof cache === "number" || cache.dirty <= MAX_INLINE_PAGES) {
-        return writeBack;
-      }
+      const isLittle = typeof cache === "number"
+        ? performance.now() - start < SHORT_PASS // before Linux 6.5
+        : cache.dirty <= MAX_INLINE_PAGES;
+      if (isLittle) return writeBack;
     }
     return writeBackError;
   } finally {

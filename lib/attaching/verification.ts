@@ -7,7 +7,6 @@ import {
   exactSize,
   fitPageCache,
   type Loop,
-  pageCacheBlockSize,
 } from "../kernel/loop.ts";
 import { BLKROSET } from "../sys/blk_uapi.ts";
 import { EINVAL, EIO } from "../sys/errno.ts";
@@ -15,81 +14,94 @@ import { directIoAlignment, ioctlPointer } from "../sys/libc.ts";
 import type { LoopConfig, LoopInfo64 } from "../sys/loop_uapi.ts";
 
 /** The block size that the kernel chooses, unless it raises it for direct I/O. */
-const DEFAULT_BLOCK = 512;
+export const DEFAULT_BLOCK_SIZE = 512;
+
+/** What was asked for. */
+export interface Wanted {
+  readonly options: ConfigureOptions;
+  readonly config: LoopConfig;
+  readonly backing: Backing;
+}
 
 /** Throws unless the device is what was asked for. */
-export function verify(
-  loop: Loop,
-  wanted: ConfigureOptions,
-  config: LoopConfig,
-  backing: Backing,
-): LoopInfo64 {
+export function verify(loop: Loop, wanted: Wanted): LoopInfo64 {
   const info = loop.getInfo();
-  const flags = decodeFlags(info.flags);
-  const readOnly = wanted.readOnly ?? false;
-
-  const mismatch = (what: string, want: unknown, got: unknown): LoopError => {
-    const isDirectIo = what === "directIo";
-    const why = isDirectIo
-      ? `: ${whyDirectIo(backing, config, info)}`
-      : what === "block size" && flags.directIo
-      ? `: direct I/O to the file needs that; ask for it with blockSize: ${got} (-b ${got})`
-      : "";
-    return new LoopError(
-      `Cannot attach ${backing.name} to ${quote(loop.path)} as asked`,
-      {
-        errno: isDirectIo ? EINVAL : EIO,
-        operation: "LOOP_CONFIGURE",
-        path: loop.path,
-        hint: `wanted ${what} ${want}, got ${got}${why}`,
-      },
-    );
-  };
-  const expect = <T>(what: string, want: T | undefined, got: T): void => {
-    if (want !== undefined && got !== want) throw mismatch(what, want, got);
+  const { options, config, backing } = wanted;
+  const expect: Expect = (what, want, got) => {
+    if (want !== undefined && got !== want) {
+      throw mismatch(loop, wanted, info, { what, want, got });
+    }
   };
   expect("backing device", backing.stat.device, Number(info.device));
   expect("backing inode", backing.stat.inode, info.inode);
   expect("offset", config.info.offset, info.offset);
   expect("sizelimit", config.info.sizelimit, info.sizelimit);
   expect("reference", config.info.fileName, info.fileName);
-  expect("autoclear", wanted.autoclear, flags.autoclear);
-  expect("partscan", wanted.partscan, flags.partscan);
-  expect("directIo", wanted.directIo, flags.directIo);
+  const flags = decodeFlags(info.flags);
+  const readOnly = options.readOnly ?? false;
+  expect("autoclear", options.autoclear, flags.autoclear);
+  expect("partscan", options.partscan, flags.partscan);
+  expect("directIo", options.directIo, flags.directIo);
   expect("readOnly", readOnly, flags.readOnly);
-  let isReadOnly = loop.isReadOnly();
-  if (isReadOnly && !readOnly) {
-    makeWritable(loop);
-    isReadOnly = loop.isReadOnly();
-  }
-  expect("readOnly", readOnly, isReadOnly);
+  if (!readOnly && loop.isReadOnly()) makeWritable(loop);
+  expect("readOnly", readOnly, loop.isReadOnly());
   const blockSize = loop.getBlockSize();
-  expect("block size", wanted.blockSize ?? DEFAULT_BLOCK, blockSize);
-  fitPageCache(loop);
-  if (pageCacheBlockSize(loop) < blockSize) {
-    throw mismatch("page cache", blockSize, pageCacheBlockSize(loop));
-  }
+  expect("block size", options.blockSize, blockSize);
+  fitPageCache(loop, blockSize);
+  verifySize(loop, wanted, expect);
+  return info;
+}
 
+/** Throws when a property is not as asked for; `undefined` asks for nothing. */
+type Expect = <T>(what: string, want: T | undefined, got: T) => void;
+
+function verifySize(
+  loop: Loop,
+  { config, backing }: Wanted,
+  expect: Expect,
+): void {
   const size = exactSize(loop);
   const first = deviceSize(backing.size, config.info);
   if (size !== first) {
     // The file may have grown or shrunk before or after the kernel looked.
     const last = deviceSize(backing.currentSize(), config.info);
     const [least, most] = first < last ? [first, last] : [last, first];
-    if (size < least || size > most) throw mismatch("size", last, size);
+    if (size < least || size > most) expect("size", last, size);
   }
-  if (size < BigInt(blockSize)) {
-    throw emptyRange(backing, config, blockSize);
-  }
-  return info;
 }
 
-/** Throws when the device would have no whole block, before one is bound. */
-export function refuseEmptyRange(backing: Backing, config: LoopConfig): void {
-  const blockSize = config.blockSize || DEFAULT_BLOCK;
-  if (deviceSize(backing.size, config.info) < BigInt(blockSize)) {
-    throw emptyRange(backing, config, blockSize);
+function mismatch(
+  { path }: Loop,
+  { config, backing }: Wanted,
+  info: LoopInfo64,
+  { what, want, got }: { what: string; want: unknown; got: unknown },
+): LoopError {
+  let [errno, why] = [EIO, ""];
+  if (what === "directIo") {
+    [errno, why] = [EINVAL, `: ${whyDirectIo(backing, config, info)}`];
+  } else if (what === "block size" && decodeFlags(info.flags).directIo) {
+    errno = EINVAL;
+    why =
+      `: direct I/O to the file needs that; ask for it with blockSize: ${got} (-b ${got})`;
   }
+  return new LoopError(
+    `Cannot attach ${backing.name} to ${quote(path)} as asked`,
+    {
+      errno,
+      operation: "LOOP_CONFIGURE",
+      path,
+      hint: `wanted ${what} ${want}, got ${got}${why}`,
+    },
+  );
+}
+
+/** Throws when a device has no whole block, or would have none when it is bound. */
+export function refuseEmptyRange(
+  { options, config, backing }: Wanted,
+  size: bigint = deviceSize(backing.size, config.info),
+): void {
+  const blockSize = options.blockSize ?? DEFAULT_BLOCK_SIZE;
+  if (size < BigInt(blockSize)) throw emptyRange(backing, config, blockSize);
 }
 
 function emptyRange(

@@ -9,7 +9,6 @@ import {
   checkOptions,
   checkPath,
   type FilePath,
-  MIN_PAGE_SIZE,
 } from "../arguments.ts";
 import {
   check,
@@ -46,6 +45,7 @@ import {
   EBADF,
   EBUSY,
   EINVAL,
+  EIO,
   ENOENT,
   ENOSYS,
   ENOTTY,
@@ -544,7 +544,7 @@ export class Loop implements Disposable {
       repeatWhileAgain(set, exclusive.fd),
       this.#failure("LOOP_SET_BLOCK_SIZE", what),
     );
-    fitPageCache(this, exclusive.fd);
+    fitPageCache(this, bytes, exclusive.fd);
   }
 
   /**
@@ -587,7 +587,7 @@ export class Loop implements Disposable {
     config.fd = fd;
     bind(this, config, `descriptor ${fd}`);
     try {
-      fitPageCache(this);
+      fitPageCache(this, this.getBlockSize());
     } catch (error) {
       this.clearFd(); // ours beyond doubt: this descriptor has been open since
       throw error;
@@ -1236,21 +1236,27 @@ export function exactSize(loop: Loop): bigint {
  * It chose their size when the device was opened, at most a page; from Linux 6.15 on a
  * logical block may be larger, and all that is written would fail with `EIO`.
  */
-export function fitPageCache(loop: Loop, fd: number = loop.fd): void {
-  const wanted = loop.getBlockSize();
-  if (wanted <= MIN_PAGE_SIZE) return;
-  if (pageCacheBlockSize(loop) >= wanted) return;
+export function fitPageCache(
+  loop: Loop,
+  blockSize: number,
+  fd: number = loop.fd,
+): void {
+  if (pageCacheBlockSize(loop) >= blockSize) return;
   const size = new Uint8Array(4);
-  new DataView(size.buffer).setInt32(0, wanted, true);
+  new DataView(size.buffer).setInt32(0, blockSize, true);
   const { path } = loop;
-  check(ioctlPointer(fd, BLKBSZSET, size), () => ({
-    action: `Cannot use blocks of ${wanted} bytes in the page cache of ${
+  const failure = {
+    action: `Cannot use blocks of ${blockSize} bytes in the page cache of ${
       quote(path)
     }`,
     operation: "BLKBSZSET",
     path,
-    hint: { [EBUSY]: "it is held exclusively" },
+  };
+  check(ioctlPointer(fd, BLKBSZSET, size), () => ({
+    ...failure,
+    hint: { [EBUSY]: "another program holds the device exclusively" },
   }));
+  check(pageCacheBlockSize(loop) >= blockSize ? 0 : -EIO, () => failure);
 }
 
 /** The block size of the page cache of an open device, in bytes. */

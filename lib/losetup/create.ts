@@ -250,13 +250,13 @@ function attach(
     isOurs = true;
     // The second step: in one, it races with udev, and partitions vanish again.
     if (request.partscan) loop.setStatus({ partscan: true });
-    const wanted = {
+    const options = {
       readOnly,
       partscan: request.partscan || undefined,
       directIo: request.directIo || undefined,
       blockSize: config.blockSize || undefined,
     };
-    verify(loop, wanted, config, backing);
+    verify(loop, { options, config, backing });
     return loop;
   } catch (error) {
     // What others have bound meanwhile is not cleared.
