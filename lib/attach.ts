@@ -10,6 +10,7 @@ import {
 import { Attachment } from "./attachment.ts";
 import { bindFirstFree, bindMinor } from "./attaching/allocation.ts";
 import { type Backing, openBacking } from "./attaching/backing.ts";
+import { bindOrClose, completeBinding } from "./attaching/binding.ts";
 import { BoundLoop } from "./attaching/bound_loop.ts";
 import {
   type Claim,
@@ -17,20 +18,17 @@ import {
   refuseOverlap,
   refuseRivals,
 } from "./attaching/overlap.ts";
-import { rollBack } from "./attaching/release.ts";
-import { removeStalePartitions } from "./attaching/stale_partitions.ts";
 import {
   DEFAULT_BLOCK_SIZE,
   deviceSize,
   refuseEmptyRange,
-  verify,
+  type Wanted,
 } from "./attaching/verification.ts";
 import type { LoopDevice } from "./devices.ts";
 import { quote } from "./errors.ts";
 import { findHolders } from "./holders.ts";
 import { checkStat } from "./kernel/file_descriptor.ts";
 import {
-  bind,
   CONFIGURE_OPTIONS,
   type ConfigureOptions,
   encodeOptions,
@@ -39,7 +37,7 @@ import {
 } from "./kernel/loop.ts";
 import { NodeDirectory, openAnyNode } from "./kernel/nodes.ts";
 import { statOf } from "./sys/libc.ts";
-import { LO_FLAGS_PARTSCAN, type LoopConfig } from "./sys/loop_uapi.ts";
+import type { LoopConfig } from "./sys/loop_uapi.ts";
 import { DEFAULT_TIMEOUT } from "./waiting.ts";
 
 /** What {@linkcode attach} does about other devices over the same bytes of a file. */
@@ -133,9 +131,7 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
  * const path = await Deno.makeTempFile({ suffix: ".img" });
  * await Deno.truncate(path, 64 * 1024 * 1024);
  * {
- *   await using device = await attach(path, {
- *     blockSize: 4096,
- *  *   });
+ *   await using device = await attach(path, { blockSize: 4096 });
  *   assertEquals(device.size, 64 * 1024 * 1024);
  * }
  * await Deno.remove(path);
@@ -149,21 +145,31 @@ export async function attach(
   const nodes = request.nodes && new NodeDirectory(request.nodes);
   using cleanup = new DisposableStack();
   const claim = cleanup.use(await prepare(file, request));
-  const loop = await bindDevice(claim.backing, request);
+  const device = {
+    options: request.wanted,
+    config: request.config,
+    backing: claim.backing,
+  };
+  const loop = await bindDevice(device, request);
   try {
-    await finish(loop, claim, request);
-    if (nodes !== undefined) addNode(nodes, loop);
-    if (request.overlap !== "allow") {
-      loop.hold(claim);
-      cleanup.move();
-    }
-    return new Attachment(loop, { nodes, timeout: request.detachTimeout });
+    await completeBinding(loop, device, async (info) => {
+      loop.remember(info);
+      refuseEmptyRange(device, exactSize(loop));
+      // Who does not lock may have attached it since we looked.
+      if (request.overlap === "refuse") {
+        await refuseRivals(claim, loop, request.signal);
+      }
+      if (nodes !== undefined) addNode(nodes, loop);
+    });
   } catch (error) {
     nodes?.removeAll();
-    // Ours beyond doubt: this descriptor has been open since it was bound.
-    await rollBack(loop);
     throw error;
   }
+  if (request.overlap !== "allow") {
+    loop.hold(claim);
+    cleanup.move();
+  }
+  return new Attachment(loop, { nodes, timeout: request.detachTimeout });
 }
 
 /** What is to be done, checked. */
@@ -245,11 +251,13 @@ async function prepare(
     if (overlap !== "allow") await lockRange(claim, isBeingFreed, signal);
     if (overlap === "refuse") refuseOverlap(claim);
     if (probesBlockSize) {
-      wanted.blockSize = await probeBlockSize(backing, config);
-      config.blockSize = wanted.blockSize ?? 0;
+      config.blockSize = await probeBlockSize(backing, config) ?? 0;
     }
-    const range = { options: wanted, config, backing };
-    if (backing.isRegular) refuseEmptyRange(range);
+    // The kernel raises it for direct I/O where it has to: not what was asked for.
+    wanted.blockSize = config.blockSize || DEFAULT_BLOCK_SIZE;
+    if (backing.isRegular) {
+      refuseEmptyRange({ options: wanted, config, backing });
+    }
     await backing.writeBackInBackground(signal);
     config.fd = backing.fd;
     return claim;
@@ -268,47 +276,22 @@ async function isBeingFreed(device: LoopDevice): Promise<boolean> {
 
 /** Binds the file to a device, in one step. */
 async function bindDevice(
-  backing: Backing,
-  { wanted, config, minor, signal }: Request,
+  device: Wanted,
+  { minor, signal }: Request,
 ): Promise<BoundLoop> {
-  // Scanning is the second step: in one, it races with udev, and partitions that have
-  // appeared vanish again.
-  config.info.flags &= ~LO_FLAGS_PARTSCAN;
-  const tryDevice = (minor: number): BoundLoop => {
-    const loop = openAnyNode(
-      minor,
-      { readOnly: wanted.readOnly },
-      (options) => new BoundLoop(minor, options),
+  const { readOnly } = device.options;
+  const tryDevice = (minor: number): BoundLoop =>
+    bindOrClose(
+      openAnyNode(
+        minor,
+        { readOnly },
+        (options) => new BoundLoop(minor, options),
+      ),
+      device,
     );
-    try {
-      removeStalePartitions(loop);
-      bind(loop, config, backing.name);
-      return loop;
-    } catch (error) {
-      loop.close();
-      throw error;
-    }
-  };
   return minor === undefined
-    ? await bindFirstFree(tryDevice, backing.name, signal)
+    ? await bindFirstFree(tryDevice, device.backing.name, signal)
     : bindMinor(tryDevice, minor);
-}
-
-/** Makes sure that the device is what was asked for. */
-async function finish(
-  loop: BoundLoop,
-  claim: Claim,
-  { wanted, config, overlap, signal }: Request,
-): Promise<void> {
-  if (wanted.partscan) loop.setStatus({ partscan: true });
-  const { backing } = claim;
-  // The kernel raises it for direct I/O where it has to: not what was asked for.
-  const blockSize = wanted.blockSize ?? DEFAULT_BLOCK_SIZE;
-  const device = { options: { ...wanted, blockSize }, config, backing };
-  loop.remember(verify(loop, device));
-  refuseEmptyRange(device, exactSize(loop));
-  // Who does not lock may have attached it since we looked.
-  if (overlap === "refuse") await refuseRivals(claim, loop, signal);
 }
 
 function addNode(nodes: NodeDirectory, { fd, name, path }: Loop): void {

@@ -3,13 +3,12 @@ import { bindFirstFree } from "../attaching/allocation.ts";
 import { checkBlockSize, checkBytes, MAX_MINOR } from "../arguments.ts";
 import { Backing } from "../attaching/backing.ts";
 import { urlOf } from "../cli/files.ts";
-import { releaseNow } from "../attaching/release.ts";
+import { bindOrClose, completeBinding } from "../attaching/binding.ts";
 import { LoopError, quote, UnexpectedDevice } from "../errors.ts";
 import { openFile } from "../kernel/file_descriptor.ts";
-import { bind, Loop } from "../kernel/loop.ts";
+import { Loop } from "../kernel/loop.ts";
 import { LoopControl } from "../kernel/loop_control.ts";
 import { deviceNumberOf, isBound } from "../kernel/loop_sysfs.ts";
-import { removeStalePartitions } from "../attaching/stale_partitions.ts";
 import {
   EACCES,
   EBUSY,
@@ -38,7 +37,7 @@ import {
   LOOP_INFO64_OFFSETS,
   LoopConfig,
 } from "../sys/loop_uapi.ts";
-import { verify } from "../attaching/verification.ts";
+import type { Wanted } from "../attaching/verification.ts";
 import { pollUntil } from "../waiting.ts";
 import { type ByteString, toBytes, toCString, toText } from "./byte_string.ts";
 import { isLoopNode, openNode } from "./device.ts";
@@ -139,7 +138,9 @@ async function attachTo(
   try {
     if (isAdded) await waitForNode(open);
     using backing = openBacking(request);
-    attach(backing, request, (readOnly) => openNode(device, readOnly)).close();
+    const openReady = (readOnly: boolean) => openNode(device, readOnly);
+    using loop = bindFile(backing, request, openReady);
+    await completeBinding(loop, wantedOf(backing, request));
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
     const failed = "failed to set up loop device";
@@ -191,15 +192,18 @@ async function attachAnywhere(request: CreateRequest): Promise<ByteString> {
     const free = findNodeWithoutControl();
     if (free === undefined) {
       const tryDevice = (minor: number) =>
-        attach(
+        bindFile(
           backing,
           request,
           (readOnly) => new Loop(minor, { readOnly }),
         );
       using loop = await bindFirstFree(tryDevice, backing.name, undefined);
+      await completeBinding(loop, wantedOf(backing, request));
       return loop.path;
     }
-    attach(backing, request, (readOnly) => openNode(free, readOnly)).close();
+    const openFree = (readOnly: boolean) => openNode(free, readOnly);
+    using loop = bindFile(backing, request, openFree);
+    await completeBinding(loop, wantedOf(backing, request));
     return free;
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
@@ -232,38 +236,38 @@ function openBacking({ file, readOnly, directIo }: CreateRequest): Backing {
   }
 }
 
-/** Attaches to a device; it is what was asked for, or nothing stays. */
-function attach(
+/** Binds the file to a device. */
+function bindFile(
   backing: Backing,
   request: CreateRequest,
   open: (readOnly: boolean) => Loop,
 ): Loop {
-  const flags = openFlags(backing.fd);
-  const readOnly = (flags & O_ACCMODE) === O_RDONLY;
+  const readOnly = isReadOnly(backing);
   const loop = open(readOnly);
-  let isOurs = false;
   try {
     if (isBound(loop.minor)) throw refusal(EBUSY);
-    const config = encode(backing, request, readOnly);
-    removeStalePartitions(loop);
-    bind(loop, config, backing.name);
-    isOurs = true;
-    // The second step: in one, it races with udev, and partitions vanish again.
-    if (request.partscan) loop.setStatus({ partscan: true });
-    const options = {
-      readOnly,
-      partscan: request.partscan || undefined,
-      directIo: request.directIo || undefined,
-      blockSize: config.blockSize || undefined,
-    };
-    verify(loop, { options, config, backing });
-    return loop;
+    return bindOrClose(loop, wantedOf(backing, request));
   } catch (error) {
-    // What others have bound meanwhile is not cleared.
-    if (isOurs) releaseNow(loop);
-    else loop.close();
+    loop.close();
     throw error;
   }
+}
+
+/** What the device is to be. */
+function wantedOf(backing: Backing, request: CreateRequest): Wanted {
+  const readOnly = isReadOnly(backing);
+  const config = encode(backing, request, readOnly);
+  const options = {
+    readOnly,
+    partscan: request.partscan || undefined,
+    directIo: request.directIo || undefined,
+    blockSize: config.blockSize || undefined,
+  };
+  return { options, config, backing };
+}
+
+function isReadOnly(backing: Backing): boolean {
+  return (openFlags(backing.fd) & O_ACCMODE) === O_RDONLY;
 }
 
 function encode(
