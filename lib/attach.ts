@@ -20,17 +20,20 @@ import {
   untilFree,
 } from "./detach.ts";
 import { check, LoopError, quote } from "./errors.ts";
-import { checkStat } from "./kernel/file_descriptor.ts";
+import { checkStat, checkSymlinks } from "./kernel/file_descriptor.ts";
 import {
   bind,
   CONFIGURE_OPTIONS,
   type ConfigureOptions,
   decodeFlags,
   encodeOptions,
+  type InternalOptions,
   Loop,
+  NODE,
 } from "./kernel/loop.ts";
 import { isBound } from "./kernel/loop_sysfs.ts";
-import { NodeDirectory, openAnyNode } from "./kernel/nodes.ts";
+import { NodeDirectory } from "./kernel/node_directory.ts";
+import { openAnyNode } from "./kernel/nodes.ts";
 import { lockRange, refuseOverlap, refuseRivals } from "./attaching/overlap.ts";
 import {
   checkPartitionsOptions,
@@ -69,10 +72,24 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
   /**
    * A directory, on no devtmpfs, in which nodes of the device and its partitions are
    * made, for others to use where `/dev` has none: in a container. `path` is in it then.
-   * They are removed by `detach`, and outlive `persist` and a killed process: a node
-   * that is left behind gives access to later devices of that number.
+   * A node of the device that is there already is used as it is.
+   *
+   * Without it, and where `/dev` has no node of the device, they are in a private
+   * directory: `/run/loopdev-…`, or in `/tmp`, `/dev` or `/dev/shm` where `/run` does not
+   * take device nodes.
+   *
+   * What was made is removed by `detach`, which fails when it cannot be. It outlives
+   * `persist` and a killed process: a node that is left behind gives access to later
+   * devices of that number. {@linkcode doctor} shows private directories that are left.
    */
   nodes?: string | URL | undefined;
+  /**
+   * `"refuse"`: an error, `ELOOP`, when any part of the path of the file is a symbolic
+   * link, as for {@linkcode openFile}. A descriptor has no path.
+   *
+   * @default {"follow"}
+   */
+  symlinks?: "follow" | "refuse" | undefined;
   /** This device; it is added when it does not exist, and no other is tried. Without it the first free one. */
   minor?: number | undefined;
   /** Ends the trying. */
@@ -133,6 +150,7 @@ export async function attach(
     "nodes",
     "overlap",
     "signal",
+    "symlinks",
   ]);
   const directory = options.nodes === undefined
     ? undefined
@@ -141,6 +159,7 @@ export async function attach(
   const minor = options.minor === undefined
     ? undefined
     : checkMinor(options.minor);
+  const symlinks = checkSymlinks(options.symlinks);
   const refusesOverlap = checkOverlap(options.overlap) === "refuse";
   const probes = options.blockSize === "probe";
   const wanted: ConfigureOptions = {
@@ -151,9 +170,14 @@ export async function attach(
   const config = encodeOptions(wanted);
   signal?.throwIfAborted();
 
-  const nodes = directory && new NodeDirectory(directory);
+  using unfinished = new DisposableStack();
+  let nodes = directory && unfinished.use(NodeDirectory.open(directory));
   const readOnly = options.readOnly ?? false;
-  using backing = openBacking(file, { readOnly, refusesOverlap });
+  using backing = openBacking(file, {
+    readOnly,
+    refusesOverlap,
+    symlinks,
+  });
   const claim = {
     backing,
     start: config.info.offset,
@@ -195,10 +219,13 @@ export async function attach(
     loop.remember(verify(loop, wanted, config, backing));
     // Who does not lock may have attached it since we looked.
     if (refusesOverlap) await refuseRivals(claim, loop, signal);
-    if (nodes !== undefined) addNode(nodes, loop);
+    if (nodes !== undefined) nodes.add(loop.name, rdeviceOf(loop));
+    else if (loop.isWithoutNode) {
+      nodes = NodeDirectory.makePrivate(loop.name, rdeviceOf(loop));
+    }
+    unfinished.move();
     return new Attachment(loop, nodes);
   } catch (error) {
-    nodes?.removeAll();
     // Ours beyond doubt: this descriptor has been open since it was bound.
     await undo(loop);
     throw error;
@@ -249,7 +276,7 @@ export class Attachment implements AsyncDisposable {
     this.#nodes = nodes instanceof NodeDirectory ? nodes : undefined;
   }
 
-  /** The path of the device: `/dev/loop3`, or that in the directory `nodes`. */
+  /** A path by which it can be opened: `/dev/loop3`, or that in the directory of its nodes. */
   get path(): string {
     return this.#nodes?.pathOf(this.#loop.name) ?? this.#loop.path;
   }
@@ -309,7 +336,7 @@ export class Attachment implements AsyncDisposable {
    *
    * @throws {LoopBusyError} `EBUSY` when others do not let go in time
    * @throws {LoopError} `EIO`, `ENOSPC` when writing back failed, with the device
-   * detached
+   * detached; `EROFS` and others when a node that was made for it cannot be removed
    * @throws {StaleDeviceError} after `persist`, when the device is bound to something
    * else by now
    *
@@ -324,7 +351,7 @@ export class Attachment implements AsyncDisposable {
    */
   async detach(options: DetachOptions = {}): Promise<void> {
     const waiting = checkDetachOptions(options);
-    if (this.#state === "detached") return;
+    if (this.#state === "detached") return this.#removeNodes();
     if (this.#released === undefined && this.#loop.fd === -1) {
       return await this.#detachByReference(options);
     }
@@ -338,15 +365,22 @@ export class Attachment implements AsyncDisposable {
   }
 
   async #release(): Promise<Released> {
-    this.#nodes?.removeAll();
+    const left = this.#nodes?.removeAll();
     try {
-      return await release(this.#loop);
+      const released = await release(this.#loop);
+      return { ...released, failure: released.failure ?? left };
     } catch (error) {
       // The kernel would not let it go; our descriptor is closed all the same.
       this.#released = undefined;
       this.#state = "persisted";
       throw error;
     }
+  }
+
+  /** Mostly they have gone; what could not be removed is tried again. */
+  #removeNodes(): void {
+    const left = this.#nodes?.removeAll();
+    if (left !== undefined) throw left;
   }
 
   /** Once the descriptor is closed, the disk sequence number tells whether it is still our binding. */
@@ -369,8 +403,8 @@ export class Attachment implements AsyncDisposable {
         });
       } else if (!isFree(binding)) throw error;
     }
-    this.#nodes?.removeAll();
     if (!options.lazy || !isBound(minor)) this.#state = "detached";
+    this.#removeNodes();
   }
 
   /**
@@ -411,6 +445,7 @@ export class Attachment implements AsyncDisposable {
     }));
     if (autoclear) this.#loop.setStatus({ autoclear: false });
     this.#state = "persisted";
+    this.#nodes?.close();
     this.#loop.close();
     return path;
   }
@@ -423,9 +458,8 @@ export class Attachment implements AsyncDisposable {
   }
 }
 
-function addNode(nodes: NodeDirectory, { fd, name, path }: Loop): void {
-  const stat = checkStat(statOf(fd), `Cannot examine ${quote(path)}`, path);
-  nodes.add(name, stat.rdevice);
+function rdeviceOf({ fd, path }: Loop): number {
+  return checkStat(statOf(fd), `Cannot examine ${quote(path)}`, path).rdevice;
 }
 
 /** The sector size of the GPT in the part of the file that will be the device. */
@@ -451,6 +485,13 @@ class BoundLoop extends Loop {
   diskSequence = 0;
   /** What is bound. */
   backing: BackingFile | undefined;
+  /** `/dev` has none: it was opened through one that has gone. */
+  readonly isWithoutNode: boolean;
+
+  constructor(minor: number, options: InternalOptions) {
+    super(minor, options);
+    this.isWithoutNode = options[NODE] !== undefined;
+  }
 
   /** Notes what tells this binding from any other, once the descriptor is closed. */
   remember(backing: BackingFile): void {

@@ -7,6 +7,7 @@ import {
   FileDescriptor,
   openFile,
 } from "../kernel/file_descriptor.ts";
+import { pathOf, type Symlinks } from "../kernel/found_file.ts";
 import { BLKGETSIZE64 } from "../sys/blk_uapi.ts";
 import { EACCES, EBADF, EPERM, EROFS, ETXTBSY } from "../sys/errno.ts";
 import {
@@ -74,7 +75,7 @@ export class Backing implements Disposable {
   #openAgain(flags: number): FileDescriptor {
     return new FileDescriptor(
       check(
-        openAt(AT_FDCWD, cString(`/proc/self/fd/${this.fd}`), flags),
+        openAt(AT_FDCWD, cString(pathOf(this.fd)), flags),
         () => ({
           action: `Cannot open ${this.name} again`,
           operation: "open",
@@ -112,6 +113,7 @@ export class Backing implements Disposable {
 interface OpenOptions {
   readonly readOnly: boolean;
   readonly refusesOverlap: boolean;
+  readonly symlinks: Symlinks;
 }
 
 /** Opens a file to be attached, or takes the descriptor that the caller has. */
@@ -132,7 +134,7 @@ export function openBacking(
 
 function openAny(
   file: string | URL | { readonly fd: number },
-  { readOnly, refusesOverlap }: OpenOptions,
+  { readOnly, refusesOverlap, symlinks }: OpenOptions,
 ): Backing {
   if (typeof file === "object" && file !== null && "fd" in file) {
     if (file.fd === -1) {
@@ -147,8 +149,8 @@ function openAny(
     return refusesOverlap ? backing.reopen() : backing;
   }
   const descriptor = readOnly
-    ? openFile(file, { readOnly })
-    : openForWriting(file);
+    ? openFile(file, { readOnly, symlinks })
+    : openForWriting(file, symlinks);
   try {
     const name = file instanceof URL ? file.href : file;
     return new Backing(descriptor.fd, quote(name), descriptor);
@@ -158,13 +160,17 @@ function openAny(
   }
 }
 
-function openForWriting(file: string | URL): FileDescriptor {
+function openForWriting(
+  file: string | URL,
+  symlinks: Symlinks,
+): FileDescriptor {
   try {
-    return openFile(file);
+    return openFile(file, { symlinks });
   } catch (error) {
     if (
       error instanceof LoopError &&
-      [EACCES, EPERM, EROFS, ETXTBSY].includes(error.errno) && canRead(file)
+      [EACCES, EPERM, EROFS, ETXTBSY].includes(error.errno) &&
+      canRead(file, symlinks)
     ) {
       throw new LoopError(`Cannot open ${quote(error.path!)} for writing`, {
         errno: error.errno,
@@ -177,9 +183,9 @@ function openForWriting(file: string | URL): FileDescriptor {
   }
 }
 
-function canRead(file: string | URL): boolean {
+function canRead(file: string | URL, symlinks: Symlinks): boolean {
   try {
-    openFile(file, { readOnly: true }).close();
+    openFile(file, { readOnly: true, symlinks }).close();
     return true;
   } catch {
     return false;

@@ -7,20 +7,10 @@ import {
   partitionNumberOf,
   partitionsOf,
 } from "../kernel/loop_sysfs.ts";
-import type { NodeDirectory } from "../kernel/nodes.ts";
+import { canOpenNode, type NodeDirectory } from "../kernel/node_directory.ts";
 import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
 import { EBUSY, ENXIO, ETIMEDOUT, EUCLEAN } from "../sys/errno.ts";
-import {
-  AT_FDCWD,
-  close,
-  cString,
-  O_NONBLOCK,
-  O_RDONLY,
-  openAt,
-  S_IFBLK,
-  S_IFMT,
-  statOf,
-} from "../sys/libc.ts";
+import { AT_FDCWD, cString } from "../sys/libc.ts";
 import { type Limits, waitUntil } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
@@ -114,8 +104,9 @@ function appears(
   }
   const number = partitionNumberOf(loop.minor, known);
   if (number === undefined) return false;
-  nodes?.add(known.name, number);
-  return isNode(pathOf(loop, entry, nodes), number);
+  if (nodes === undefined) return isNode(`/dev/${known.name}`, number);
+  nodes.add(known.name, number);
+  return nodes.canOpen(known.name, number);
 }
 
 /** Linux shows two sectors of an extended partition, enough for a boot loader. */
@@ -177,10 +168,5 @@ function remove(loop: Loop, entry: TableEntry): void {
 
 /** Whether a node is there, is that device, and can be opened. */
 function isNode(path: string, number: number): boolean {
-  const fd = openAt(AT_FDCWD, cString(path), O_RDONLY | O_NONBLOCK);
-  if (fd < 0) return false;
-  const stat = statOf(fd);
-  close(fd);
-  return typeof stat !== "number" && (stat.mode & S_IFMT) === S_IFBLK &&
-    stat.rdevice === number;
+  return canOpenNode(AT_FDCWD, { text: path, bytes: cString(path) }, number);
 }
