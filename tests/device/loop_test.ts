@@ -1,4 +1,5 @@
 import {
+  attach,
   Loop,
   LOOP_SET_STATUS64,
   LoopError,
@@ -13,6 +14,7 @@ import {
   assertGreater,
   assertMatch,
   assertNotEquals,
+  assertRejects,
   assertThrows,
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -894,6 +896,19 @@ describe("Loop.sync()", onDevices, () => {
 });
 
 describe("Loop.close()", onDevices, () => {
+  it(
+    "makes a detach() that is under way fail with EBADF",
+    withScratch(async (scratch) => {
+      for (const autoclear of [true, false]) {
+        const device = await attach(scratch.image(), { autoclear });
+        const detached = assertRejects(() => device.detach(), LoopError);
+        device.loop.close();
+        assertEquals((await detached).code, "EBADF");
+        if (!autoclear) await device.detach();
+      }
+    }),
+  );
+
   it(
     "closes once, and everything after it is EBADF",
     withScratch(() => {

@@ -69,6 +69,10 @@ describe("openFile()", () => {
     assertThrows(() => openFile(new URL("file://host/a")), TypeError);
     assertThrows(() => openFile(new URL("file:///a%00b")), TypeError, "NUL");
     assertThrows(() => openFile("x", any({ readOnly: "no" })), TypeError);
+    for (const symlinks of ["no", true, null]) {
+      const options = any({ symlinks });
+      assertThrows(() => openFile("x", options), TypeError, "symlinks");
+    }
   });
 });
 
