@@ -113,6 +113,7 @@ describe("attach()", () => {
     await refused({ autoclear: 1 }, TypeError, "autoclear");
     await refused({ minor: -1 }, RangeError, "loop number");
     await refused({ readonly: true }, TypeError, '"readonly"');
+    await refused({ symlinks: "no" }, TypeError, "symlinks");
     await refused({ signal: {} }, TypeError, "signal");
     await refused({ overlap: "deny" }, TypeError, "overlap");
     await refused(null, TypeError, "options");
