@@ -32,7 +32,7 @@ import {
   NODE,
 } from "./kernel/loop.ts";
 import { isBound } from "./kernel/loop_sysfs.ts";
-import { NodeDirectory } from "./kernel/node_directory.ts";
+import { hasNode, NodeDirectory } from "./kernel/node_directory.ts";
 import { openAnyNode } from "./kernel/nodes.ts";
 import { lockRange, refuseOverlap, refuseRivals } from "./attaching/overlap.ts";
 import {
@@ -220,9 +220,7 @@ export async function attach(
     // Who does not lock may have attached it since we looked.
     if (refusesOverlap) await refuseRivals(claim, loop, signal);
     if (nodes !== undefined) nodes.add(loop.name, rdeviceOf(loop));
-    else if (loop.isWithoutNode) {
-      nodes = NodeDirectory.makePrivate(loop.name, rdeviceOf(loop));
-    }
+    else if (loop.isWithoutNode) nodes = privateNodes(loop);
     unfinished.move();
     return new Attachment(loop, nodes);
   } catch (error) {
@@ -456,6 +454,14 @@ export class Attachment implements AsyncDisposable {
     if (this.#released === undefined) return await this.detach();
     await this.#released.catch(() => {}); // reported by the detach() that began it
   }
+}
+
+/** A directory with the node of a device that has none in `/dev`. It may have appeared there meanwhile. */
+function privateNodes(loop: Loop): NodeDirectory | undefined {
+  const rdevice = rdeviceOf(loop);
+  return hasNode(loop.name, rdevice)
+    ? undefined
+    : NodeDirectory.makePrivate(loop.name, rdevice);
 }
 
 function rdeviceOf({ fd, path }: Loop): number {

@@ -258,6 +258,12 @@ export function canOpenNode(
   return fd >= 0;
 }
 
+/** Whether the node that a device should have in `/dev` is there, and can be opened. */
+export function hasNode(name: string, number: number): boolean {
+  const text = `/dev/${name}`;
+  return canOpenNode(AT_FDCWD, { text, bytes: cString(text) }, number);
+}
+
 /** Throws why a node cannot be opened: `EACCES` on a mount with the option nodev. */
 function checkOpens(directory: number, { text, bytes }: FilePath): void {
   const failure = {

@@ -7,10 +7,9 @@ import {
   partitionNumberOf,
   partitionsOf,
 } from "../kernel/loop_sysfs.ts";
-import { canOpenNode, type NodeDirectory } from "../kernel/node_directory.ts";
+import { hasNode, type NodeDirectory } from "../kernel/node_directory.ts";
 import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
 import { EBUSY, ENXIO, ETIMEDOUT, EUCLEAN } from "../sys/errno.ts";
-import { AT_FDCWD, cString } from "../sys/libc.ts";
 import { type Limits, waitUntil } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
@@ -104,7 +103,7 @@ function appears(
   }
   const number = partitionNumberOf(loop.minor, known);
   if (number === undefined) return false;
-  if (nodes === undefined) return isNode(`/dev/${known.name}`, number);
+  if (nodes === undefined) return hasNode(known.name, number);
   nodes.add(known.name, number);
   return nodes.canOpen(known.name, number);
 }
@@ -164,9 +163,4 @@ function remove(loop: Loop, entry: TableEntry): void {
     path: loop.path,
     hint: { [EBUSY]: "it is in use where the table had it before" },
   }));
-}
-
-/** Whether a node is there, is that device, and can be opened. */
-function isNode(path: string, number: number): boolean {
-  return canOpenNode(AT_FDCWD, { text: path, bytes: cString(path) }, number);
 }
