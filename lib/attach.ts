@@ -80,7 +80,8 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
    *
    * What was made is removed by `detach`, which fails when it cannot be. It outlives
    * `persist` and a killed process: a node that is left behind gives access to later
-   * devices of that number. {@linkcode doctor} shows private directories that are left.
+   * devices of that number. Private ones are removed by {@linkcode detach} too, and
+   * {@linkcode doctor} shows those that are left.
    */
   nodes?: string | URL | undefined;
   /**

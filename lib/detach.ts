@@ -10,6 +10,7 @@ import { check, LoopBusyError, LoopError, quote } from "./errors.ts";
 import { describeHolder } from "./holder.ts";
 import { findHolders, type Findings } from "./holders.ts";
 import { openDevice } from "./kernel/nodes.ts";
+import { removeLeftNodes } from "./kernel/private_directory.ts";
 import { Loop, reopen } from "./kernel/loop.ts";
 import { diskSequenceOf, hasSysfs, isBound } from "./kernel/loop_sysfs.ts";
 import { EBUSY, EINVAL, ENOTTY, ENXIO } from "./sys/errno.ts";
@@ -123,6 +124,7 @@ export async function detachBinding(
   using loop = openBound(device, "detach", backing);
   const released = await release(loop);
   if (!waiting.lazy) await untilFree(released, waiting);
+  removeLeftNodes(released.minor);
   if (released.failure !== undefined) throw released.failure;
 }
 

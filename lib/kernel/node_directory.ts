@@ -279,7 +279,13 @@ function checkOpens(directory: number, { text, bytes }: FilePath): void {
 function absolute(path: string): string {
   if (path.startsWith("/")) return path;
   const directory = readLink("/proc/self/cwd");
-  return typeof directory === "string" ? `${directory}/${path}` : path;
+  if (typeof directory !== "string") return path;
+  if (!directory.includes("\ufffd")) return `${directory}/${path}`;
+  throw new TypeError(
+    `Cannot make nodes in ${
+      quote(path)
+    }: the name of the working directory must be UTF-8`,
+  );
 }
 
 /** Whether a file system is a devtmpfs. A tmpfs has the same magic number, so that statfs(2) does not tell. */

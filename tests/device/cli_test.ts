@@ -259,15 +259,15 @@ describe("loopdev", onDevices, () => {
           loopdev attach $option --device ${own.minor} --loop-ref ${own.name} '${path}' > /run/out
           node=$(grep -o '/run/loopdev-[0-9a-f-]*/${own.name}' /run/out)
           test -b "$node"
-          test -n "$option" || loopdev detach "$node"
+          test -n "$option" || { loopdev detach "$node"; test ! -e "$node"; }
         done
         loopdev set ${own.path} --sizelimit 4096
         loopdev show ${own.minor} --json | jq -r '.devices[0] | .reference, .sizelimit'
         loopdev mknod ${own.name} /dev; test -b ${own.path}; rm ${own.path}
-        loopdev detach --loop-ref ${own.name}`;
+        loopdev detach --loop-ref ${own.name}; ls /run`;
       assertEquals(run("unshare", "--mount", "bash", "-c", script), {
         code: 0,
-        stdout: `${own.name}\n4096\n/dev/${own.name}\n`,
+        stdout: `${own.name}\n4096\n/dev/${own.name}\nout\n`,
         stderr: "",
       });
     }),

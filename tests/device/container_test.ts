@@ -66,11 +66,7 @@ describe(
              }).symbols.pwrite(device.loop.fd, new TextEncoder().encode("hello"), 5n, 4096n);
              return device.size;
            });
-           await tell(async () => {
-             const device = await attach("${image}");
-             await detach(await device.persist());
-             await device.detach(); // which removes its nodes
-           });
+           await tell(async () => detach(await (await attach("${image}")).persist()));
            await tell(async () => {
              const problems = (await loopdev.doctor()).filter(({ status }) => status === "problem");
              return problems;

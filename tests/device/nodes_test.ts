@@ -282,6 +282,35 @@ describe("attach() where /dev has no node", onDevices, () => {
   );
 
   it(
+    "leaves a node that detach() of a reference removes, and no other",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      using other = new OwnDevice();
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        TMPFS_DEV,
+        `const { openFile, openMemory } = loopdev;
+         const exists = (path) => {
+           try {
+             openFile(path).close();
+             return true;
+           } catch {
+             return false;
+           }
+         };
+         const persisted = async (minor) =>
+           await (await attach(openMemory(4096), { minor })).persist();
+         const paths = [await persisted(${own.minor}), await persisted(${other.minor})];
+         for (const path of paths) {
+           await detach(path);
+           console.log(paths.map(exists).join(" "));
+         }`,
+      );
+      assertEquals(stdout, "false true\nfalse false\n", stderr);
+    }),
+  );
+
+  it(
     "leaves the node to what outlives it, and doctor() shows it when the device is free",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
