@@ -263,6 +263,36 @@ describe("no /sys", onDevices, () => {
   );
 });
 
+describe("no /proc", onDevices, () => {
+  it(
+    "leaves opening of what was examined, and nothing open after a refusal",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const image = scratch.image();
+      runOk("mkfifo", `${scratch.path}/fifo`);
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        "mount -t tmpfs proc /proc",
+        `const { openFile, openMemory } = loopdev;
+         const nextDescriptor = () => {
+           using memory = openMemory(1);
+           return memory.fd;
+         };
+         const first = nextDescriptor();
+         await tell(() => openFile("${image}").close());
+         await tell(() => openFile("${scratch.path}/fifo", { readOnly: true }));
+         await tell(() => new LoopControl().close());
+         await tell(() => Loop.open("${own.path}").close());
+         console.log(nextDescriptor() - first);`,
+      );
+      const [file, fifo, control, loop, leaked] = stdout.split("\n");
+      assertEquals([file, control, loop], Array(3).fill("ok null"), stderr);
+      assertMatch(fifo!, /^LoopError EINVAL .* it is a FIFO/);
+      assertEquals(leaked, "0");
+    }),
+  );
+});
+
 describe("few descriptors", onDevices, () => {
   it(
     ...onAnyKernel("are enough, or named as the cause"),
