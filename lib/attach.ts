@@ -27,7 +27,8 @@ import {
 import type { LoopDevice } from "./devices.ts";
 import { quote } from "./errors.ts";
 import { findHolders } from "./holders.ts";
-import { checkStat } from "./kernel/file_descriptor.ts";
+import { checkStat, checkSymlinks } from "./kernel/file_descriptor.ts";
+import type { Symlinks } from "./kernel/found_file.ts";
 import {
   CONFIGURE_OPTIONS,
   type ConfigureOptions,
@@ -35,7 +36,8 @@ import {
   exactSize,
   type Loop,
 } from "./kernel/loop.ts";
-import { NodeDirectory, openAnyNode } from "./kernel/nodes.ts";
+import { hasNode, NodeDirectory } from "./kernel/node_directory.ts";
+import { openAnyNode } from "./kernel/nodes.ts";
 import { statOf } from "./sys/libc.ts";
 import type { LoopConfig } from "./sys/loop_uapi.ts";
 import { DEFAULT_TIMEOUT } from "./waiting.ts";
@@ -77,10 +79,25 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
   /**
    * A directory, on no devtmpfs, in which nodes of the device and its partitions are
    * made, for others to use where `/dev` has none: in a container. `path` is in it then.
-   * They are removed by `detach`, and outlive `persist` and a killed process: a node
-   * that is left behind gives access to later devices of that number.
+   * A node of the device that is there already is used as it is.
+   *
+   * Without it, and where `/dev` has no node of the device, they are in a private
+   * directory: `/run/loopdev-…`, or in `/tmp`, `/dev` or `/dev/shm` where `/run` does not
+   * take device nodes.
+   *
+   * What was made is removed by `detach`, which fails when it cannot be. It outlives
+   * `persist` and a killed process: a node that is left behind gives access to later
+   * devices of that number. Private ones are removed by {@linkcode detach} too, and
+   * {@linkcode doctor} shows those that are left.
    */
   nodes?: string | URL | undefined;
+  /**
+   * `"refuse"`: an error, `ELOOP`, when any part of the path of the file is a symbolic
+   * link, as for {@linkcode openFile}. A descriptor has no path.
+   *
+   * @default {"follow"}
+   */
+  symlinks?: "follow" | "refuse" | undefined;
   /** This device; it is added when it does not exist, and no other is tried. Without it the first free one. */
   minor?: number | undefined;
   /**
@@ -142,8 +159,10 @@ export async function attach(
   options: AttachOptions = {},
 ): Promise<Attachment> {
   const request = parse(options);
-  const nodes = request.nodes && new NodeDirectory(request.nodes);
   using cleanup = new DisposableStack();
+  using unfinished = new DisposableStack();
+  let nodes = request.nodes &&
+    unfinished.use(NodeDirectory.open(request.nodes));
   const claim = cleanup.use(await prepare(file, request));
   const device = {
     options: request.wanted,
@@ -151,20 +170,17 @@ export async function attach(
     backing: claim.backing,
   };
   const loop = await bindDevice(device, request);
-  try {
-    await completeBinding(loop, device, async (info) => {
-      loop.remember(info);
-      refuseEmptyRange(device, exactSize(loop));
-      // Who does not lock may have attached it since we looked.
-      if (request.overlap === "refuse") {
-        await refuseRivals(claim, loop, request.signal);
-      }
-      if (nodes !== undefined) addNode(nodes, loop);
-    });
-  } catch (error) {
-    nodes?.removeAll();
-    throw error;
-  }
+  await completeBinding(loop, device, async (info) => {
+    loop.remember(info);
+    refuseEmptyRange(device, exactSize(loop));
+    // Who does not lock may have attached it since we looked.
+    if (request.overlap === "refuse") {
+      await refuseRivals(claim, loop, request.signal);
+    }
+    if (nodes !== undefined) nodes.add(loop.name, rdeviceOf(loop));
+    else if (loop.isWithoutNode) nodes = privateNodes(loop);
+  });
+  unfinished.move();
   if (request.overlap !== "allow") {
     loop.hold(claim);
     cleanup.move();
@@ -179,6 +195,7 @@ interface Request {
   readonly probesBlockSize: boolean;
   readonly minor: number | undefined;
   readonly overlap: Overlap;
+  readonly symlinks: Symlinks;
   readonly nodes: FilePath | undefined;
   readonly detachTimeout: number;
   readonly signal: AbortSignal | undefined;
@@ -192,6 +209,7 @@ export const ATTACH_OPTIONS = [
   "nodes",
   "overlap",
   "signal",
+  "symlinks",
 ] as const;
 
 /** Checks the options before any system call. */
@@ -210,6 +228,7 @@ function parse(options: AttachOptions): Request {
     probesBlockSize,
     minor: options.minor === undefined ? undefined : checkMinor(options.minor),
     overlap: checkOverlap(options.overlap),
+    symlinks: checkSymlinks(options.symlinks),
     nodes: options.nodes === undefined ? undefined : checkPath(options.nodes),
     detachTimeout: options.detachTimeout === undefined
       ? DEFAULT_TIMEOUT
@@ -233,12 +252,13 @@ function checkOverlap(value: unknown): Overlap {
 /** Opens the file, and does all that can be done before a device is touched. */
 async function prepare(
   file: string | URL | { readonly fd: number },
-  { wanted, config, probesBlockSize, overlap, signal }: Request,
+  { wanted, config, probesBlockSize, overlap, symlinks, signal }: Request,
 ): Promise<Claim & Disposable> {
   const readOnly = wanted.readOnly ?? false;
   const backing = openBacking(file, {
     readOnly,
     isLocked: overlap !== "allow",
+    symlinks,
   });
   const claim = {
     backing,
@@ -294,9 +314,16 @@ async function bindDevice(
     : bindMinor(tryDevice, minor);
 }
 
-function addNode(nodes: NodeDirectory, { fd, name, path }: Loop): void {
-  const stat = checkStat(statOf(fd), `Cannot examine ${quote(path)}`, path);
-  nodes.add(name, stat.rdevice);
+/** A directory with the node of a device that has none in `/dev`. It may have appeared there meanwhile. */
+function privateNodes(loop: Loop): NodeDirectory | undefined {
+  const rdevice = rdeviceOf(loop);
+  return hasNode(loop.name, rdevice)
+    ? undefined
+    : NodeDirectory.makePrivate(loop.name, rdevice);
+}
+
+function rdeviceOf({ fd, path }: Loop): number {
+  return checkStat(statOf(fd), `Cannot examine ${quote(path)}`, path).rdevice;
 }
 
 /** The sector size of the GPT in the part of the file that will be the device. */

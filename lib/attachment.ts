@@ -22,7 +22,7 @@ import { check, LoopError, quote } from "./errors.ts";
 import { FileDescriptor } from "./kernel/file_descriptor.ts";
 import { decodeFlags, exactSize, type Loop } from "./kernel/loop.ts";
 import { bindingOf, diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
-import type { NodeDirectory } from "./kernel/nodes.ts";
+import type { NodeDirectory } from "./kernel/node_directory.ts";
 import {
   checkTransfer,
   READ,
@@ -77,7 +77,7 @@ export class Attachment implements AsyncDisposable {
     this.#timeout = timeout;
   }
 
-  /** The path of the device: `/dev/loop3`, or that in the directory `nodes`. */
+  /** A path by which it can be opened: `/dev/loop3`, or that in the directory of its nodes. */
   get path(): string {
     return this.#nodes?.pathOf(this.#loop.name) ?? this.#loop.path;
   }
@@ -222,7 +222,7 @@ export class Attachment implements AsyncDisposable {
    *
    * @throws {LoopBusyError} `EBUSY` when others do not let go in time
    * @throws {LoopError} `EIO`, `ENOSPC` when writing back failed, with the device
-   * detached
+   * detached; `EROFS` and others when a node that was made for it cannot be removed
    * @throws {StaleDeviceError} after `persist`, when the device is bound to something
    * else by now
    *
@@ -246,7 +246,7 @@ export class Attachment implements AsyncDisposable {
     }
     switch (this.#state.is) {
       case "detached":
-        return;
+        return this.#removeNodes();
       case "released":
         return await this.#detachReleased(this.#state, waiting);
       default: // whoever called closed the descriptor, by persist() or loop.close()
@@ -255,10 +255,11 @@ export class Attachment implements AsyncDisposable {
   }
 
   async #release(): Promise<Released> {
-    this.#nodes?.removeAll();
+    const left = this.#nodes?.removeAll();
     try {
       if (this.#transfers.size > 0) await this.#settleTransfers();
-      return await release(this.#loop);
+      const released = await release(this.#loop);
+      return { ...released, failure: released.failure ?? left };
     } catch (error) {
       // The kernel refused; our descriptor is closed all the same.
       this.#state = { is: "persisted" };
@@ -299,8 +300,14 @@ export class Attachment implements AsyncDisposable {
         });
       } else if (!isFree(device)) throw error;
     }
-    this.#nodes?.removeAll();
     if (!options.lazy || !isBound(minor)) this.#state = { is: "detached" };
+    this.#removeNodes();
+  }
+
+  /** Mostly they have gone; what could not be removed is tried again. */
+  #removeNodes(): void {
+    const left = this.#nodes?.removeAll();
+    if (left !== undefined) throw left;
   }
 
   /**
@@ -340,6 +347,7 @@ export class Attachment implements AsyncDisposable {
     const { autoclear } = decodeFlags(this.#loop.getInfo().flags);
     if (autoclear) this.#loop.setStatus({ autoclear: false });
     this.#state = { is: "persisted" };
+    this.#nodes?.close();
     this.#loop.close();
     return path;
   }

@@ -13,6 +13,7 @@ import { LoopBusyError, LoopError, quote } from "./errors.ts";
 import { describeHolder, type Holder } from "./holder.ts";
 import { findHolders, type Findings } from "./holders.ts";
 import type { Loop } from "./kernel/loop.ts";
+import { removeLeftNodes } from "./kernel/private_directory.ts";
 import { EBUSY } from "./sys/errno.ts";
 import { DEFAULT_TIMEOUT, type WaitOptions } from "./waiting.ts";
 
@@ -118,6 +119,7 @@ export async function detachBinding(
   if (waiting.ifUnused) await refuseUsed(loop);
   const released = await release(loop);
   if (!waiting.lazy) await untilFree(released, waiting);
+  removeLeftNodes(released.minor);
   if (released.failure !== undefined) throw released.failure;
 }
 

@@ -1,7 +1,7 @@
 /** How callers name a device. */
 import { checkMinor } from "./arguments.ts";
 import { quote, StaleDeviceError } from "./errors.ts";
-import { locate } from "./kernel/loop.ts";
+import { locate, minorOfNode } from "./kernel/loop.ts";
 import { diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
 
 /**
@@ -16,7 +16,10 @@ export type DeviceRef =
 
 /** The number of the device that is meant. Nothing is opened. */
 export function minorOf(device: DeviceRef): number {
-  if (typeof device === "string") return locate(device).minor;
+  if (typeof device === "string") {
+    const place = locate(device);
+    return "minor" in place ? place.minor : minorOfNode(place.node);
+  }
   return checkMinor(
     typeof device === "object" && device !== null ? device.minor : device,
   );

@@ -12,6 +12,7 @@ import {
 } from "./kernel/loop_sysfs.ts";
 import { type Mount, parseMounts } from "./kernel/mounts.ts";
 import { openControl, openLoop } from "./kernel/nodes.ts";
+import { leftDirectories } from "./kernel/private_directory.ts";
 import {
   EBADF,
   EBUSY,
@@ -48,6 +49,7 @@ export async function examine(): Promise<Check[]> {
     ...attempt("sysfs", checkSysfs),
     ...attempt("/dev", () => checkDevDirectory(self)),
     ...attempt("nodes", checkNodes),
+    ...attempt("left nodes", checkLeftNodes),
     ...attempt("capabilities", () => checkCapabilities(self)),
     ...attempt("stale partitions", checkStalePartitions),
     ...attempt("deleted files", checkDeletedFiles),
@@ -422,6 +424,17 @@ function checkNodes(): Check[] {
   return checks.length > 0
     ? checks
     : [ok("nodes", `all ${minors.length} devices have theirs`)];
+}
+
+/** Nodes in private directories that nobody will remove: each gives access to later devices of its number. */
+function checkLeftNodes(): Check[] {
+  const left = leftDirectories();
+  if (left.length === 0) return [ok("left nodes", "none")];
+  return [warning(
+    "left nodes",
+    `somebody who was killed left private nodes behind: ${some(left)}`,
+    `they give access to later devices: rm -r ${left.slice(0, 3).join(" ")}`,
+  )];
 }
 
 /** The first few of many. */

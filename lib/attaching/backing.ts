@@ -7,6 +7,7 @@ import {
   FileDescriptor,
   openFile,
 } from "../kernel/file_descriptor.ts";
+import { pathOf, type Symlinks } from "../kernel/found_file.ts";
 import { BLKGETSIZE64 } from "../sys/blk_uapi.ts";
 import { EACCES, EBADF, EPERM, EROFS, ETXTBSY } from "../sys/errno.ts";
 import {
@@ -74,7 +75,7 @@ export class Backing implements Disposable {
     const fd = check(
       openAt(
         AT_FDCWD,
-        cString(`/proc/self/fd/${this.fd}`),
+        cString(pathOf(this.fd)),
         access | (flags & O_DIRECT) | O_NONBLOCK | O_NOCTTY,
       ),
       () => ({
@@ -96,7 +97,7 @@ export class Backing implements Disposable {
   openForReading(): FileDescriptor {
     return new FileDescriptor(
       check(
-        openAt(AT_FDCWD, cString(`/proc/self/fd/${this.fd}`), O_RDONLY),
+        openAt(AT_FDCWD, cString(pathOf(this.fd)), O_RDONLY),
         () => ({
           action: `Cannot open ${this.name} again`,
           operation: "open",
@@ -154,6 +155,7 @@ interface OpenOptions {
   readonly readOnly: boolean;
   /** Whether its bytes will be locked. */
   readonly isLocked: boolean;
+  readonly symlinks: Symlinks;
 }
 
 /** Opens a file to be attached, or takes the descriptor that the caller has. */
@@ -174,7 +176,7 @@ export function openBacking(
 
 function openAny(
   file: string | URL | { readonly fd: number },
-  { readOnly, isLocked }: OpenOptions,
+  { readOnly, isLocked, symlinks }: OpenOptions,
 ): Backing {
   if (typeof file === "object" && file !== null && "fd" in file) {
     if (file.fd === -1) {
@@ -188,8 +190,8 @@ function openAny(
     return isLocked ? backing.reopen(readOnly) : backing;
   }
   const descriptor = readOnly
-    ? openFile(file, { readOnly })
-    : openForWriting(file);
+    ? openFile(file, { readOnly, symlinks })
+    : openForWriting(file, symlinks);
   try {
     const name = file instanceof URL ? file.href : file;
     return new Backing(descriptor.fd, quote(name), descriptor);
@@ -199,13 +201,17 @@ function openAny(
   }
 }
 
-function openForWriting(file: string | URL): FileDescriptor {
+function openForWriting(
+  file: string | URL,
+  symlinks: Symlinks,
+): FileDescriptor {
   try {
-    return openFile(file);
+    return openFile(file, { symlinks });
   } catch (error) {
     if (
       error instanceof LoopError &&
-      [EACCES, EPERM, EROFS, ETXTBSY].includes(error.errno) && canRead(file)
+      [EACCES, EPERM, EROFS, ETXTBSY].includes(error.errno) &&
+      canRead(file, symlinks)
     ) {
       throw new LoopError(`Cannot open ${quote(error.path!)} for writing`, {
         errno: error.errno,
@@ -218,9 +224,9 @@ function openForWriting(file: string | URL): FileDescriptor {
   }
 }
 
-function canRead(file: string | URL): boolean {
+function canRead(file: string | URL, symlinks: Symlinks): boolean {
   try {
-    openFile(file, { readOnly: true }).close();
+    openFile(file, { readOnly: true, symlinks }).close();
     return true;
   } catch {
     return false;

@@ -1,6 +1,12 @@
 /** The open device of an attachment, and what tells its binding from any other. */
 import { checkDescriptor } from "../arguments.ts";
-import { encodeOptions, Loop, type StatusChanges } from "../kernel/loop.ts";
+import {
+  encodeOptions,
+  type InternalOptions,
+  Loop,
+  NODE,
+  type StatusChanges,
+} from "../kernel/loop.ts";
 import { Backing } from "./backing.ts";
 import {
   type Claim,
@@ -22,11 +28,18 @@ export class BoundLoop extends Loop {
   diskSequence = 0;
   /** What is bound. */
   backing: BackingFile | undefined;
+  /** `/dev` has none: it was opened through one that has gone. */
+  readonly isWithoutNode: boolean;
   /**
    * The bytes that are locked. The descriptor stays open until the device is closed: only
    * through it the lock of the description that is bound can be moved.
    */
   #claim: Claim | undefined;
+
+  constructor(minor: number, options: InternalOptions) {
+    super(minor, options);
+    this.isWithoutNode = options[NODE] !== undefined;
+  }
 
   /** Notes what tells this binding from any other, once the descriptor is closed. */
   remember(backing: BackingFile): void {

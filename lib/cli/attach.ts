@@ -98,7 +98,8 @@ async function run(args: string[]): Promise<number> {
 
 function listed({ minor, path }: Attachment): LoopDevice {
   const device = attachedDevice(minor);
-  if (device !== undefined) return device;
+  // Where /dev has no node, list() still names the one that it should have.
+  if (device !== undefined) return { ...device, path };
   throw new LoopError(`Cannot list ${quote(path)}`, {
     errno: ENXIO,
     operation: "open",

@@ -4,10 +4,10 @@ import {
   checkDescriptor,
   checkOptions,
   checkPath,
-  type FilePath,
 } from "../arguments.ts";
-import { check, LoopError, quote } from "../errors.ts";
+import { check, type Failure, LoopError, quote } from "../errors.ts";
 import { EINVAL, EISDIR } from "../sys/errno.ts";
+import { FoundFile, SYMLINK_HINTS, type Symlinks } from "./found_file.ts";
 import {
   AT_FDCWD,
   close,
@@ -27,8 +27,6 @@ import {
   S_IFMT,
   S_IFREG,
   type Stat,
-  statAt,
-  statOf,
 } from "../sys/libc.ts";
 
 /**
@@ -89,11 +87,20 @@ export interface OpenFileOptions {
    * @default {false}
    */
   directIo?: boolean | undefined;
+  /**
+   * `"refuse"`: an error, `ELOOP`, when any part of the path is a symbolic link
+   * (`openat2`, Linux 5.6). For root that opens the files of other users, who could
+   * lead it to any file.
+   *
+   * @default {"follow"}
+   */
+  symlinks?: "follow" | "refuse" | undefined;
 }
 
 /**
  * Opens a regular file or a block device, to be the backing file of a loop
- * device. Anything else is refused before it is opened, so a FIFO does not hang.
+ * device. Anything else is refused before it is opened, so a FIFO does not hang, also
+ * when the name is exchanged at that moment.
  *
  * A `file:` URL can name files whose names are not UTF-8. The descriptor is
  * `O_CLOEXEC`: child processes do not inherit it. Requires `--allow-ffi`.
@@ -101,7 +108,8 @@ export interface OpenFileOptions {
  * @param path The file. Relative to the working directory.
  * @throws {LoopError} what `open(2)` gives: `ENOENT`, `EACCES`, `EROFS` …;
  * `EISDIR` for a directory and `EINVAL` for a character device, FIFO or socket;
- * `EINVAL` when the file system has no direct I/O and it was asked for
+ * `EINVAL` when the file system has no direct I/O and it was asked for; `ELOOP` for a
+ * symbolic link that is refused, and `ENOSYS` where the kernel cannot refuse them
  * @throws {TypeError} for a NUL in the path, or a URL that is no `file:` URL
  *
  * @example Attaching an open file
@@ -119,51 +127,54 @@ export function openFile(
   path: string | URL,
   options: OpenFileOptions = {},
 ): FileDescriptor {
-  checkOptions(options, ["readOnly", "directIo"]);
+  checkOptions(options, ["readOnly", "directIo", "symlinks"]);
   const readOnly = checkBoolean(options.readOnly, "readOnly") ?? false;
   const directIo = checkBoolean(options.directIo, "directIo") ?? false;
+  const symlinks = checkSymlinks(options.symlinks);
   const file = checkPath(path);
-  const name = quote(file.text);
+  const action = `Cannot open ${quote(file.text)}`;
 
-  // Examined before it is opened: opening can hang (a FIFO) or do things (a tape).
-  checkBackingFile(stat(AT_FDCWD, file), `Cannot open ${name}`, file.text);
-  const descriptor = new FileDescriptor(
-    check(
-      openAt(
-        AT_FDCWD,
-        file.bytes,
-        // O_NONBLOCK and the second look are for a name that is exchanged meanwhile.
-        (readOnly ? O_RDONLY : O_RDWR) | (directIo ? O_DIRECT : 0) |
-          O_NONBLOCK | O_NOCTTY,
-      ),
-      () => ({
-        action: `Cannot open ${name} for ${readOnly ? "reading" : "writing"}`,
-        operation: "open",
-        path: file.text,
-      }),
-    ),
+  using found = checkFound(
+    FoundFile.find(AT_FDCWD, file.bytes, symlinks),
+    () => ({
+      action,
+      operation: "open",
+      path: file.text,
+      hint: symlinks === "refuse" ? SYMLINK_HINTS : undefined,
+    }),
   );
-  try {
-    const opened = checkStat(
-      statOf(descriptor.fd),
-      `Cannot examine ${name}`,
-      file.text,
-    );
-    checkBackingFile(opened, `Cannot open ${name}`, file.text);
-    return descriptor;
-  } catch (error) {
-    descriptor.close();
-    throw error;
-  }
+  // Opening another kind of file can hang (a FIFO) or do things (a tape).
+  checkBackingFile(found.stat, action, file.text);
+  const fd = found.open(
+    (readOnly ? O_RDONLY : O_RDWR) | (directIo ? O_DIRECT : 0) |
+      O_NONBLOCK | O_NOCTTY,
+  );
+  return new FileDescriptor(
+    check(fd, () => ({
+      action: `${action} for ${readOnly ? "reading" : "writing"}`,
+      operation: "open",
+      path: file.text,
+    })),
+  );
 }
 
-function stat(directory: number, file: FilePath): Stat {
-  return checkStat(
-    statAt(directory, file.bytes),
-    `Cannot open ${quote(file.text)}`,
-    file.text,
-    "open",
+/** What is to be done about symbolic links. */
+export function checkSymlinks(value: unknown): Symlinks {
+  if (value === undefined) return "follow";
+  if (value === "follow" || value === "refuse") return value;
+  const shown = typeof value === "string" ? quote(value) : String(value);
+  throw new TypeError(
+    `Cannot use ${shown} as symlinks: it must be "follow" or "refuse"`,
   );
+}
+
+/** A file that was found; or throws the error number that was given in its place. */
+export function checkFound(
+  found: FoundFile | number,
+  failure: () => Failure,
+): FoundFile {
+  if (typeof found === "number") check(found, failure);
+  return found as FoundFile;
 }
 
 /** A `Stat`, or the error that was given in its place. */

@@ -19,10 +19,12 @@ import {
 } from "../errors.ts";
 import {
   checkBackingFile,
+  checkFound,
   checkStat,
   FileDescriptor,
   fileType,
 } from "./file_descriptor.ts";
+import { FoundFile, pathOf } from "./found_file.ts";
 import { removePartitions } from "./kernel_partitions.ts";
 import {
   deviceNumberOf,
@@ -30,6 +32,7 @@ import {
   hasSysfs,
   LOOP_MAJOR,
 } from "./loop_sysfs.ts";
+import { makeNode } from "./made_node.ts";
 import {
   BLKBSZGET,
   BLKBSZSET,
@@ -53,13 +56,11 @@ import {
 } from "../sys/errno.ts";
 import {
   AT_FDCWD,
-  chmodAt,
   cString,
   fsync,
   ioctlPointer,
   ioctlValue,
   majorMinor,
-  mknodAt,
   O_EXCL,
   O_RDONLY,
   O_RDWR,
@@ -67,10 +68,8 @@ import {
   S_IFBLK,
   S_IFMT,
   type Stat,
-  statAt,
   statOf,
   tryLock,
-  unlinkAt,
 } from "../sys/libc.ts";
 import { checkTransfer, READ, transfer, WRITE } from "./transfer.ts";
 import {
@@ -195,11 +194,14 @@ export interface MknodOptions {
 
 /** How internal callers say which node to open. */
 export const NODE: unique symbol = Symbol("node");
+const FOUND: unique symbol = Symbol("found");
 
 /** {@linkcode LoopOptions}, and which node to open in place of that in `/dev`. */
 export interface InternalOptions extends LoopOptions {
-  /** The path that is told, and the one that is opened. */
+  /** The path that is told, and the one that is opened, relative to `dirFd`. */
   [NODE]?: FilePath | undefined;
+  /** The node, where it was found already. */
+  [FOUND]?: FoundFile | undefined;
 }
 
 /** A device that is open, on Linux 5.0 to 5.18 busy for a moment: how often to ask again. */
@@ -251,9 +253,9 @@ export class Loop implements Disposable {
   /**
    * Opens `/dev/loop<minor>`, or the node of that name in `dirFd`.
    *
-   * The node is examined before it is opened and again after: it must be a block
-   * device with the number that the kernel gives to that loop device. So a FIFO does
-   * not hang, and the leftover node of a removed device does not create it anew.
+   * The node is examined, and then that very node is opened: it must be a block device
+   * with the number that the kernel gives to that loop device. So a FIFO does not hang,
+   * and the leftover node of a removed device does not create it anew.
    *
    * @param minor The loop number, 0 to 1048575.
    * @throws {UnexpectedDevice} when the node is something else, or the kernel has no
@@ -279,26 +281,17 @@ export class Loop implements Disposable {
     const dirFd = options.dirFd === undefined
       ? AT_FDCWD
       : checkDescriptor(options.dirFd, "dirFd");
-    const node = (options as InternalOptions)[NODE] ??
-      nodeIn(dirFd, this.name);
+    const internal: InternalOptions = options;
+    const node = internal[NODE] ?? nodeIn(dirFd, this.name);
     this.path = node.text;
-    this.#rdevice = this.#examine(dirFd, node);
-    const fd = check(
-      openAt(dirFd, node.bytes, this.#readOnly ? O_RDONLY : O_RDWR),
-      () => ({
-        action: `Cannot open ${quote(this.path)}`,
-        operation: "open",
-        path: this.path,
-        hint: { [EACCES]: "root and the group of the node may open it" },
-      }),
-    );
-    try {
-      this.#expect(statOf(fd), this.#rdevice);
-    } catch (error) {
-      new FileDescriptor(fd).close();
-      throw error;
+    if (internal[FOUND] === undefined) {
+      using found = this.#find(dirFd, node);
+      this.#rdevice = this.#examine(found.stat);
+      this.#fd = this.#openFound(found);
+    } else {
+      this.#rdevice = this.#examine(internal[FOUND].stat);
+      this.#fd = this.#openFound(internal[FOUND]);
     }
-    this.#fd = fd;
   }
 
   /**
@@ -322,9 +315,10 @@ export class Loop implements Disposable {
    */
   static open(path: string, options: LoopOpenOptions = {}): Loop {
     checkOptions(options, ["readOnly"]);
-    const { minor, node } = locate(path);
-    const internal: InternalOptions = { ...options, [NODE]: node };
-    return new Loop(minor, internal);
+    const place = locate(path);
+    return "minor" in place
+      ? new Loop(place.minor, options)
+      : openNode(place.node, options);
   }
 
   /** The open descriptor; -1 once it is closed. */
@@ -983,6 +977,9 @@ export class Loop implements Disposable {
    * that is left behind gives access to whatever is bound to that number later: remove
    * it when it is not needed any more. Requires `CAP_MKNOD`.
    *
+   * In a directory that others may write to, only the node that was made here gets the
+   * mode; where they exchange it meanwhile, that is an error.
+   *
    * @throws {LoopError} `EEXIST` when the name is taken, `EPERM` without the
    * capability
    *
@@ -1006,15 +1003,7 @@ export class Loop implements Disposable {
       : checkDescriptor(options.dirFd, "dirFd");
     this.#open("mknod");
     const node = nodeIn(dirFd, this.name);
-    const action = `Cannot make node ${quote(node.text)}`;
-    check(
-      mknodAt(dirFd, node.bytes, S_IFBLK | mode, this.#rdevice),
-      () => ({ action, operation: "mknod", path: node.text }),
-    );
-    // The umask has taken its bits.
-    const result = chmodAt(dirFd, node.bytes, mode);
-    if (result < 0) unlinkAt(dirFd, node.bytes);
-    check(result, () => ({ action, operation: "chmod", path: node.text }));
+    makeNode(dirFd, node, S_IFBLK | mode, this.#rdevice);
   }
 
   /**
@@ -1110,43 +1099,46 @@ export class Loop implements Disposable {
     });
   }
 
-  /** Looks at the node before it is opened. Gives its device number. */
-  #examine(dirFd: number, node: FilePath): number {
-    const stat = statAt(dirFd, node.bytes);
-    if (stat === -ENOENT) {
-      throw new LoopError(`Cannot open ${quote(this.path)}`, {
-        errno: ENOENT,
-        operation: "open",
-        path: this.path,
-        hint: deviceNumberOf(this.minor) === undefined
-          ? `there is no ${this.name}; loopdev add ${this.minor}, or LoopControl.add(${this.minor}), adds it`
-          : `the kernel has ${this.name}, but there is no node for it here`,
-      });
-    }
-    const expected = deviceNumberOf(this.minor);
-    this.#expect(stat, expected);
-    return expected!;
+  #find(dirFd: number, node: FilePath): FoundFile {
+    return checkFound(FoundFile.find(dirFd, node.bytes), () => ({
+      action: `Cannot open ${quote(this.path)}`,
+      operation: "open",
+      path: this.path,
+      hint: { [ENOENT]: this.#missing() },
+    }));
   }
 
-  #expect(
-    answer: Stat | number,
-    rdevice: number | undefined,
-  ): void {
-    const isBlockDevice = typeof answer !== "number" &&
-      (answer.mode & S_IFMT) === S_IFBLK;
-    if (isBlockDevice && answer.rdevice === rdevice) return;
-    const { path } = this;
-    const stat = checkStat(answer, `Cannot examine ${quote(path)}`, path);
-    let hint = `it is ${fileType(stat.mode)}`;
+  #missing(): string {
+    return deviceNumberOf(this.minor) === undefined
+      ? `there is no ${this.name}; loopdev add ${this.minor}, or LoopControl.add(${this.minor}), adds it`
+      : `the kernel has ${this.name}, but there is no node for it here`;
+  }
+
+  #openFound(found: FoundFile): number {
+    return check(
+      found.open(this.#readOnly ? O_RDONLY : O_RDWR),
+      () => ({
+        action: `Cannot open ${quote(this.path)}`,
+        operation: "open",
+        path: this.path,
+        hint: { [EACCES]: "root and the group of the node may open it" },
+      }),
+    );
+  }
+
+  /** Looks at the node before it is opened. Gives its device number. */
+  #examine({ mode, rdevice }: Stat): number {
+    const expected = deviceNumberOf(this.minor);
+    const isBlockDevice = (mode & S_IFMT) === S_IFBLK;
+    if (isBlockDevice && rdevice === expected) return rdevice;
+    let hint = `it is ${fileType(mode)}`;
     if (isBlockDevice) {
-      hint = rdevice === undefined
+      hint = expected === undefined
         ? `the kernel has no ${this.name}`
         : `it is a node of another device`;
     }
-    throw new UnexpectedDevice(this.minor, stat.rdevice, stat.mode, {
-      path,
-      hint,
-    });
+    const { path } = this;
+    throw new UnexpectedDevice(this.minor, rdevice, mode, { path, hint });
   }
 }
 
@@ -1270,14 +1262,18 @@ export function reopen(
   flags: number,
   what: string,
 ): FileDescriptor {
+  const isClosed = loop.fd === -1;
   return new FileDescriptor(
     check(
-      openAt(AT_FDCWD, cString(`/proc/self/fd/${loop.fd}`), flags),
+      isClosed ? -EBADF : openAt(AT_FDCWD, cString(pathOf(loop.fd)), flags),
       () => ({
         action: `Cannot ${what} ${quote(loop.path)}`,
         operation: "open",
         path: loop.path,
-        hint: { [EBUSY]: "it is mounted or otherwise held exclusively" },
+        hint: {
+          [EBADF]: "it is closed",
+          [EBUSY]: "it is mounted or otherwise held exclusively",
+        },
       }),
     ),
   );
@@ -1333,22 +1329,20 @@ export function nodeIn(dirFd: number, name: string): FilePath {
     const text = `/dev/${name}`;
     return { text, bytes: cString(text) };
   }
-  const directory = readLink(`/proc/self/fd/${dirFd}`);
+  const directory = readLink(pathOf(dirFd));
   return {
     text: `${
-      typeof directory === "string" ? directory : `/proc/self/fd/${dirFd}`
+      typeof directory === "string" ? directory : pathOf(dirFd)
     }/${name}`,
     bytes: cString(name),
   };
 }
 
 /**
- * Which loop device `loop3`, `/dev/loop3` or the path of another node means, and that
- * node. It is not opened.
+ * Which loop device `loop3` or `/dev/loop3` means; any other path means the node that it
+ * leads to. Nothing is looked at.
  */
-export function locate(
-  path: string,
-): { minor: number; node: FilePath | undefined } {
+export function locate(path: string): { minor: number } | { node: FilePath } {
   if (typeof path !== "string") {
     throw new TypeError(
       "Cannot find the device: it must be a path, name or number",
@@ -1359,24 +1353,39 @@ export function locate(
   const node = checkPath(isPartition ? `/dev/${path}` : path);
   const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(path)?.[1];
   return digits === undefined
-    ? { minor: minorOfNode(node), node }
-    : { minor: checkMinor(Number(digits)), node: undefined };
+    ? { node }
+    : { minor: checkMinor(Number(digits)) };
+}
+
+/** Opens the whole loop device that a node stands for. */
+export function openNode(node: FilePath, options: LoopOpenOptions): Loop {
+  using found = findNode(node);
+  const internal: InternalOptions = {
+    ...options,
+    [NODE]: node,
+    [FOUND]: found,
+  };
+  return new Loop(minorOfStat(node.text, found.stat), internal);
 }
 
 /** The loop number of the device that a node stands for. */
 export function minorOfNode(node: FilePath): number {
-  const name = quote(node.text);
-  const stat = checkStat(
-    statAt(AT_FDCWD, node.bytes),
-    `Cannot open ${name}`,
-    node.text,
-    "open",
-  );
+  using found = findNode(node);
+  return minorOfStat(node.text, found.stat);
+}
+
+function findNode(node: FilePath): FoundFile {
+  return checkFound(FoundFile.find(AT_FDCWD, node.bytes), () => ({
+    action: `Cannot open ${quote(node.text)}`,
+    operation: "open",
+    path: node.text,
+  }));
+}
+
+function minorOfStat(text: string, stat: Stat): number {
+  const name = quote(text);
   const unexpected = (hint: string) =>
-    new UnexpectedDevice(-1, stat.rdevice, stat.mode, {
-      path: node.text,
-      hint,
-    });
+    new UnexpectedDevice(-1, stat.rdevice, stat.mode, { path: text, hint });
   if ((stat.mode & S_IFMT) !== S_IFBLK) {
     throw unexpected(`it is ${fileType(stat.mode)}`);
   }

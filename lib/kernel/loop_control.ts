@@ -6,7 +6,8 @@ import {
   type FilePath,
 } from "../arguments.ts";
 import { check, LoopError, quote, UnexpectedDevice } from "../errors.ts";
-import { checkStat, FileDescriptor, fileType } from "./file_descriptor.ts";
+import { checkFound, FileDescriptor, fileType } from "./file_descriptor.ts";
+import { FoundFile } from "./found_file.ts";
 import { NODE, nodeIn } from "./loop.ts";
 import { isBound, loopNumbers } from "./loop_sysfs.ts";
 import {
@@ -23,10 +24,8 @@ import {
   deviceNumber,
   ioctlValue,
   O_RDWR,
-  openAt,
   S_IFCHR,
   S_IFMT,
-  statAt,
 } from "../sys/libc.ts";
 import {
   LOOP_CTL_ADD,
@@ -103,20 +102,20 @@ export class LoopControl implements Disposable {
         [EACCES]: "root and the group of the node may open it",
       },
     };
-    const found = statAt(dirFd, node.bytes);
-    if (typeof found === "number") check(found, () => failure);
-    const stat = checkStat(found, failure.action, node.text);
-    if (
-      (stat.mode & S_IFMT) !== S_IFCHR || stat.rdevice !== CONTROL_DEVICE
-    ) {
-      throw new UnexpectedDevice(-1, stat.rdevice, stat.mode, {
+    using found = checkFound(
+      FoundFile.find(dirFd, node.bytes),
+      () => failure,
+    );
+    const { mode, rdevice } = found.stat;
+    if ((mode & S_IFMT) !== S_IFCHR || rdevice !== CONTROL_DEVICE) {
+      throw new UnexpectedDevice(-1, rdevice, mode, {
         path: node.text,
         wanted: "loop-control",
-        hint: `it is ${fileType(stat.mode)}, not character device 10:237`,
+        hint: `it is ${fileType(mode)}, not character device 10:237`,
       });
     }
     this.#descriptor = new FileDescriptor(
-      check(openAt(dirFd, node.bytes, O_RDWR), () => failure),
+      check(found.open(O_RDWR), () => failure),
     );
   }
 

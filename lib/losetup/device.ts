@@ -1,12 +1,6 @@
 /** A loop device by a path, as losetup looks at it. */
-import type { FilePath } from "../arguments.ts";
 import { LoopError } from "../errors.ts";
-import {
-  type InternalOptions,
-  Loop,
-  minorOfNode,
-  NODE,
-} from "../kernel/loop.ts";
+import { Loop, openNode as openLoopNode } from "../kernel/loop.ts";
 import { AT_FDCWD, majorMinor, S_IFBLK, S_IFMT, statAt } from "../sys/libc.ts";
 import {
   LO_NAME_SIZE,
@@ -23,9 +17,8 @@ import {
 
 /** Opens the node of a whole loop device, whatever its path is. */
 export function openNode(path: ByteString, readOnly: boolean): Loop {
-  const node: FilePath = { text: toText(path), bytes: toCString(path) };
-  const options: InternalOptions = { readOnly, [NODE]: node };
-  return new Loop(minorOfNode(node), options);
+  const node = { text: toText(path), bytes: toCString(path) };
+  return openLoopNode(node, { readOnly });
 }
 
 /** Whether a path leads to the node of a loop device, whether there is such a device or not. */

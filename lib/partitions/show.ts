@@ -7,20 +7,9 @@ import {
   partitionNumberOf,
   partitionsOf,
 } from "../kernel/loop_sysfs.ts";
-import type { NodeDirectory } from "../kernel/nodes.ts";
+import { hasNode, type NodeDirectory } from "../kernel/node_directory.ts";
 import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
 import { EBUSY, ENXIO, ETIMEDOUT, EUCLEAN } from "../sys/errno.ts";
-import {
-  AT_FDCWD,
-  close,
-  cString,
-  O_NONBLOCK,
-  O_RDONLY,
-  openAt,
-  S_IFBLK,
-  S_IFMT,
-  statOf,
-} from "../sys/libc.ts";
 import { pollUntil, sleep, type WaitOptions } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
@@ -137,8 +126,9 @@ function appears(
   }
   const number = partitionNumberOf(loop.minor, known);
   if (number === undefined) return false;
-  nodes?.add(known.name, number);
-  return isNode(pathOf(loop, entry, nodes), number);
+  if (nodes === undefined) return hasNode(known.name, number);
+  nodes.add(known.name, number);
+  return nodes.canOpen(known.name, number);
 }
 
 /** Linux shows two sectors of an extended partition, enough for a boot loader. */
@@ -196,14 +186,4 @@ function remove(loop: Loop, entry: TableEntry): void {
     path: loop.path,
     hint: { [EBUSY]: "it is in use where the table had it before" },
   }));
-}
-
-/** Whether a node is there, is that device, and can be opened. */
-function isNode(path: string, number: number): boolean {
-  const fd = openAt(AT_FDCWD, cString(path), O_RDONLY | O_NONBLOCK);
-  if (fd < 0) return false;
-  const stat = statOf(fd);
-  close(fd);
-  return typeof stat !== "number" && (stat.mode & S_IFMT) === S_IFBLK &&
-    stat.rdevice === number;
 }

@@ -535,6 +535,8 @@ export function memfdCreate(name: CString): number {
 export interface Stat {
   /** Type and permissions, as in `st_mode`. */
   readonly mode: number;
+  /** How many names it has. */
+  readonly links: number;
   /** Size in bytes; 0 for a device. */
   readonly size: bigint;
   readonly inode: bigint;
@@ -604,6 +606,7 @@ function statx(
   if (result < 0) return result;
   return {
     mode: statxView.getUint16(STATX.stx_mode, true),
+    links: statxView.getUint32(STATX.stx_nlink, true),
     inode: statxView.getBigUint64(STATX.stx_ino, true),
     size: statxView.getBigUint64(STATX.stx_size, true),
     rdevice: deviceNumber(

@@ -254,14 +254,20 @@ describe("loopdev", onDevices, () => {
         `'${Deno.execPath()}' run -q --no-prompt --allow-ffi '${CLI}'`;
       const script = `set -e; loopdev() { ${loopdev} "$@"; }
         mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9
-        loopdev attach --device ${own.minor} --loop-ref ${own.name} '${path}'
+        mount -t tmpfs run /run
+        for option in "" --json; do
+          loopdev attach $option --device ${own.minor} --loop-ref ${own.name} '${path}' > /run/out
+          node=$(grep -o '/run/loopdev-[0-9a-f-]*/${own.name}' /run/out)
+          test -b "$node"
+          test -n "$option" || { loopdev detach "$node"; test ! -e "$node"; }
+        done
         loopdev set ${own.path} --sizelimit 4096
         loopdev show ${own.minor} --json | jq -r '.devices[0] | .reference, .sizelimit'
         loopdev mknod ${own.name} /dev; test -b ${own.path}; rm ${own.path}
-        loopdev detach --loop-ref ${own.name}`;
+        loopdev detach --loop-ref ${own.name}; ls /run`;
       assertEquals(run("unshare", "--mount", "bash", "-c", script), {
         code: 0,
-        stdout: `${own.path}\n${own.name}\n4096\n/dev/${own.name}\n`,
+        stdout: `${own.name}\n4096\n/dev/${own.name}\nout\n`,
         stderr: "",
       });
     }),

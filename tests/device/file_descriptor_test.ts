@@ -1,12 +1,20 @@
 import {
+  attach,
   FileDescriptor,
   LoopError,
   openDirectory,
   openFile,
   openMemory,
 } from "@loopdev/loopdev";
-import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { script } from "./namespace.ts";
 import { onDevices, run, runOk, withScratch } from "./support.ts";
 
 function code(call: () => unknown): string {
@@ -88,6 +96,48 @@ describe("openFile()", onDevices, () => {
   );
 
   it(
+    "follows symbolic links, or refuses them in any part of the path",
+    withScratch((scratch) => {
+      const path = scratch.image();
+      Deno.symlinkSync(path, `${scratch.path}/link`);
+      Deno.symlinkSync(scratch.path, `${scratch.path}/here`);
+      const symlinks = "refuse";
+      openFile(path, { symlinks, directIo: true }).close();
+      for (const name of ["link", "here/disk.img"]) {
+        const link = `${scratch.path}/${name}`;
+        openFile(link).close();
+        openFile(link, { symlinks: "follow" }).close();
+        const error = assertThrows(
+          () => openFile(link, { symlinks }),
+          LoopError,
+          "those are refused",
+        );
+        assertEquals([error.code, error.path], ["ELOOP", link]);
+      }
+      const missing = `${scratch.path}/none`;
+      assertEquals(code(() => openFile(missing, { symlinks })), "ENOENT");
+    }),
+  );
+
+  it(
+    "names the kernel that cannot refuse symbolic links",
+    withScratch((scratch) => {
+      const body = `await tell(() =>
+        loopdev.openFile("${scratch.image()}", { symlinks: "refuse" }));`;
+      Deno.writeTextFileSync(`${scratch.path}/old.ts`, script(body));
+      const { stdout, stderr } = run(
+        "strace",
+        ..."-f -qq -o /dev/null -e trace=openat2 -e inject=openat2:error=ENOSYS"
+          .split(" "),
+        Deno.execPath(),
+        ..."run -q --no-check --allow-ffi".split(" "),
+        `${scratch.path}/old.ts`,
+      );
+      assertMatch(stdout, /^LoopError ENOSYS .* needs Linux 5\.6/, stderr);
+    }),
+  );
+
+  it(
     "names the descriptor limit when it is the cause",
     withScratch((scratch) => {
       const path = scratch.image();
@@ -107,6 +157,30 @@ describe("openFile()", onDevices, () => {
         `ulimit -n 64; '${Deno.execPath()}' run -q --no-check --allow-ffi '${scratch.path}/limit.ts'`,
       );
       assertMatch(stdout, /too many open files \(EMFILE\)/);
+    }),
+  );
+});
+
+describe("attach() with symlinks", onDevices, () => {
+  it(
+    "refuses a symbolic link in any part of the path, and takes descriptors",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const link = `${scratch.path}/link`;
+      Deno.symlinkSync(path, link);
+      const symlinks = "refuse";
+      for (const readOnly of [false, true]) {
+        const error = await assertRejects(
+          () => attach(link, { symlinks, readOnly }),
+          LoopError,
+        );
+        assertEquals([error.code, error.path], ["ELOOP", link]);
+        await using a = await attach(path, { symlinks, readOnly });
+        await a.detach();
+      }
+      using file = openFile(link);
+      await using b = await attach(file, { symlinks });
+      await b.detach();
     }),
   );
 });

@@ -1,4 +1,5 @@
 import {
+  attach,
   Loop,
   LOOP_SET_STATUS64,
   LoopError,
@@ -13,10 +14,13 @@ import {
   assertGreater,
   assertMatch,
   assertNotEquals,
+  assertRejects,
   assertThrows,
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { ioctlPointer } from "../../lib/sys/libc.ts";
+import { script } from "./namespace.ts";
+import { Racer } from "./racer.ts";
 import {
   attribute,
   holdExclusively,
@@ -25,6 +29,8 @@ import {
   OwnDevice,
   run,
   runOk,
+  type Scratch,
+  times,
   withScratch,
 } from "./support.ts";
 
@@ -32,6 +38,20 @@ const MiB = 1 << 20;
 
 function code(call: () => unknown): string {
   return assertThrows(call, LoopError).code;
+}
+
+/** Runs a script that may hang: what it printed until the deadline. */
+function runFor(seconds: number, scratch: Scratch, body: string): string {
+  const path = `${scratch.path}/script.ts`;
+  Deno.writeTextFileSync(path, script(body));
+  const { code, stdout, stderr } = run(
+    "timeout",
+    ...`-s KILL ${seconds} ${Deno.execPath()} run -q --no-check --allow-ffi`
+      .split(" "),
+    path,
+  );
+  assertEquals(code, 0, `${code} ${stdout} ${stderr}`);
+  return stdout;
 }
 
 describe("new Loop()", onDevices, () => {
@@ -159,6 +179,57 @@ describe("new Loop()", onDevices, () => {
     }),
   );
 });
+
+describe(
+  "new Loop(), Loop.open(), LoopControl and openFile()",
+  onDevices,
+  () => {
+    it(
+      "do not hang in a FIFO that takes the place of what was examined",
+      withScratch(async (scratch) => {
+        using own = new OwnDevice();
+        const directory = Racer.directory(scratch);
+        const places = {
+          [own.name]: ["b", "7", `${own.minor}`],
+          "loop-control": ["c", "10", "237"],
+        };
+        for (const [name, node] of Object.entries(places)) {
+          runOk("mknod", `${directory}/${name}`, ...node);
+          await using _racer = Racer.swappingFifo(directory, name);
+          const stdout = runFor(
+            120,
+            scratch,
+            `const { LoopError, openDirectory, openFile } = loopdev;
+           const directory = openDirectory("${directory}");
+           const path = "${directory}/${name}";
+           const calls = "${name}" === "loop-control"
+             ? [() => {
+               const control = new LoopControl({ dirFd: directory.fd });
+               control.getUnbound(); // ENOTTY when it is the FIFO
+               return control;
+             }]
+             : [
+               () => new Loop(${own.minor}, { dirFd: directory.fd, readOnly: true }),
+               () => Loop.open(path, { readOnly: true }),
+               () => openFile(path, { readOnly: true }),
+             ];
+           let count = 0;
+           for (let round = 0; round < ${times(20000)}; round++) {
+             try {
+               calls[round % calls.length]().close();
+               count++;
+             } catch (error) {
+               if (!(error instanceof LoopError) || error.code === "ENOTTY") throw error;
+             }
+           }
+           console.log(count > 0);`,
+          );
+          assertEquals(stdout, "true\n");
+        }
+      }),
+    );
+  },
+);
 
 describe("Loop.open()", onDevices, () => {
   it(
@@ -711,6 +782,55 @@ describe("Loop.mknod()", onDevices, () => {
   );
 
   it(
+    "changes the mode of nothing but its node, in a directory of others",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const target = scratch.image(0, "secret");
+      Deno.chmodSync(target, 0o400);
+      const directory = Racer.directory(scratch);
+      await using _racer = Racer.linkingNodes(directory, own.name, target);
+      using loop = new Loop(own.minor);
+      using descriptor = openDirectory(directory);
+      const before = Deno.umask(0o077);
+      try {
+        for (let round = 0; round < times(1500); round++) {
+          try {
+            loop.mknod({ dirFd: descriptor.fd, mode: 0o666 });
+          } catch (error) {
+            assert(error instanceof LoopError);
+            assert(["EEXIST", "ENOENT"].includes(error.code), error.message);
+          }
+          assertEquals(Deno.statSync(target).mode! & 0o7777, 0o400);
+        }
+      } finally {
+        Deno.umask(before);
+      }
+    }),
+  );
+
+  it(
+    "leaves no node when its mode cannot be set",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const path = `${scratch.path}/mknod.ts`;
+      Deno.writeTextFileSync(
+        path,
+        script(`using loop = new Loop(${own.minor});
+          using directory = loopdev.openDirectory("${scratch.path}");
+          await tell(() => loop.mknod({ dirFd: directory.fd, mode: 0o666 }));`),
+      );
+      const { stdout, stderr } = run(
+        "bash",
+        "-c",
+        `umask 077; strace -f -qq -o /dev/null -e trace=fchmodat -e inject=fchmodat:error=EPERM \
+           '${Deno.execPath()}' run -q --no-check --allow-ffi '${path}'`,
+      );
+      assertMatch(stdout, /^LoopError EPERM Cannot make node /, stderr);
+      assertThrows(() => Deno.lstatSync(`${scratch.path}/${own.name}`));
+    }),
+  );
+
+  it(
     "makes the node in /dev without dirFd",
     withScratch(() => {
       using own = new OwnDevice();
@@ -776,6 +896,19 @@ describe("Loop.sync()", onDevices, () => {
 });
 
 describe("Loop.close()", onDevices, () => {
+  it(
+    "makes a detach() that is under way fail with EBADF",
+    withScratch(async (scratch) => {
+      for (const autoclear of [true, false]) {
+        const device = await attach(scratch.image(), { autoclear });
+        const detached = assertRejects(() => device.detach(), LoopError);
+        device.loop.close();
+        assertEquals((await detached).code, "EBADF");
+        if (!autoclear) await device.detach();
+      }
+    }),
+  );
+
   it(
     "closes once, and everything after it is EBADF",
     withScratch(() => {

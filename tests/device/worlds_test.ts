@@ -99,26 +99,31 @@ describe("a /dev without nodes", onDevices, () => {
       const image = scratch.image();
       const { stdout, stderr } = inNamespace(
         scratch,
-        TMPFS_DEV,
+        `${TMPFS_DEV}; mount -t tmpfs run /run`,
         `await tell(async () => {
            await using device = await attach("${image}", { minor: ${own.minor} });
            return [device.path, device.size];
          });
+         const { listDirectory } = await import("${PROJECT}/lib/sys/sysfs.ts");
          await tell(async () => {
            const device = await attach("${image}", { minor: ${own.minor} });
-           await detach(await device.persist());
+           const path = await device.persist();
+           await detach(path);
+           return path;
          });
          await tell(async () => {
            await using device = await attach("${image}");
            return device.size;
          });
-         const { listDirectory } = await import("${PROJECT}/lib/sys/sysfs.ts");
-         const left = ["/dev", "/run", "/tmp"].flatMap(listDirectory);
-         console.log(left.filter((name) => /^loop\\d|^\\.loopdev/.test(name)));`,
+         const left = ["/dev", "/run"].flatMap(listDirectory);
+         console.log(left.filter((name) => name.includes("loop")));`,
       );
-      assertEquals(
+      const path = `"/run/loopdev-[0-9a-f-]{36}/${own.name}"`;
+      assertMatch(
         stdout,
-        `ok ["${own.path}",${MiB}]\nok null\nok ${MiB}\n[]\n`,
+        new RegExp(
+          `^ok \\[${path},${MiB}\\]\nok ${path}\nok ${MiB}\n\\[\\]\n$`,
+        ),
         stderr,
       );
     }),
@@ -165,8 +170,6 @@ describe("a /dev without nodes", onDevices, () => {
       );
       const nodes = `${scratch.path}/nodes`;
       Deno.mkdirSync(nodes);
-      // Left behind by somebody who was killed.
-      runOk("mknod", `${nodes}/${own.name}`, "b", "7", `${own.minor}`);
       const { stdout, stderr } = inNamespace(
         scratch,
         TMPFS_DEV,
@@ -256,6 +259,36 @@ describe("no /sys", onDevices, () => {
       assertMatch(closed!, /^LoopError EBADF/);
       assertEquals(again, "ok null");
       assertMatch(listed!, /^LoopError ENOENT .*sysfs is not mounted on \/sys/);
+    }),
+  );
+});
+
+describe("no /proc", onDevices, () => {
+  it(
+    "leaves opening of what was examined, and nothing open after a refusal",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const image = scratch.image();
+      runOk("mkfifo", `${scratch.path}/fifo`);
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        "mount -t tmpfs proc /proc",
+        `const { openFile, openMemory } = loopdev;
+         const nextDescriptor = () => {
+           using memory = openMemory(1);
+           return memory.fd;
+         };
+         const first = nextDescriptor();
+         await tell(() => openFile("${image}").close());
+         await tell(() => openFile("${scratch.path}/fifo", { readOnly: true }));
+         await tell(() => new LoopControl().close());
+         await tell(() => Loop.open("${own.path}").close());
+         console.log(nextDescriptor() - first);`,
+      );
+      const [file, fifo, control, loop, leaked] = stdout.split("\n");
+      assertEquals([file, control, loop], Array(3).fill("ok null"), stderr);
+      assertMatch(fifo!, /^LoopError EINVAL .* it is a FIFO/);
+      assertEquals(leaked, "0");
     }),
   );
 });

@@ -69,6 +69,10 @@ describe("openFile()", () => {
     assertThrows(() => openFile(new URL("file://host/a")), TypeError);
     assertThrows(() => openFile(new URL("file:///a%00b")), TypeError, "NUL");
     assertThrows(() => openFile("x", any({ readOnly: "no" })), TypeError);
+    for (const symlinks of ["no", true, null]) {
+      const options = any({ symlinks });
+      assertThrows(() => openFile("x", options), TypeError, "symlinks");
+    }
   });
 });
 
@@ -109,6 +113,7 @@ describe("attach()", () => {
     await refused({ autoclear: 1 }, TypeError, "autoclear");
     await refused({ minor: -1 }, RangeError, "loop number");
     await refused({ readonly: true }, TypeError, '"readonly"');
+    await refused({ symlinks: "no" }, TypeError, "symlinks");
     await refused({ signal: {} }, TypeError, "signal");
     await refused({ overlap: "deny" }, TypeError, "overlap");
     await refused(null, TypeError, "options");

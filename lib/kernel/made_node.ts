@@ -1,0 +1,91 @@
+/** Device nodes that are made here. Others may write to the directory: what is at their names is looked at before it is touched. */
+import type { FilePath } from "../arguments.ts";
+import { check, type Failure, quote } from "../errors.ts";
+import { EEXIST, ENOENT } from "../sys/errno.ts";
+import {
+  AT_FDCWD,
+  AT_SYMLINK_NOFOLLOW,
+  chmodAt,
+  close,
+  type CString,
+  mknodAt,
+  O_NOFOLLOW,
+  O_PATH,
+  openAt,
+  S_IFMT,
+  type Stat,
+  statAt,
+  statOf,
+  transientCString,
+  unlinkAt,
+} from "../sys/libc.ts";
+import { checkStat } from "./file_descriptor.ts";
+import { pathOf } from "./found_file.ts";
+
+const PERMISSIONS = 0o7777;
+
+/**
+ * Makes a node of the type and with exactly the permissions of `mode`, whatever the
+ * umask is. Gives what tells it from all other files.
+ */
+export function makeNode(
+  directory: number,
+  node: FilePath,
+  mode: number,
+  rdevice: number,
+): Stat {
+  const action = `Cannot make node ${quote(node.text)}`;
+  const failure = (operation: string) => (): Failure => ({
+    action,
+    operation,
+    path: node.text,
+    hint: {
+      [EEXIST]: "there is something else of that name",
+      ...operation === "chmod" && {
+        [ENOENT]: "the umask takes some of the mode, and /proc is not mounted",
+      },
+    },
+  });
+  check(mknodAt(directory, node.bytes, mode, rdevice), failure("mknod"));
+  const isOurs = (stat: Stat): boolean =>
+    (stat.mode & S_IFMT) === (mode & S_IFMT) && stat.rdevice === rdevice &&
+    stat.links === 1;
+  const fd = openAt(directory, node.bytes, O_PATH | O_NOFOLLOW);
+  try {
+    check(fd, failure("open"));
+    const stat = checkStat(statOf(fd), action, node.text);
+    check(isOurs(stat) ? 0 : -EEXIST, failure("stat"));
+    if ((stat.mode & PERMISSIONS) !== (mode & PERMISSIONS)) {
+      const path = transientCString(pathOf(fd));
+      check(chmodAt(AT_FDCWD, path, mode & PERMISSIONS), failure("chmod"));
+    }
+    return stat;
+  } catch (error) {
+    const stat = statAt(directory, node.bytes, AT_SYMLINK_NOFOLLOW);
+    if (typeof stat !== "number" && isOurs(stat)) {
+      unlinkAt(directory, node.bytes);
+    }
+    throw error;
+  } finally {
+    if (fd >= 0) close(fd);
+  }
+}
+
+/**
+ * Removes a node that was made here, if that is still what the name stands for; `unlinkat`
+ * knows names only, so that an exchange at that very moment goes unnoticed. Gives 0, or a
+ * negative error number.
+ */
+export function removeNode(
+  directory: number,
+  name: CString,
+  made: Stat,
+): number {
+  const stat = statAt(directory, name, AT_SYMLINK_NOFOLLOW);
+  if (typeof stat === "number") return stat === -ENOENT ? 0 : stat;
+  const isIt = stat.device === made.device && stat.inode === made.inode &&
+    stat.rdevice === made.rdevice &&
+    (stat.mode & S_IFMT) === (made.mode & S_IFMT);
+  const result = isIt ? unlinkAt(directory, name) : 0;
+  return result === -ENOENT ? 0 : result;
+}

@@ -1,0 +1,304 @@
+/** Directories in which device nodes are made for others. */
+import type { FilePath } from "../arguments.ts";
+import { check, LoopError, quote } from "../errors.ts";
+import { checkFound, checkStat, FileDescriptor } from "./file_descriptor.ts";
+import { FoundFile } from "./found_file.ts";
+import { makeNode, removeNode } from "./made_node.ts";
+import { parseMounts } from "./mounts.ts";
+import { makePrivateDirectory, PARENTS } from "./private_directory.ts";
+import { EBADF, EINVAL, ENOENT, ESTALE } from "../sys/errno.ts";
+import {
+  AT_FDCWD,
+  AT_SYMLINK_NOFOLLOW,
+  cString,
+  O_DIRECTORY,
+  O_PATH,
+  O_RDONLY,
+  openAt,
+  removeDirectoryAt,
+  S_IFBLK,
+  S_IFMT,
+  type Stat,
+  statAt,
+  statOf,
+} from "../sys/libc.ts";
+import { readLink, readWhole } from "../sys/sysfs.ts";
+
+/** A directory in which nodes are made for others, and removed again. It is held by its descriptor: whoever moves it does not lead us elsewhere. */
+export class NodeDirectory implements Disposable {
+  readonly #path: string;
+  readonly #isPrivate: boolean;
+  readonly #identity: Stat;
+  #descriptor: FileDescriptor | undefined;
+  readonly #made = new Map<string, Stat>();
+  #isRemoved = false;
+
+  private constructor(
+    path: string,
+    descriptor: FileDescriptor,
+    isPrivate: boolean,
+  ) {
+    const action = `Cannot make nodes in ${quote(path)}`;
+    this.#identity = checkStat(statOf(descriptor.fd), action, path);
+    this.#path = absolute(path).replace(/\/+$/, "");
+    this.#descriptor = descriptor;
+    this.#isPrivate = isPrivate;
+  }
+
+  /**
+   * Opens a directory of the caller's.
+   *
+   * @throws {LoopError} `ENOENT`, `ENOTDIR` …; `EINVAL` on a devtmpfs, where nodes are
+   * the kernel's and udev's
+   * @throws {TypeError} for a name that is not UTF-8: the paths of nodes are text
+   */
+  static open({ text, bytes }: FilePath): NodeDirectory {
+    const action = `Cannot make nodes in ${quote(text)}`;
+    const encoded = cString(text);
+    const isText = encoded.length === bytes.length &&
+      encoded.every((byte, index) => byte === bytes[index]);
+    if (!isText) throw new TypeError(`${action}: its name must be UTF-8`);
+    const fd = check(openAt(AT_FDCWD, bytes, O_PATH | O_DIRECTORY), () => ({
+      action,
+      operation: "open",
+      path: text,
+    }));
+    const descriptor = new FileDescriptor(fd);
+    try {
+      const directory = new NodeDirectory(text, descriptor, false);
+      if (!isDevtmpfs(directory.#identity.device)) return directory;
+      throw new LoopError(action, {
+        errno: EINVAL,
+        operation: "stat",
+        path: text,
+        hint: "it is on a devtmpfs, where the kernel makes the nodes itself",
+      });
+    } catch (error) {
+      descriptor.close();
+      throw error;
+    }
+  }
+
+  /** Makes a directory for the nodes of one device, with its node, where that can be opened. It is removed with the nodes. */
+  static makePrivate(name: string, number: number): NodeDirectory {
+    let failure: unknown;
+    for (const parent of PARENTS) {
+      const made = makePrivateDirectory(parent, "loopdev-");
+      if (made === undefined) continue;
+      using unfinished = new DisposableStack();
+      unfinished.defer(() => {
+        removeDirectoryAt(AT_FDCWD, cString(made.path));
+      });
+      unfinished.use(made.descriptor);
+      try {
+        const directory = unfinished.use(
+          new NodeDirectory(made.path, made.descriptor, true),
+        );
+        directory.add(name, number);
+        checkOpens(directory.#open(), directory.#node(name));
+        unfinished.move();
+        return directory;
+      } catch (error) {
+        if (!(error instanceof LoopError)) throw error;
+        failure = error; // EACCES: mounted with the option nodev
+      }
+    }
+    throw failure ?? new LoopError(`Cannot make a node of ${name}`, {
+      errno: ENOENT,
+      operation: "mkdir",
+      path: `/dev/${name}`,
+      hint: `there is none in /dev, and no directory can be made for one in ${
+        PARENTS.join(", ")
+      }`,
+    });
+  }
+
+  /** The path of a node in this directory. */
+  pathOf(name: string): string {
+    return `${this.#path}/${name}`;
+  }
+
+  /** Makes a node, unless there is one of that device: that is used as it is, whoever made it. */
+  add(name: string, number: number): void {
+    const directory = this.#open();
+    const node = this.#node(name);
+    const there = statAt(directory, node.bytes, AT_SYMLINK_NOFOLLOW);
+    if (typeof there !== "number" && isNodeOf(there, number)) return;
+    const made = this.#made.get(name);
+    if (made !== undefined) this.#remove(directory, name, made);
+    this.#made.set(
+      name,
+      makeNode(directory, node, S_IFBLK | 0o600, number),
+    );
+  }
+
+  /** Whether the node of that name is one of that device, and can be opened. */
+  canOpen(name: string, number: number): boolean {
+    return canOpenNode(this.#open(), this.#node(name), number);
+  }
+
+  /**
+   * Removes what was made, where it is still that, and lets go of the directory: nothing
+   * can be added any more. Gives the error of what could not be removed, which the next
+   * call tries again.
+   */
+  removeAll(): LoopError | undefined {
+    let failure: LoopError | undefined;
+    try {
+      using directory = this.#takeBack();
+      if (directory === undefined) return undefined;
+      for (const [name, made] of this.#made) {
+        try {
+          this.#remove(directory.fd, name, made);
+        } catch (error) {
+          if (!(error instanceof LoopError)) throw error;
+          failure ??= error;
+        }
+      }
+      if (failure === undefined) this.#removePrivate();
+      return failure;
+    } catch (error) {
+      if (error instanceof LoopError) return failure ?? error;
+      throw error;
+    }
+  }
+
+  /** Lets go of the directory, and leaves the nodes. */
+  close(): void {
+    this.#descriptor?.close();
+    this.#descriptor = undefined;
+  }
+
+  /** Removes what was made, as far as it can be. */
+  [Symbol.dispose](): void {
+    this.removeAll();
+  }
+
+  #node(name: string): FilePath {
+    return { text: this.pathOf(name), bytes: cString(name) };
+  }
+
+  #open(): number {
+    if (this.#descriptor !== undefined) return this.#descriptor.fd;
+    throw new LoopError(`Cannot make nodes in ${quote(this.#path)}`, {
+      errno: EBADF,
+      operation: "mknod",
+      path: this.#path,
+      hint: "the device was detached",
+    });
+  }
+
+  #remove(directory: number, name: string, made: Stat): void {
+    const path = this.pathOf(name);
+    check(removeNode(directory, cString(name), made), () => ({
+      action: `Cannot remove node ${quote(path)}`,
+      operation: "unlink",
+      path,
+      hint: "it gives access to later devices of that number: remove it",
+    }));
+    this.#made.delete(name);
+  }
+
+  #removePrivate(): void {
+    if (!this.#isPrivate) return;
+    const result = removeDirectoryAt(AT_FDCWD, cString(this.#path));
+    check(result === -ENOENT ? 0 : result, () => ({
+      action: `Cannot remove ${quote(this.#path)}`,
+      operation: "rmdir",
+      path: this.#path,
+    }));
+    this.#isRemoved = true;
+  }
+
+  /** The directory, to remove from it; `undefined` when there is nothing to be removed, or it has gone. */
+  #takeBack(): FileDescriptor | undefined {
+    const held = this.#descriptor;
+    this.#descriptor = undefined;
+    if (held !== undefined) return held;
+    const isDone = this.#isPrivate ? this.#isRemoved : this.#made.size === 0;
+    if (isDone) return undefined;
+    const path = this.#path;
+    const failure = {
+      action: `Cannot remove the nodes in ${quote(path)}`,
+      operation: "open",
+      path,
+      hint: { [ESTALE]: "it is another directory by now" },
+    };
+    const fd = openAt(AT_FDCWD, cString(path), O_PATH | O_DIRECTORY);
+    if (fd === -ENOENT) return undefined;
+    const directory = new FileDescriptor(check(fd, () => failure));
+    const stat = statOf(fd);
+    const isSame = typeof stat !== "number" &&
+      stat.device === this.#identity.device &&
+      stat.inode === this.#identity.inode;
+    if (!isSame) {
+      directory.close();
+      check(typeof stat === "number" ? stat : -ESTALE, () => failure);
+    }
+    return directory;
+  }
+}
+
+function isNodeOf({ mode, rdevice }: Stat, number: number): boolean {
+  return (mode & S_IFMT) === S_IFBLK && rdevice === number;
+}
+
+/** Whether a node is one of that device, and can be opened. */
+export function canOpenNode(
+  directory: number,
+  { bytes }: FilePath,
+  number: number,
+): boolean {
+  const found = FoundFile.find(directory, bytes);
+  if (typeof found === "number") return false;
+  using node = found;
+  if (!isNodeOf(node.stat, number)) return false;
+  const fd = node.open(O_RDONLY);
+  if (fd >= 0) new FileDescriptor(fd).close();
+  return fd >= 0;
+}
+
+/** Whether the node that a device should have in `/dev` is there, and can be opened. */
+export function hasNode(name: string, number: number): boolean {
+  const text = `/dev/${name}`;
+  return canOpenNode(AT_FDCWD, { text, bytes: cString(text) }, number);
+}
+
+/** Throws why a node cannot be opened: `EACCES` on a mount with the option nodev. */
+function checkOpens(directory: number, { text, bytes }: FilePath): void {
+  const failure = {
+    action: `Cannot open ${quote(text)}`,
+    operation: "open",
+    path: text,
+  };
+  using found = checkFound(FoundFile.find(directory, bytes), () => failure);
+  new FileDescriptor(check(found.open(O_RDONLY), () => failure)).close();
+}
+
+/** The working directory may be another when the path is used. */
+function absolute(path: string): string {
+  if (path.startsWith("/")) return path;
+  const directory = readLink("/proc/self/cwd");
+  if (typeof directory !== "string") return path;
+  if (!directory.includes("\ufffd")) return `${directory}/${path}`;
+  throw new TypeError(
+    `Cannot make nodes in ${
+      quote(path)
+    }: the name of the working directory must be UTF-8`,
+  );
+}
+
+/** Whether a file system is a devtmpfs. A tmpfs has the same magic number, so that statfs(2) does not tell. */
+function isDevtmpfs(device: number): boolean {
+  const path = "/proc/self/mountinfo";
+  const text = readWhole(path);
+  if (typeof text === "number") {
+    throw new LoopError(`Cannot read ${quote(path)}`, {
+      errno: -text,
+      operation: "open",
+      path,
+    });
+  }
+  return parseMounts(text)
+    .some((mount) => mount.device === device && mount.type === "devtmpfs");
+}

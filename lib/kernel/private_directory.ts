@@ -1,0 +1,116 @@
+/** Directories of our own for device nodes, where `/dev` has none. */
+import { FileDescriptor } from "./file_descriptor.ts";
+import { pathOf } from "./found_file.ts";
+import { hasSysfs, isBound } from "./loop_sysfs.ts";
+import {
+  AT_FDCWD,
+  AT_STATX_DONT_SYNC,
+  AT_SYMLINK_NOFOLLOW,
+  cString,
+  mkdirAt,
+  O_DIRECTORY,
+  O_NOFOLLOW,
+  O_PATH,
+  openAt,
+  removeDirectoryAt,
+  S_IFBLK,
+  S_IFMT,
+  statAt,
+  statOf,
+  unlinkAt,
+} from "../sys/libc.ts";
+import { listDirectory } from "../sys/sysfs.ts";
+
+/** Where they are tried: some places do not allow device nodes. */
+export const PARENTS: readonly string[] = ["/run", "/tmp", "/dev", "/dev/shm"];
+
+/** A new directory that nobody else can write to, held by its descriptor. */
+export interface PrivateDirectory {
+  readonly path: string;
+  readonly descriptor: FileDescriptor;
+}
+
+/** Makes one with a random name: `prefix` `loopdev-` for the nodes of a device, or `.loopdev-` for a moment. `undefined` where none can be made. */
+export function makePrivateDirectory(
+  parent: string,
+  prefix: "loopdev-" | ".loopdev-",
+): PrivateDirectory | undefined {
+  const path = `${parent}/${prefix}${crypto.randomUUID()}`;
+  if (mkdirAt(AT_FDCWD, cString(path), 0o700) < 0) return undefined;
+  const fd = openAt(
+    AT_FDCWD,
+    cString(path),
+    O_PATH | O_DIRECTORY | O_NOFOLLOW,
+  );
+  if (fd >= 0) return { path, descriptor: new FileDescriptor(fd) };
+  removeDirectoryAt(AT_FDCWD, cString(path));
+  return undefined;
+}
+
+/**
+ * Private directories that are left: of a process that was killed, or of a device that
+ * was left to live on and detached since. A file is attached to none of the devices.
+ */
+export function leftDirectories(): string[] {
+  if (!hasSysfs()) return [];
+  const left: string[] = [];
+  for (const { path, names } of privateDirectories()) {
+    const minors = names
+      .map((name) => /^loop(\d{1,7})(?:p\d+)?$/.exec(name)?.[1])
+      .filter((digits) => digits !== undefined);
+    if (!minors.some((minor) => isBound(Number(minor)))) left.push(path);
+  }
+  return left;
+}
+
+/**
+ * Removes the private nodes of a device that was attached by another process, and is
+ * free. Directories of those who attach to it now are not among them: they are made for
+ * a device to which a file is attached, and what was found is older than the look at that.
+ */
+export function removeLeftNodes(minor: number): void {
+  const node = statAt(AT_FDCWD, cString(`/dev/loop${minor}`));
+  if (typeof node !== "number" || !hasSysfs()) return;
+  const ours = new RegExp(`^loop${minor}(p\\d+)?$`);
+  for (const { path, fd, names } of privateDirectories()) {
+    if (!names.some((name) => ours.test(name)) || isBound(minor)) continue;
+    for (const name of names.map(cString)) {
+      const stat = statAt(fd, name, AT_SYMLINK_NOFOLLOW);
+      const isNode = typeof stat !== "number" &&
+        (stat.mode & S_IFMT) === S_IFBLK;
+      if (isNode) unlinkAt(fd, name);
+    }
+    removeDirectoryAt(AT_FDCWD, cString(path));
+  }
+}
+
+/** A private directory that is there, open while it is looked at. */
+interface Found {
+  readonly path: string;
+  readonly fd: number;
+  readonly names: string[];
+}
+
+/** In `/tmp` anybody makes directories of any name. What is mounted there is not read: its server may not answer. */
+function* privateDirectories(): Generator<Found> {
+  for (const parent of PARENTS) {
+    const entries = listDirectory(parent);
+    const stat = statAt(AT_FDCWD, cString(parent), AT_STATX_DONT_SYNC);
+    if (typeof entries === "number" || typeof stat === "number") continue;
+    for (const entry of entries) {
+      if (!/^\.?loopdev-[0-9a-f-]{36}$/.test(entry)) continue;
+      const path = `${parent}/${entry}`;
+      const fd = openAt(
+        AT_FDCWD,
+        cString(path),
+        O_PATH | O_DIRECTORY | O_NOFOLLOW,
+      );
+      if (fd < 0) continue;
+      using directory = new FileDescriptor(fd);
+      const own = statOf(directory.fd, AT_STATX_DONT_SYNC);
+      if (typeof own === "number" || own.device !== stat.device) continue;
+      const names = listDirectory(pathOf(fd));
+      if (typeof names !== "number") yield { path, fd, names };
+    }
+  }
+}

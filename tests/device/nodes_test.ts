@@ -1,0 +1,342 @@
+/** Nodes that attach() makes for others: they are the right ones, and gone afterwards. */
+import {
+  attach,
+  type AttachOptions,
+  doctor,
+  LoopError,
+  openMemory,
+} from "@loopdev/loopdev";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { inNamespace, TMPFS_DEV } from "./namespace.ts";
+import {
+  CLI,
+  isSoon,
+  mounted,
+  onDevices,
+  OwnDevice,
+  run,
+  runOk,
+  type Scratch,
+  withScratch,
+} from "./support.ts";
+
+const MiB = 1 << 20;
+
+function names(directory: string): string[] {
+  return Array.from(Deno.readDirSync(directory), ({ name }) => name).sort();
+}
+
+function makeDirectory(scratch: Scratch, name: string): string {
+  const path = `${scratch.path}/${name}`;
+  Deno.mkdirSync(path);
+  return path;
+}
+
+function partitioned(scratch: Scratch): string {
+  const image = scratch.image(64 * MiB);
+  runOk(
+    "sh",
+    "-c",
+    `printf 'label: gpt\nsize=8M\nsize=8M\n' | sfdisk --quiet '${image}'`,
+  );
+  return image;
+}
+
+/** Shell commands to run loopdev with. */
+const LOOPDEV =
+  `loopdev() { '${Deno.execPath()}' run -q --no-prompt --allow-ffi --allow-run '${CLI}' "$@"; }`;
+
+describe("attach() with nodes", onDevices, () => {
+  it(
+    "makes and removes nodes in the directory that it was given, wherever that is moved",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const nodes = makeDirectory(scratch, "nodes");
+      const other = makeDirectory(scratch, "other");
+      const foreign = `${other}/${own.name}`;
+      await using device = await attach(partitioned(scratch), {
+        nodes,
+        minor: own.minor,
+      });
+      runOk("mknod", foreign, "b", "7", `${own.minor}`);
+      Deno.renameSync(nodes, `${scratch.path}/moved`);
+      Deno.symlinkSync(other, nodes);
+      await device.partitions();
+      assertEquals(names(`${scratch.path}/moved`).length, 3);
+      await device.detach();
+      assertEquals(names(other), [own.name]);
+      assertEquals(names(`${scratch.path}/moved`), []);
+    }),
+  );
+
+  it(
+    "after persist() removes nothing from a directory that took its place",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const nodes = makeDirectory(scratch, "nodes");
+      const options = { nodes, minor: own.minor };
+      const device = await attach(scratch.image(), options);
+      await device.persist();
+      assertEquals(scratch.leaked(), []);
+      Deno.renameSync(nodes, `${scratch.path}/moved`);
+      Deno.mkdirSync(nodes);
+      runOk("mknod", `${nodes}/${own.name}`, "b", "7", `${own.minor}`);
+      const error = await assertRejects(() => device.detach(), LoopError);
+      assertEquals(error.code, "ESTALE");
+      assert(own.isFree);
+      assertEquals(names(nodes), [own.name]);
+      Deno.removeSync(nodes, { recursive: true });
+      Deno.renameSync(`${scratch.path}/moved`, nodes);
+      await device.detach();
+      assertEquals(names(nodes), []);
+    }),
+  );
+
+  it(
+    "uses a node of the device as it is, and leaves it",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const nodes = makeDirectory(scratch, "nodes");
+      const node = `${nodes}/${own.name}`;
+      runOk("mknod", "-m", "640", node, "b", "7", `${own.minor}`);
+      const before = Deno.lstatSync(node);
+      await using device = await attach(scratch.image(), {
+        nodes,
+        minor: own.minor,
+      });
+      assertEquals(device.path, node);
+      await device.detach();
+      const after = Deno.lstatSync(node);
+      assertEquals([after.ino, after.mode], [before.ino, before.mode]);
+    }),
+  );
+
+  it(
+    "removes nothing that took the place of its node",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const nodes = makeDirectory(scratch, "nodes");
+      const node = `${nodes}/${own.name}`;
+      await using device = await attach(scratch.image(), {
+        nodes,
+        minor: own.minor,
+      });
+      runOk("mknod", `${node}.new`, "b", "7", `${own.minor}`);
+      Deno.renameSync(`${node}.new`, node);
+      await device.detach();
+      assertEquals(names(nodes), [own.name]);
+    }),
+  );
+
+  it(
+    "follows no link of that name, and leaves it",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const nodes = makeDirectory(scratch, "nodes");
+      Deno.symlinkSync(own.path, `${nodes}/${own.name}`);
+      const error = await assertRejects(
+        () => attach(scratch.image(), { nodes, minor: own.minor }),
+        LoopError,
+      );
+      assertEquals(error.code, "EEXIST");
+      assert(own.isFree);
+      assertEquals(names(nodes), [own.name]);
+    }),
+  );
+
+  it(
+    "makes detach() fail when a node cannot be removed, with the device free",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const nodes = makeDirectory(scratch, "nodes");
+      using _mount = mounted("-t", "tmpfs", "tmpfs", nodes);
+      const options = { nodes, minor: own.minor };
+      for (const persists of [false, true]) {
+        const device = await attach(scratch.image(), options);
+        if (persists) await device.persist();
+        runOk("mount", "-o", "remount,ro", nodes);
+        const error = await assertRejects(() => device.detach(), LoopError);
+        assertEquals([error.code, error.path], ["EROFS", device.path]);
+        assert(own.isFree);
+        assertEquals(names(nodes), [own.name]);
+        runOk("mount", "-o", "remount,rw", nodes);
+        await device.detach();
+        assertEquals(names(nodes), []);
+      }
+    }),
+  );
+
+  it(
+    "makes no node any more for partitions() that is under way at detach()",
+    withScratch(async (scratch) => {
+      const nodes = makeDirectory(scratch, "nodes");
+      await using device = await attach(partitioned(scratch), { nodes });
+      const before = assertRejects(() => device.partitions(), LoopError);
+      const detached = device.detach();
+      const after = assertRejects(() => device.partitions(), LoopError);
+      await detached;
+      for (const error of [await before, await after]) {
+        assertEquals(error.code, "EBADF");
+      }
+      assertEquals(names(nodes), []);
+    }),
+  );
+
+  it(
+    "refuses a name that is not UTF-8, whose paths could not be told",
+    withScratch(async (scratch) => {
+      const memory = openMemory(MiB);
+      // Of as many bytes as the character that stands for it.
+      runOk("bash", "-c", `mkdir '${scratch.path}/'$'\\xf0\\x9f\\x98'`);
+      const nodes = new URL(`file://${scratch.path}/%f0%9f%98`);
+      await assertRejects(() => attach(memory, { nodes }), TypeError, "UTF-8");
+      memory.close();
+    }),
+  );
+
+  it(
+    "leaves no node and no descriptor when attaching fails",
+    withScratch(async (scratch) => {
+      const nodes = makeDirectory(scratch, "nodes");
+      const fails = async (file: string, options: AttachOptions) => {
+        await assertRejects(() => attach(file, { nodes, ...options }));
+        assertEquals(names(nodes), []);
+        assertEquals(scratch.leaked(), []);
+      };
+      await fails(`${scratch.path}/none`, {});
+      await fails("/dev/null", {});
+      await fails(scratch.image(), { signal: AbortSignal.abort() });
+    }),
+  );
+});
+
+describe("attach() where /dev has no node", onDevices, () => {
+  it(
+    "gives a path that can be opened until detach()",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        TMPFS_DEV,
+        `const { listDirectory } = await import(new URL("lib/sys/sysfs.ts", "${
+          import.meta.resolve("../../")
+        }"));
+         const { openFile } = loopdev;
+         const device = await attach("${
+          partitioned(scratch)
+        }", { minor: ${own.minor} });
+         console.log(device.path);
+         const paths = [device.path, ...(await device.partitions()).map(({ path }) => path)];
+         paths.forEach((path) => openFile(path).close());
+         const directory = device.path.replace(/\\/[^/]*$/, "");
+         console.log(listDirectory(directory).sort().join(" "));
+         await device.detach();
+         console.log(listDirectory(directory));`,
+      );
+      const { name } = own;
+      const expected = new RegExp(
+        `^/(run|tmp|dev)/loopdev-[0-9a-f-]{36}/${name}\\n${name} ${name}p1 ${name}p2\\n-2\\n$`,
+      );
+      assertMatch(stdout, expected, stderr);
+    }),
+  );
+
+  it(
+    "tries another directory where nodes cannot be opened",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        `${TMPFS_DEV}; mount -t tmpfs -o nodev run /run; mount --bind /tmp /tmp; mount -o remount,bind,ro /tmp`,
+        `const device = await attach(loopdev.openMemory(4096), { minor: ${own.minor} });
+         console.log(device.path);
+         loopdev.openFile(device.path).close();
+         await device.detach();
+         const { listDirectory } = await import(new URL("lib/sys/sysfs.ts", "${
+          import.meta.resolve("../../")
+        }"));
+         console.log(["/run", "/dev"].flatMap(listDirectory).filter((name) => name.includes("loopdev")));`,
+      );
+      const expected = new RegExp(
+        `^/dev/loopdev-[0-9a-f-]{36}/${own.name}\\n\\[\\]\\n$`,
+      );
+      assertMatch(stdout, expected, stderr);
+    }),
+  );
+
+  it(
+    "lets a command of loopdev run write the device, not a file of its name",
+    withScratch((scratch) => {
+      const image = scratch.image();
+      const { code, stderr } = run(
+        "unshare",
+        ..."--mount --propagation private bash -c".split(" "),
+        `set -e; ${LOOPDEV}; ${TMPFS_DEV}
+         loopdev run '${image}' -- sh -c 'printf hello > $LOOPDEV'`,
+      );
+      assertEquals(code, 0, stderr);
+      const bytes = Deno.readFileSync(image).subarray(0, 5);
+      assertEquals(new TextDecoder().decode(bytes), "hello");
+    }),
+  );
+
+  it(
+    "leaves a node that detach() of a reference removes, and no other",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      using other = new OwnDevice();
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        TMPFS_DEV,
+        `const { openFile, openMemory } = loopdev;
+         const exists = (path) => {
+           try {
+             openFile(path).close();
+             return true;
+           } catch {
+             return false;
+           }
+         };
+         const persisted = async (minor) =>
+           await (await attach(openMemory(4096), { minor })).persist();
+         const paths = [await persisted(${own.minor}), await persisted(${other.minor})];
+         for (const path of paths) {
+           await detach(path);
+           console.log(paths.map(exists).join(" "));
+         }`,
+      );
+      assertEquals(stdout, "false true\nfalse false\n", stderr);
+    }),
+  );
+
+  it(
+    "leaves the node to what outlives it, and doctor() shows it when the device is free",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const image = scratch.image();
+      const { stdout, stderr } = run(
+        "unshare",
+        ..."--mount --propagation private bash -c".split(" "),
+        `set -e; ${LOOPDEV}; ${TMPFS_DEV}
+         loopdev attach --device ${own.minor} '${image}'`,
+      );
+      const path = stdout.trim();
+      const directory = path.replace(/\/[^/]*$/, "");
+      try {
+        assert(Deno.lstatSync(path).isBlockDevice, stderr);
+        assertEquals(Deno.lstatSync(directory).mode! & 0o7777, 0o700);
+        const left = async () =>
+          (await doctor()).filter(({ status, remedy }) =>
+            status === "warning" && remedy?.includes(directory)
+          ).length;
+        assertEquals(await left(), 0);
+        runOk("losetup", "-d", path);
+        assert(isSoon(() => !own.isBound));
+        assertEquals(await left(), 1);
+      } finally {
+        Deno.removeSync(directory, { recursive: true });
+      }
+    }),
+  );
+});

@@ -1,0 +1,69 @@
+/** Somebody without rights who exchanges a name in a directory of his own as fast as he can. */
+import type { Scratch } from "./support.ts";
+
+/** Runs until it is disposed of. */
+export class Racer implements AsyncDisposable {
+  /** The directory, which belongs to him. */
+  readonly directory: string;
+  readonly #process: Deno.ChildProcess;
+
+  private constructor(directory: string, perl: string, args: string[]) {
+    this.directory = directory;
+    this.#process = new Deno.Command("setpriv", {
+      args: [
+        ..."--reuid 65534 --regid 65534 --clear-groups perl -e".split(" "),
+        `chdir shift or die; ${perl}`,
+        directory,
+        ...args,
+      ],
+    }).spawn();
+  }
+
+  /** Makes a directory whose owner is the racer. */
+  static directory(scratch: Scratch): string {
+    const path = `${scratch.path}/his`;
+    Deno.chmodSync(scratch.path, 0o755);
+    Deno.mkdirSync(path);
+    Deno.chownSync(path, 65534, 65534);
+    return path;
+  }
+
+  /** A name stands for its file and for a FIFO in turn. */
+  static swappingFifo(directory: string, name: string): Racer {
+    return new Racer(
+      directory,
+      `my $name = shift;
+       system("mkfifo", "fifo") == 0 or die;
+       for (;;) {
+         rename $name, "kept"; rename "fifo", $name;
+         rename $name, "fifo"; rename "kept", $name;
+       }`,
+      [name],
+    );
+  }
+
+  /** A node that appears is replaced by a link to a file, which is removed soon. */
+  static linkingNodes(
+    directory: string,
+    name: string,
+    target: string,
+  ): Racer {
+    return new Racer(
+      directory,
+      `my ($name, $target) = @ARGV;
+       for (;;) {
+         symlink $target, "link";
+         until (lstat $name and -b _) {}
+         rename "link", $name;
+         select undef, undef, undef, 0.001;
+         unlink $name;
+       }`,
+      [name, target],
+    );
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#process.kill("SIGKILL");
+    await this.#process.status;
+  }
+}
