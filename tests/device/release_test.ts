@@ -108,22 +108,18 @@ describe("Attachment", onDevices, () => {
   it(
     "is EBADF when its loop is closed while detach() writes back",
     withScratch(async (scratch) => {
-      const device = await attach(scratch.image(64 * MiB));
-      const { path } = device;
-      runOk(
-        "dd",
-        "if=/dev/zero",
-        `of=${path}`,
-        "bs=1M",
-        "count=48",
-        "status=none",
-      );
-      const detaching = device.detach();
-      device.loop.close();
-      const error = await assertRejects(() => detaching, LoopError);
-      assertEquals(error.code, "EBADF");
-      assert(isSoon(() => scratch.devices().length === 0));
-      await device.detach(); // free already
+      for (const autoclear of [true, false]) {
+        const device = await attach(scratch.image(64 * MiB), { autoclear });
+        const output = `of=${device.path}`;
+        const options = ["bs=1M", "count=48", "status=none"];
+        runOk("dd", "if=/dev/zero", output, ...options);
+        const detaching = device.detach();
+        device.loop.close();
+        const error = await assertRejects(() => detaching, LoopError);
+        assertEquals(error.code, "EBADF");
+        await device.detach();
+        assert(isSoon(() => scratch.devices().length === 0));
+      }
     }),
   );
 

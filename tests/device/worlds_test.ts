@@ -35,7 +35,7 @@ describe("an unprivileged user", onDevices, () => {
         `await tell(() => list().some(({ path }) => path === "${a.path}"));
          await tell(() => find("${image}").map(({ path }) => path));
          await tell(() => holders(${a.minor}).filter(({ pid }) => pid === ${Deno.pid}));
-         await tell(() => attach("${image}"));
+         await tell(() => attach("${image}", { overlap: "allow" }));
          await tell(() => detach(${a.minor}));
          await tell(() => new LoopControl());`,
         {
