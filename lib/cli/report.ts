@@ -1,6 +1,6 @@
 /** What went wrong, for people. */
 import { LoopError } from "../errors.ts";
-import { fail, OutputError } from "./output.ts";
+import { fail, OutputError, trace } from "./output.ts";
 
 /** One line for what is expected to go wrong. What is not keeps its stack. */
 export function report(error: unknown): number {
@@ -14,6 +14,12 @@ export function report(error: unknown): number {
     error instanceof Deno.errors.NotCapable ||
     error instanceof Deno.errors.NotSupported;
   if (isExpected) fail(error.message);
-  else fail(error instanceof Error ? error.stack ?? error.message : `${error}`);
+  else {
+    // The stack repeats the message, which may have lines of its own.
+    const message = `${error}`;
+    fail(message);
+    const stack = error instanceof Error ? error.stack ?? "" : "";
+    if (stack.startsWith(message)) trace(stack.slice(message.length));
+  }
   return 1;
 }
