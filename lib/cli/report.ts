@@ -1,6 +1,7 @@
 /** What went wrong, for people. */
 import { LoopError } from "../errors.ts";
 import { fail, OutputError, trace } from "./output.ts";
+import { exitStatusOf, Interruption } from "./signals.ts";
 
 /** One line for what is expected to go wrong. What is not keeps its stack. */
 export function report(error: unknown): number {
@@ -8,6 +9,8 @@ export function report(error: unknown): number {
     report(error.suppressed);
     return report(error.error);
   }
+  // Whoever interrupts knows.
+  if (error instanceof Interruption) return exitStatusOf(error.signal);
   const isExpected = error instanceof LoopError ||
     error instanceof OutputError ||
     error instanceof RangeError || // a size that no number holds
