@@ -232,6 +232,13 @@ describe("Loop.setFd()", onDevices, () => {
       using other = new OwnDevice();
       using unbound = new Loop(other.minor);
       assertEquals(code(() => loop.setFd(unbound.fd)), "EINVAL");
+      for (const bind of [loop.setFd, loop.configure]) {
+        assertThrows(
+          () => bind.call(loop, unbound.fd),
+          LoopError,
+          "iso9660, only to a device that was opened with readOnly",
+        );
+      }
       assertThrows(() => loop.setFd(-1), RangeError);
       assertThrows(() => loop.setFd(1.5), RangeError);
       assert(own.isFree);
