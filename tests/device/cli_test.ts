@@ -7,6 +7,7 @@ import {
 import { attach, Loop, LOOP_CLR_FD, openFile } from "@loopdev/loopdev";
 import { describe, it } from "@std/testing/bdd";
 import { ioctlValue } from "../../lib/sys/libc.ts";
+import { gptImage } from "../unit/partition_images.ts";
 import {
   attribute,
   CLI,
@@ -545,6 +546,50 @@ describe("loopdev", onDevices, () => {
         await terminal.close();
         assertEquals(scratch.devices(), []);
       }
+    }),
+  );
+
+  it(
+    "has the partitions ready with --partscan, or says why it cannot",
+    withScratch((scratch) => {
+      const path = `${scratch.path}/disk.img`;
+      const image = gptImage({ partitions: [{ first: 100, last: 299 }] });
+      Deno.writeFileSync(path, image);
+      const attached = cli("attach", "-P", path);
+      assertEquals([attached.code, attached.stderr], [0, ""]);
+      const device = attached.stdout.trim();
+      assert(Deno.statSync(`${device}p1`).isBlockDevice);
+      assertEquals(cli("detach", device).code, 0);
+
+      const ran = run(
+        Deno.execPath(),
+        ..."run -q --no-check --allow-ffi --allow-run".split(" "),
+        CLI,
+        ..."run -P".split(" "),
+        path,
+        ..."-- sh -c".split(" "),
+        'test -b "${LOOPDEV}p1"',
+      );
+      assertEquals([ran.code, ran.stderr], [0, ""]);
+
+      const later = cli("attach", path).stdout.trim();
+      assertEquals(cli("set", later, "-P"), {
+        code: 0,
+        stdout: "",
+        stderr: "",
+      });
+      assert(Deno.statSync(`${later}p1`).isBlockDevice);
+      assertEquals(cli("detach", later).code, 0);
+
+      // Both headers.
+      for (const at of [512, image.length - 512]) {
+        image.fill(0xee, at + 24, at + 32);
+      }
+      Deno.writeFileSync(path, image);
+      const damaged = cli("attach", "-P", path);
+      assertEquals([damaged.code, damaged.stdout], [1, ""]);
+      assertMatch(damaged.stderr, /^loopdev: .*\(EUCLEAN\).*\n$/);
+      assertEquals(scratch.devices(), []);
     }),
   );
 
