@@ -54,6 +54,10 @@ export const ATTACH_OPTIONS: Options = {
     help: "allow devices over the same bytes: two that write ruin the file",
   },
   device: { value: "DEV", help: "this device, and no other" },
+  nodes: {
+    value: "DIR",
+    help: "make nodes there too, where /dev has none: in a container",
+  },
 };
 
 const OPTIONS: Options = {
@@ -174,6 +178,7 @@ export function attachOptions(
     ...configuration,
     ...(sectorSize === PROBE && { blockSize: PROBE }),
     overlap: refuses ? "refuse" : allows ? "allow" : undefined,
+    nodes: given.value("nodes"),
     minor: device === undefined ? undefined : parseDeviceNumber(device),
   };
 }

@@ -26,7 +26,8 @@ export function exitStatusOf(signal: EndingSignal): number {
 
 /**
  * Calls `handler` for a signal, which then does not end this program, until disposal.
- * Signals that are ignored stay so: `nohup` means it, also for programs started here.
+ * One that was ignored from the start, by `nohup` or for a job in the background of a
+ * script, stays ignored.
  */
 export class SignalHandler implements Disposable {
   readonly #listeners: { signal: EndingSignal; listener: () => void }[];
@@ -36,9 +37,14 @@ export class SignalHandler implements Disposable {
     handler: (signal: EndingSignal) => void,
   ) {
     const ignored = signalSet("self", "SigIgn");
-    this.#listeners = signals
-      .filter((signal) => (ignored >> BigInt(NUMBERS[signal] - 1) & 1n) === 0n)
-      .map((signal) => ({ signal, listener: () => handler(signal) }));
+    const isIgnored = (signal: EndingSignal): boolean =>
+      (ignored >> BigInt(NUMBERS[signal] - 1) & 1n) !== 0n;
+    this.#listeners = signals.map((signal) => ({
+      signal,
+      // The runtime catches more signals than it is asked to, ignored ones too, and
+      // ends by those that nobody listens to.
+      listener: isIgnored(signal) ? () => {} : () => handler(signal),
+    }));
     for (const { signal, listener } of this.#listeners) {
       Deno.addSignalListener(signal, listener);
     }

@@ -111,6 +111,31 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
+    "prints the path of a node that it has made",
+    withScratch((scratch) => {
+      const path = scratch.image();
+      for (const options of [[], ["--json"]]) {
+        const { code, stdout, stderr } = cli(
+          "attach",
+          "--nodes",
+          scratch.path,
+          ...options,
+          path,
+        );
+        assertEquals(code, 0, stderr);
+        const printed = options.length === 0
+          ? stdout.trim()
+          : JSON.parse(stdout).devices[0].path;
+        const [device] = scratch.devices();
+        assertEquals(printed, device!.replace("/dev", scratch.path));
+        assert(Deno.statSync(printed).isBlockDevice);
+        assertEquals(cli("detach", printed).code, 0);
+        Deno.removeSync(printed);
+      }
+    }),
+  );
+
+  it(
     "tries all files and devices, and says which failed",
     withScratch((scratch) => {
       const a = scratch.image(MiB, "a");
@@ -664,12 +689,12 @@ describe("loopdev", onDevices, () => {
       const path = scratch.image();
       const reference = `test ${crypto.randomUUID()}`;
       cli("attach", path);
-      cli("attach", "-o", "4096", path);
+      cli("attach", "--overlap", "-o", "4096", path);
       assertEquals(scratch.devices().length, 2);
       assertEquals(cli("detach", "--file", path, "--timeout=5s").code, 0);
       assertEquals(scratch.devices(), []);
       cli("attach", "--loop-ref", reference, path);
-      const other = cli("attach", path).stdout.trim();
+      const other = cli("attach", "--overlap", path).stdout.trim();
       {
         // Somebody else's device, just being detached: it cannot be opened.
         using own = new OwnDevice();

@@ -16,12 +16,15 @@ function attachTwo(
   scratch: Scratch,
   calls: string,
   injection?: string,
-  options: string[] = [],
+  { options = [], ignores = "" }: { options?: string[]; ignores?: string } = {},
 ): Output & { trace: string } {
   const log = `${scratch.path}/log`;
   const files = [scratch.image(1 << 20, "a"), scratch.image(1 << 20, "b")];
   const output = run(
-    "strace",
+    "sh",
+    "-c",
+    `${ignores && `trap "" ${ignores};`} exec strace "$@"`,
+    "sh",
     ..."-f -qq -o".split(" "),
     log,
     "-e",
@@ -53,7 +56,7 @@ describe("loopdev attach", onDevices, () => {
     using scratch = new Scratch();
     const calls = "sync_file_range,fsync";
     for (const options of [[], ["--json"]]) {
-      const whole = attachTwo(scratch, calls, undefined, options);
+      const whole = attachTwo(scratch, calls, undefined, { options });
       assertEquals(whole.code, 0, whole.stderr);
       let failed = 0;
       for (const call of calls.split(",")) {
@@ -62,7 +65,7 @@ describe("loopdev attach", onDevices, () => {
             scratch,
             calls,
             `${call}:error=EIO:when=${when}`,
-            options,
+            { options },
           );
           if (code === 0) continue;
           failed++;
@@ -91,6 +94,19 @@ describe("loopdev attach", onDevices, () => {
       }
     }
     assert(interrupted > 0);
+    scratch.check();
+  });
+
+  it("goes on when the signal was ignored from the start", () => {
+    using scratch = new Scratch();
+    const calls = "sync_file_range";
+    for (const signal of ["INT", "HUP"]) {
+      const injection = `${calls}:signal=${signal}`; // at each of them
+      const { code, stdout } = attachTwo(scratch, calls, injection, {
+        ignores: signal,
+      });
+      assertEquals([code, stdout.trim().split("\n").length], [0, 2]);
+    }
     scratch.check();
   });
 });
