@@ -19,7 +19,7 @@ function hasProgram(name: string): boolean {
 /** The programs that an example may run. */
 function programsOf(flags: string[]): string[] {
   return flags.flatMap((flag) =>
-    /^--allow-run=(.*)$/.exec(flag)?.[1]!.split(",") ?? []
+    /^--allow-run=(.*)$/.exec(flag)?.[1]?.split(",") ?? []
   );
 }
 

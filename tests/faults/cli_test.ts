@@ -51,6 +51,11 @@ function countOf(call: string, trace: string): number {
   return trace.match(new RegExp(`\\b${call}\\(`, "g"))?.length ?? 0;
 }
 
+const SIGNALS: [signal: string, status: number, ...options: string[]][] = [
+  ["INT", 130],
+  ["TERM", 143, "--json"],
+];
+
 describe("loopdev attach", onDevices, () => {
   it("keeps what was printed when another device cannot be written back", () => {
     using scratch = new Scratch();
@@ -85,9 +90,9 @@ describe("loopdev attach", onDevices, () => {
     let interrupted = 0;
     for (const call of calls.split(",")) {
       for (const when of numbersTo(Math.min(countOf(call, whole.trace), 60))) {
-        for (const [signal, status] of [["INT", 130], ["TERM", 143]] as const) {
+        for (const [signal, status, ...options] of SIGNALS) {
           const injection = `${call}:signal=${signal}:when=${when}`;
-          const { code } = attachTwo(scratch, calls, injection);
+          const { code } = attachTwo(scratch, calls, injection, { options });
           assert([0, status].includes(code), `${injection}: ${code}`);
           if (code !== 0) interrupted++;
         }
