@@ -53,8 +53,11 @@ export class LoopError extends Error {
   constructor(action: string, details: LoopErrorDetails) {
     const { errno, operation, path, hint, cause } = details;
     const code = errnoName(errno);
+    // Names are quoted where they are put in; what was not is escaped here.
     super(
-      `${action}: ${errnoMessage(errno)} (${code})${hint ? `: ${hint}` : ""}`,
+      escapeControls(
+        `${action}: ${errnoMessage(errno)} (${code})${hint ? `: ${hint}` : ""}`,
+      ),
       cause === undefined ? undefined : { cause },
     );
     this.code = code;
@@ -180,23 +183,24 @@ export function check(result: number, failure: () => Failure): number {
 }
 
 /**
- * Characters that a terminal acts on instead of showing them: controls, and those that
- * change the direction of text, end lines or have no width.
+ * Characters that a terminal acts on instead of showing them, by their categories:
+ * controls, formats (direction, no width, tags), ends of lines, and halves of pairs.
  */
-const UNPRINTABLE =
-  // deno-lint-ignore no-control-regex
-  /[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
 
 /** Longer names are cut off in messages: others choose them. */
 const MAX_NAME = 200;
 
-/** Escapes what a terminal would act on: others may have chosen the text. */
+/**
+ * Escapes what a terminal would act on: others may have chosen the text. Escaping it
+ * twice is the same as once.
+ */
 export function escapeControls(text: string): string {
   return text.replace(UNPRINTABLE, (control) => {
     const code = control.charCodeAt(0);
     return code < 256
       ? `\\x${code.toString(16).padStart(2, "0")}`
-      : `\\u${code.toString(16).padStart(4, "0")}`;
+      : unicodeEscape(control);
   });
 }
 
@@ -207,10 +211,14 @@ export function printable(name: string): string {
 
 /** A name as it stands in messages: quoted, on one line whatever it holds. */
 export function quote(name: string): string {
-  return JSON.stringify(shortened(name)).replace(
-    UNPRINTABLE,
-    (control) => `\\u${control.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
+  return JSON.stringify(shortened(name)).replace(UNPRINTABLE, unicodeEscape);
+}
+
+/** As in JSON: a character beyond the first 65536 is two of them. */
+function unicodeEscape(character: string): string {
+  return character.split("")
+    .map((unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`)
+    .join("");
 }
 
 function shortened(name: string): string {

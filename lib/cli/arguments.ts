@@ -2,7 +2,7 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { checkBytes, checkMinor } from "../arguments.ts";
 import { minorOf } from "../device_ref.ts";
-import { quote } from "../errors.ts";
+import { printable, quote } from "../errors.ts";
 import type { Loop, LoopOpenOptions } from "../kernel/loop.ts";
 import { openDevice as openAny } from "../kernel/nodes.ts";
 import type { Option, Options } from "./command.ts";
@@ -81,12 +81,14 @@ function spell(args: string[], options: Options): string[] {
       if (kind !== undefined) {
         spelled.push(`--${name}=${takeValue(`--${name}`, kind, attached)}`);
       } else if (attached !== undefined) {
-        throw new UsageError(`there is no option --${name} with a value`);
+        throw new UsageError(
+          `there is no option --${printable(name)} with a value`,
+        );
       } else if (option(name) !== undefined) {
         spelled.push(`--${name}=${ON}`);
       } else if (option(positive)?.negatable) {
         spelled.push(`--${positive}=${OFF}`);
-      } else throw new UsageError(`there is no option --${name}`);
+      } else throw new UsageError(`there is no option --${printable(name)}`);
       continue;
     }
     if (!/^-./s.test(arg)) {

@@ -17,6 +17,7 @@ import { fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
 import { print, printJson } from "./output.ts";
+import { Interruptible } from "./signals.ts";
 import { warnOfRest } from "./warnings.ts";
 
 /** The options of the commands that attach. */
@@ -34,7 +35,7 @@ export const ATTACH_OPTIONS: Options = {
     letter: "r",
     help: "nobody can write through the device",
   },
-  partscan: { letter: "P", help: "have the kernel look for partitions" },
+  partscan: { letter: "P", help: "make the partitions appear" },
   "direct-io": {
     help: "bypass the page cache of the file; fails where it cannot",
   },
@@ -44,9 +45,16 @@ export const ATTACH_OPTIONS: Options = {
   },
   nooverlap: {
     letter: "L",
-    help: "fail when some of the bytes are behind a device already",
+    help: "fail when any device has some of the bytes, read-only or not",
+  },
+  overlap: {
+    help: "allow devices over the same bytes: two that write ruin the file",
   },
   device: { value: "DEV", help: "this device, and no other" },
+  nodes: {
+    value: "DIR",
+    help: "make nodes there too, where /dev has none: in a container",
+  },
 };
 
 const OPTIONS: Options = {
@@ -65,40 +73,67 @@ loopdev attach -P -b 4096 disk.img         partitions; 4 KiB sectors`,
   options: OPTIONS,
   notes:
     `Prints one device a line, in the order of the files. All files are tried; the exit
-status is 1 when one failed. Permissions: deno run --allow-ffi, and mostly root.`,
+status is 1 when one failed. What was printed stays attached, and nothing else, also when
+this is interrupted; only kill -9 may leave what is not printed yet. With --json all is
+printed at the end. With --partscan the partitions are there then, and a damaged table is
+an error.
+Permissions: deno run --allow-ffi, and mostly root.`,
   run,
 };
 
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   const files = given.operands.map(fileOf);
-  const options = { ...attachOptions(given, files.length), autoclear: false };
+  // From here on a signal ends what is waited for, and takes effect where a device is
+  // either printed, or detached again. Only kill -9 can come in between.
+  using interruptible = new Interruptible();
+  const { signal } = interruptible;
+  const options = {
+    ...attachOptions(given, files.length),
+    autoclear: false,
+    signal,
+  };
 
   const asJson = given.flag("json");
   let status = 0;
   const devices: LoopDevice[] = [];
-  // Detached at the end, unless it was printed: a device that nobody knows of is lost.
-  await using attached = new AsyncDisposableStack();
-  const printed: Attachment[] = [];
+  // What is not printed in the end, all in one piece, is detached.
+  await using unprinted = new AsyncDisposableStack();
   for (const file of files) {
     try {
-      const attachment = attached.use(await attachFile(file, options));
+      await interruptible.check();
+      await using attached = new AsyncDisposableStack();
+      const attachment = attached.adopt(
+        await attachFile(file, options),
+        (attachment) => attachment.detach(), // also when it is persistent
+      );
       warnOfRest(attachment.loop, file);
-      if (asJson) devices.push(listed(attachment));
-      else print(attachment.path);
-      printed.push(attachment);
+      if (options.partscan) await attachment.partitions({ signal });
+      const device = asJson ? listed(attachment) : undefined;
+      await attachment.persist();
+      await interruptible.check();
+      if (device === undefined) {
+        print(attachment.path);
+        attached.move(); // it stays
+      } else {
+        devices.push(device);
+        unprinted.use(attached.move());
+      }
     } catch (error) {
       status = report(error);
+      if (signal.aborted) return status;
     }
   }
-  if (asJson) printJson({ devices });
-  for (const attachment of printed) await attachment.persist();
+  if (asJson) {
+    await interruptible.check();
+    printJson({ devices });
+    unprinted.move(); // they stay
+  }
   return status;
 }
 
 function listed({ minor, path }: Attachment): LoopDevice {
   const device = attachedDevice(minor);
-  // Where /dev has no node, list() still names the one that it should have.
   if (device !== undefined) return { ...device, path };
   throw new LoopError(`Cannot list ${quote(path)}`, {
     errno: ENXIO,
@@ -132,10 +167,15 @@ export function attachOptions(
     reference: given.value("loop-ref"),
   };
   asUsage(() => encodeOptions(configuration));
+  const [refuses, allows] = [given.flag("nooverlap"), given.flag("overlap")];
+  if (refuses && allows) {
+    throw new UsageError("--nooverlap and --overlap exclude each other");
+  }
   return {
     ...configuration,
     ...(sectorSize === PROBE && { blockSize: PROBE }),
-    overlap: given.flag("nooverlap") ? "refuse" : "lock",
+    overlap: refuses ? "refuse" : allows ? "allow" : undefined,
+    nodes: given.value("nodes"),
     minor: device === undefined ? undefined : parseDeviceNumber(device),
   };
 }

@@ -1,4 +1,5 @@
 import { list, type LoopDevice } from "../devices.ts";
+import { quote } from "../errors.ts";
 import { parse, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { print, printJson } from "./output.ts";
@@ -86,7 +87,7 @@ function columnNames(output: string | undefined): string[] {
     const column = name.trim().toUpperCase();
     if (Object.hasOwn(COLUMNS, column)) return column;
     throw new UsageError(
-      `there is no column "${name}": there are ${
+      `there is no column ${quote(name)}: there are ${
         Object.keys(COLUMNS).join(",")
       }`,
     );

@@ -1,5 +1,6 @@
 /** Finds the command, and turns what goes wrong into one line and an exit status. */
 import project from "../../deno.json" with { type: "json" };
+import { quote } from "../errors.ts";
 import { entryOf } from "./commands.ts";
 import { UsageError } from "./usage_error.ts";
 import { fail, print } from "./output.ts";
@@ -30,7 +31,7 @@ async function dispatch(args: readonly string[]): Promise<number> {
   if (name === undefined) return usage("which command?");
   const entry = entryOf(name);
   if (entry === undefined) {
-    return usage(`there is no command ${JSON.stringify(name)}`);
+    return usage(`there is no command ${quote(name)}`);
   }
 
   const { command } = await entry.load();

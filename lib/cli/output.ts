@@ -1,5 +1,6 @@
 // deno-lint-ignore-file no-console
 /** What is printed, and where: stdout is the result, stderr everything else. */
+import { escapeControls } from "../errors.ts";
 
 /** The result could not be written. */
 export class OutputError extends Error {
@@ -20,14 +21,24 @@ export function print(line: string): void {
   }
 }
 
-/** A line about what went wrong. */
+/**
+ * A line about what went wrong. Arguments and texts of the runtime may be in it as they
+ * are; escaping what is escaped already changes nothing.
+ */
 export function fail(message: string): void {
-  console.error(`loopdev: ${message}`);
+  console.error(`loopdev: ${escapeControls(message)}`);
 }
 
 /** A line about what the user may not have meant. */
 export function warn(message: string): void {
-  console.error(`loopdev: warning: ${message}`);
+  fail(`warning: ${message}`);
+}
+
+/** Where in the program something unexpected happened, in lines. */
+export function trace(frames: string): void {
+  for (const frame of frames.split("\n")) {
+    if (frame !== "") console.error(escapeControls(frame));
+  }
 }
 
 /** The result for programs: JSON, which is valid UTF-8 whatever the file names are. */

@@ -1,4 +1,5 @@
 import { only, openDevice, parse } from "./arguments.ts";
+import { exactSize } from "../kernel/loop.ts";
 import type { Command } from "./command.ts";
 import { print } from "./output.ts";
 import { warnOfRestOfAttached } from "./warnings.ts";
@@ -16,6 +17,6 @@ function run(args: string[]): number {
   using loop = openDevice(only(parse(args).operands, "DEV"), {});
   loop.setCapacity();
   warnOfRestOfAttached(loop);
-  print(`${loop.getSize()}`);
+  print(`${exactSize(loop)}`);
   return 0;
 }

@@ -1,12 +1,19 @@
 import { attach } from "../attach.ts";
-import { LoopError, quote } from "../errors.ts";
+import { quote } from "../errors.ts";
 import { parse, UsageError } from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
 import { exact, fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
 import { report } from "./report.ts";
 import { fail } from "./output.ts";
+import {
+  type EndingSignal,
+  handlersHaveRun,
+  Interruption,
+  SignalHandler,
+} from "./signals.ts";
 import { warnOfRest } from "./warnings.ts";
+import { terminal, Witness } from "./witness.ts";
 
 export const command: Command = {
   title: "Attach files, run a command, and detach them, also when it fails.",
@@ -15,9 +22,11 @@ loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'`,
   options: ATTACH_OPTIONS,
   notes:
     `COMMAND finds the devices in LOOPDEV, in the order of the files, with a blank between
-them. The exit status is that of COMMAND; 1 when it could not be run, or a device
+them. The exit status is that of COMMAND: 128 and its number when a signal ended it, 127
+when there is no such command, 126 when it cannot be executed. It is 1 when a device
 could not be attached or detached. An interrupt is for COMMAND: the devices are
 detached when it has ended, and by the kernel when this process is killed.
+With --partscan the partitions are there when it starts.
 Permissions: deno run --allow-ffi --allow-run, and mostly root.`,
   run,
 };
@@ -35,93 +44,123 @@ async function run(args: string[]): Promise<number> {
   const files = given.operands.map(fileOf);
   const options = attachOptions(given, files.length);
 
-  let status = 1;
+  let status = 0;
   try {
+    // Until all is detached: what this process is asked to end for is for the command.
+    await using signals = new SignalForwarder();
+    const { signal } = signals;
     await using devices = new AsyncDisposableStack();
     const paths: string[] = [];
     for (const file of files) {
-      const device = devices.use(await attach(file, options));
+      const device = devices.use(await attach(file, { ...options, signal }));
       warnOfRest(device.loop, file);
+      if (options.partscan) await device.partitions({ signal });
       paths.push(device.path);
     }
-    status = await runCommand(program, programArgs, paths.join(" "));
+    await handlersHaveRun();
+    signal.throwIfAborted();
+    status = await runCommand(program, programArgs, paths.join(" "), signals);
   } catch (error) {
-    report(error);
-    return status || 1;
+    const failed = report(error);
+    return status || failed;
   }
   return status;
 }
+
+/** The exit statuses of a shell for a command that it cannot run. */
+const NOT_EXECUTABLE = 126;
+const NOT_FOUND = 127;
 
 async function runCommand(
   program: string,
   args: string[],
   devices: string,
+  signals: SignalForwarder,
 ): Promise<number> {
-  // Before the command is there, so that no signal ends this process and not it.
-  using signals = new SignalForwarder();
   let child;
   try {
     child = new Deno.Command(program, { args, env: { LOOPDEV: devices } })
       .spawn();
   } catch (error) {
-    if (!(error instanceof Error) || error instanceof LoopError) throw error;
-    fail(`Cannot run ${quote(program)}: ${error.message}`);
-    return 1;
+    const isNotRun = error instanceof Error &&
+      !(error instanceof Deno.errors.NotCapable);
+    if (!isNotRun) throw error;
+    const isMissing = error instanceof Deno.errors.NotFound;
+    const why = isMissing ? "no such command" : error.message;
+    fail(`Cannot run ${quote(program)}: ${why}`);
+    return isMissing ? NOT_FOUND : NOT_EXECUTABLE;
   }
   signals.forwardTo(child);
-  return (await child.status).code;
+  return (await child.status).code; // 128 and the number of the signal that ended it
 }
 
-/** What would end this process is for the command. */
-class SignalForwarder implements Disposable {
-  static readonly #FROM_TERMINAL: readonly Deno.Signal[] = [
+/** Passes on to the command what would end this process. Before there is one, it aborts. */
+class SignalForwarder implements AsyncDisposable {
+  static readonly #FROM_TERMINAL: readonly EndingSignal[] = [
     "SIGINT",
     "SIGQUIT",
   ];
-  static readonly #SIGNALS: readonly Deno.Signal[] = [
-    ...SignalForwarder.#FROM_TERMINAL,
-    "SIGTERM",
-    "SIGHUP",
-  ];
-  readonly #handlers = SignalForwarder.#SIGNALS.map((signal) => ({
-    signal,
-    handler: () => this.#forward(signal),
-  }));
-  /** A terminal sends its interrupts to the command as well. */
-  readonly #hasTerminal = Deno.stdin.isTerminal();
-  readonly #early: Deno.Signal[] = [];
+  /** In milliseconds: who signals all of a group may come to the witness a moment later. */
+  static readonly #MOMENT = 20;
+  readonly #handler = new SignalHandler(
+    [...SignalForwarder.#FROM_TERMINAL, "SIGTERM", "SIGHUP"],
+    (signal) => this.#forward(signal),
+  );
+  readonly #interrupt = new AbortController();
+  readonly #hasTerminal = terminal().exists;
+  readonly #witnesses = new AsyncDisposableStack();
+  #witness: Witness | undefined;
   #child: Deno.ChildProcess | undefined;
 
-  constructor() {
-    for (const { signal, handler } of this.#handlers) {
-      Deno.addSignalListener(signal, handler);
-    }
+  /** Aborted by a signal before there is a command. */
+  get signal(): AbortSignal {
+    return this.#interrupt.signal;
   }
 
-  /** From now on, and what has come already. */
+  /** Passes on signals from now on, and what has come while the command was started. */
   forwardTo(child: Deno.ChildProcess): void {
     this.#child = child;
-    this.#early.forEach((signal) => this.#forward(signal));
+    this.#callWitness();
   }
 
-  #forward(signal: Deno.Signal): void {
-    if (this.#child === undefined) {
-      this.#early.push(signal);
+  /** After the command: a signal in between comes twice rather than never. */
+  #callWitness(): void {
+    if (this.#hasTerminal) this.#witness = Witness.start();
+    if (this.#witness !== undefined) this.#witnesses.use(this.#witness);
+  }
+
+  async #forward(signal: EndingSignal): Promise<void> {
+    const child = this.#child;
+    if (child === undefined) {
+      this.#interrupt.abort(new Interruption(signal));
       return;
     }
-    const isThere = this.#hasTerminal &&
-      SignalForwarder.#FROM_TERMINAL.includes(signal);
-    if (isThere) return;
+    if (await this.#isForAll(signal)) return;
     try {
-      this.#child.kill(signal);
+      child.kill(signal);
     } catch {
-      // it has ended
+      // It has ended.
     }
   }
 
-  [Symbol.dispose](): void {
-    for (const { signal, handler } of this.#handlers) {
-      Deno.removeSignalListener(signal, handler);
+  /** Whether the command gets the signal without us: a terminal sends it to the whole group. */
+  async #isForAll(signal: EndingSignal): Promise<boolean> {
+    if (!this.#hasTerminal) return false;
+    const witness = this.#witness;
+    if (witness === undefined) {
+      return SignalForwarder.#FROM_TERMINAL.includes(signal) &&
+        terminal().isOurs;
     }
+    const { promise, resolve } = Promise.withResolvers<void>();
+    setTimeout(resolve, SignalForwarder.#MOMENT);
+    await promise;
+    if (!witness.isSignalled()) return false;
+    if (this.#witness === witness) this.#callWitness();
+    return true;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#witnesses.disposeAsync();
+    this.#handler[Symbol.dispose]();
   }
 }

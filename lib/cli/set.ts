@@ -1,4 +1,5 @@
 import { checkBlockSize } from "../arguments.ts";
+import { partitions } from "../partitions/partitions.ts";
 import {
   asUsage,
   only,
@@ -27,7 +28,7 @@ const OPTIONS: Options = {
     negatable: true,
     help: "whether the kernel detaches at the last close",
   },
-  partscan: { letter: "P", help: "have the kernel look for partitions" },
+  partscan: { letter: "P", help: "make the partitions appear" },
   "direct-io": {
     negatable: true,
     help: "bypass the page cache of the file",
@@ -48,7 +49,7 @@ root.`,
   run,
 };
 
-function run(args: string[]): number {
+async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   const device = only(given.operands, "DEV");
   const sectorSize = given.value("sector-size");
@@ -75,8 +76,10 @@ function run(args: string[]): number {
   loop.setStatus(changes);
   if (blockSize !== undefined) loop.setBlockSize(blockSize);
   if (directIo === true) loop.setDirectIo(true);
-  const isMoved = changes.offset !== undefined ||
-    changes.sizelimit !== undefined;
-  if (isMoved) warnOfRestOfAttached(loop);
+  const isCutAnew = [changes.offset, changes.sizelimit, blockSize].some((
+    value,
+  ) => value !== undefined);
+  if (isCutAnew) warnOfRestOfAttached(loop);
+  if (changes.partscan) await partitions(loop.minor);
   return 0;
 }

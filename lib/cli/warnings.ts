@@ -7,8 +7,6 @@ import { hasSysfs } from "../kernel/loop_sysfs.ts";
 import { AT_FDCWD, S_IFMT, S_IFREG, statAt } from "../sys/libc.ts";
 import { warn } from "./output.ts";
 
-const SECTOR = 512n;
-
 /** Warns of what a device leaves out of the file that it was attached to. */
 export function warnOfRest(loop: Loop, file: string | URL): void {
   const path = checkPath(file);
@@ -27,16 +25,17 @@ export function warnOfRest(loop: Loop, file: string | URL): void {
   }
   const rest = stat.size - offset;
   const used = sizelimit !== 0n && sizelimit < rest ? sizelimit : rest;
-  const tail = used % SECTOR;
-  if (loop.getSize() === 0) {
-    warn(
-      `${used} bytes of ${name} fill no sector of 512 bytes: the device is empty`,
-    );
-  } else if (tail !== 0n) {
-    warn(
-      `the last ${tail} bytes of ${name} fill no sector of 512 bytes: the device ends before them`,
-    );
+  if (used === 0n) {
+    warn(`${name} has no bytes: the device is empty`);
+    return;
   }
+  const blockSize = BigInt(loop.getBlockSize());
+  const tail = used % blockSize;
+  if (tail === 0n) return;
+  const which = used < blockSize ? "the" : "the last";
+  warn(
+    `${which} ${tail} bytes of ${name} fill no block of ${blockSize} bytes: they cannot be read or written through the device`,
+  );
 }
 
 /** The same of a device that was attached before; nothing where nobody tells its file. */

@@ -353,7 +353,13 @@ export class Loop implements Disposable {
    */
   setFd(fd: number): void {
     this.#checkBacking(fd, "LOOP_SET_FD");
-    this.#value("LOOP_SET_FD", LOOP_SET_FD, BigInt(fd), "attach a file to");
+    this.#value(
+      "LOOP_SET_FD",
+      LOOP_SET_FD,
+      BigInt(fd),
+      "attach a file to",
+      BINDING_HINTS,
+    );
   }
 
   /**
@@ -1279,23 +1285,27 @@ export function reopen(
   );
 }
 
+/** What it means when a file cannot be bound. */
+const BINDING_HINTS: Record<number, string> = {
+  [EBUSY]: "it is attached already or held exclusively",
+  [EBADF]: "the file leads back to this device",
+  // Some kernels want `write_iter` of the file whenever the device was opened for
+  // writing; iso9660 has none.
+  [EINVAL]:
+    "the file is a loop device without a backing file, or its file system cannot back a loop device; Linux 6.12.29, 6.14.7 and 6.15 bind files of some read-only file systems, as iso9660, only to a device that was opened with readOnly",
+};
+
 /** Binds a file to a device that is open: `LOOP_CONFIGURE`. */
 export function bind(loop: Loop, config: LoopConfig, file: string): void {
   const result = ioctlPointer(loop.fd, LOOP_CONFIGURE, config.bytes);
   if (result >= 0) return;
   const errno = -result;
-  const hints: Record<number, string> = {
-    [EBUSY]: "it is attached already or held exclusively",
-    [EBADF]: "the file leads back to this device",
-    [EINVAL]:
-      "the file is a loop device without a backing file, or its file system cannot back a loop device",
-  };
   throw new LoopError(`Cannot attach ${file} to ${quote(loop.path)}`, {
     errno,
     operation: "LOOP_CONFIGURE",
     path: loop.path,
     hint: canConfigure(loop, errno)
-      ? hints[errno]
+      ? BINDING_HINTS[errno]
       : "this kernel has no LOOP_CONFIGURE (Linux 5.8); setFd() and setStatus() remain",
   });
 }

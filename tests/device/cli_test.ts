@@ -7,10 +7,12 @@ import {
 import { attach, Loop, LOOP_CLR_FD, openFile } from "@loopdev/loopdev";
 import { describe, it } from "@std/testing/bdd";
 import { ioctlValue } from "../../lib/sys/libc.ts";
+import { gptImage } from "../unit/partition_images.ts";
 import {
   attribute,
   CLI,
   cli,
+  lines,
   onAnyKernel,
   onDevices,
   OwnDevice,
@@ -109,6 +111,31 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
+    "prints the path of a node that it has made",
+    withScratch((scratch) => {
+      const path = scratch.image();
+      for (const options of [[], ["--json"]]) {
+        const { code, stdout, stderr } = cli(
+          "attach",
+          "--nodes",
+          scratch.path,
+          ...options,
+          path,
+        );
+        assertEquals(code, 0, stderr);
+        const printed = options.length === 0
+          ? stdout.trim()
+          : JSON.parse(stdout).devices[0].path;
+        const [device] = scratch.devices();
+        assertEquals(printed, device!.replace("/dev", scratch.path));
+        assert(Deno.statSync(printed).isBlockDevice);
+        assertEquals(cli("detach", printed).code, 0);
+        Deno.removeSync(printed);
+      }
+    }),
+  );
+
+  it(
     "tries all files and devices, and says which failed",
     withScratch((scratch) => {
       const a = scratch.image(MiB, "a");
@@ -142,25 +169,43 @@ describe("loopdev", onDevices, () => {
         assertEquals(cli("detach", stdout.trim()).code, 0);
         return stderr;
       };
-      assertMatch(warning(), /the last 488 bytes .* fill no sector/);
-      assertMatch(warning("-o", "4096"), /offset 4096 is past the end/);
-      assertMatch(warning("-o", "800"), /200 bytes .* the device is empty/);
+      assertMatch(warning(), /the last 488 bytes .* fill no block of 512/);
       assertEquals(warning("--sizelimit", "512"), "");
 
       const ran = cli("run", path, "--", "true");
-      assertMatch(ran.stderr, /the last 488 bytes .* fill no sector/);
+      assertMatch(ran.stderr, /the last 488 bytes .* fill no block/);
       const device = cli("attach", path, "--sizelimit", "512").stdout.trim();
       assertEquals(cli("set", device, "--no-autoclear").stderr, "");
       assertMatch(
         cli("set", device, "--sizelimit", "0").stderr,
-        /the last 488 bytes .* fill no sector/,
+        /the last 488 bytes .* fill no block/,
       );
       Deno.truncateSync(path, 1025);
       assertMatch(
         cli("resize", device).stderr,
-        /the last 1 bytes .* fill no sector/,
+        /the last 1 bytes .* fill no block/,
       );
       assertEquals(cli("detach", device).code, 0);
+    }),
+  );
+
+  it(
+    ...onAnyKernel("warns of a tail that fills no block of the device"),
+    withScratch((scratch) => {
+      const path = scratch.image(4096 + 512);
+      assertEquals(cli("attach", path).stderr, "");
+      const [device] = scratch.devices();
+      // With sectors of 512 bytes all of it can be read, with larger ones not.
+      assertEquals(run("cat", device!).stdout.length, 4608);
+      const warning =
+        /^loopdev: warning: the last 512 bytes of ".*" fill no block of 4096 .*\n$/;
+      assertMatch(cli("set", device!, "-b", "4096").stderr, warning);
+      assertEquals(run("cat", device!).stdout.length, 4096);
+      assertEquals(cli("detach", device!).code, 0);
+
+      const attached = cli("attach", "-b", "4096", path);
+      assertMatch(attached.stderr, warning);
+      assertEquals(cli("detach", attached.stdout.trim()).code, 0);
     }),
   );
 
@@ -427,9 +472,20 @@ describe("loopdev", onDevices, () => {
         loopdev("run", a, "--", "kill", "-9", "0x").code !== 0,
         true,
       );
-      const missing = loopdev("run", a, "--", "/nowhere/command");
-      assertEquals(missing.code, 1);
-      assertMatch(missing.stderr, /^loopdev: Cannot run .*\n$/);
+      for (const name of ["/nowhere/command", "loopdev-has-no-such-command"]) {
+        assertEquals(loopdev("run", a, "--", name), {
+          code: 127,
+          stdout: "",
+          stderr: `loopdev: Cannot run "${name}": no such command\n`,
+        });
+      }
+      for (const name of [scratch.path, a]) {
+        const { code, stderr } = loopdev("run", b, "--", name);
+        assertEquals(code, 126);
+        assertMatch(stderr, /^loopdev: Cannot run .*Permission denied.*\n$/);
+      }
+      const killed = loopdev("run", a, "--", "sh", "-c", "kill -KILL $$");
+      assertEquals([killed.code, killed.stderr], [128 + 9, ""]);
       assertEquals(loopdev("run", a).code, 2);
       assertEquals(loopdev("run", "--", "true").code, 2);
       const none = `${scratch.path}/none`;
@@ -466,6 +522,105 @@ describe("loopdev", onDevices, () => {
         await output.cancel();
         assertEquals(scratch.devices(), []);
       }
+    }),
+  );
+
+  it(
+    ...onAnyKernel(
+      "passes a signal on once, whoever else gets it from a terminal",
+    ),
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const command =
+        `trap 'echo INT' INT; trap 'echo end; exit 3' TERM; echo $PPID; while :; do sleep 0.01; done`;
+      for (const redirection of ["", "< /dev/null"]) {
+        const program = [
+          "run",
+          "-q",
+          "--no-check",
+          "--allow-ffi",
+          "--allow-run",
+        ];
+        const script = [Deno.execPath(), ...program, CLI, "run", path]
+          .map((word) => `'${word}'`).join(" ");
+        await using child = new Deno.Command("script", {
+          args: [
+            "-qec",
+            `exec ${script} -- bash -c "$COMMAND" ${redirection}`,
+            "/dev/null",
+          ],
+          env: { COMMAND: command, SHELL: "/bin/sh" },
+          stdin: "piped",
+          stdout: "piped",
+        }).spawn();
+        const printed = lines(child.stdout);
+        const next = async () =>
+          ((await printed.next()).value as string).replace("^C", "").trim();
+        const loopdev = Number(await next());
+        const terminal = child.stdin.getWriter();
+        const signals: (() => unknown)[] = [
+          () => Deno.kill(loopdev, "SIGINT"),
+          () => terminal.write(new Uint8Array([3])), // Ctrl-C
+          () => terminal.write(new Uint8Array([3])),
+          () => run("kill", "-INT", "--", `-${loopdev}`), // its group
+          () => Deno.kill(loopdev, "SIGINT"),
+        ];
+        for (const send of signals) {
+          await send();
+          assertEquals(await next(), "INT");
+          // A second one would be on its way.
+          await new Promise((resolve) => setTimeout(resolve, 200));
+        }
+        Deno.kill(loopdev, "SIGTERM");
+        assertEquals(await next(), "end");
+        assertEquals((await child.status).code, 3);
+        await terminal.close();
+        assertEquals(scratch.devices(), []);
+      }
+    }),
+  );
+
+  it(
+    "has the partitions ready with --partscan, or says why it cannot",
+    withScratch((scratch) => {
+      const path = `${scratch.path}/disk.img`;
+      const image = gptImage({ partitions: [{ first: 100, last: 299 }] });
+      Deno.writeFileSync(path, image);
+      const attached = cli("attach", "-P", path);
+      assertEquals([attached.code, attached.stderr], [0, ""]);
+      const device = attached.stdout.trim();
+      assert(Deno.statSync(`${device}p1`).isBlockDevice);
+      assertEquals(cli("detach", device).code, 0);
+
+      const ran = run(
+        Deno.execPath(),
+        ..."run -q --no-check --allow-ffi --allow-run".split(" "),
+        CLI,
+        ..."run -P".split(" "),
+        path,
+        ..."-- sh -c".split(" "),
+        'test -b "${LOOPDEV}p1"',
+      );
+      assertEquals([ran.code, ran.stderr], [0, ""]);
+
+      const later = cli("attach", path).stdout.trim();
+      assertEquals(cli("set", later, "-P"), {
+        code: 0,
+        stdout: "",
+        stderr: "",
+      });
+      assert(Deno.statSync(`${later}p1`).isBlockDevice);
+      assertEquals(cli("detach", later).code, 0);
+
+      // Both headers.
+      for (const at of [512, image.length - 512]) {
+        image.fill(0xee, at + 24, at + 32);
+      }
+      Deno.writeFileSync(path, image);
+      const damaged = cli("attach", "-P", path);
+      assertEquals([damaged.code, damaged.stdout], [1, ""]);
+      assertMatch(damaged.stderr, /^loopdev: .*\(EUCLEAN\).*\n$/);
+      assertEquals(scratch.devices(), []);
     }),
   );
 
@@ -540,12 +695,12 @@ describe("loopdev", onDevices, () => {
       const path = scratch.image();
       const reference = `test ${crypto.randomUUID()}`;
       cli("attach", path);
-      cli("attach", "-o", "4096", path);
+      cli("attach", "--overlap", "-o", "4096", path);
       assertEquals(scratch.devices().length, 2);
       assertEquals(cli("detach", "--file", path, "--timeout=5s").code, 0);
       assertEquals(scratch.devices(), []);
       cli("attach", "--loop-ref", reference, path);
-      const other = cli("attach", path).stdout.trim();
+      const other = cli("attach", "--overlap", path).stdout.trim();
       {
         // Somebody else's device, just being detached: it cannot be opened.
         using own = new OwnDevice();
@@ -618,6 +773,8 @@ describe("loopdev", onDevices, () => {
         ["attach", "--loop-ref", "x".repeat(64), path],
         ["attach", "--device", "loop4294967296", path],
         ["attach", "--device", "7", path, path],
+        ["attach", "--overlap", "--nooverlap", path],
+        ["run", "-L", "--overlap", path, "--", "true"],
         ["detach"],
         ["list", "x"],
         ["list", "-O", "bogus"],

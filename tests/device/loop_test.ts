@@ -1,5 +1,4 @@
 import {
-  attach,
   Loop,
   LOOP_SET_STATUS64,
   LoopError,
@@ -14,7 +13,6 @@ import {
   assertGreater,
   assertMatch,
   assertNotEquals,
-  assertRejects,
   assertThrows,
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -303,6 +301,13 @@ describe("Loop.setFd()", onDevices, () => {
       using other = new OwnDevice();
       using unbound = new Loop(other.minor);
       assertEquals(code(() => loop.setFd(unbound.fd)), "EINVAL");
+      for (const bind of [loop.setFd, loop.configure]) {
+        assertThrows(
+          () => bind.call(loop, unbound.fd),
+          LoopError,
+          "iso9660, only to a device that was opened with readOnly",
+        );
+      }
       assertThrows(() => loop.setFd(-1), RangeError);
       assertThrows(() => loop.setFd(1.5), RangeError);
       assert(own.isFree);

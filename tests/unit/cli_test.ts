@@ -1,4 +1,10 @@
-import { assertEquals, assertMatch, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import { unicodeWidth } from "@std/cli/unicode-width";
 import { describe, it } from "@std/testing/bdd";
 import { drawDisk } from "../../lib/cli/drawing.ts";
@@ -14,7 +20,8 @@ import type { Options } from "../../lib/cli/command.ts";
 import { COMMANDS } from "../../lib/cli/commands.ts";
 import { helpOf } from "../../lib/cli/help.ts";
 import { report } from "../../lib/cli/report.ts";
-import { LoopError } from "../../lib/errors.ts";
+import { main } from "../../lib/cli/main.ts";
+import { escapeControls, LoopError } from "../../lib/errors.ts";
 import { formatSize, table } from "../../lib/cli/table.ts";
 
 describe("parseSize()", () => {
@@ -260,17 +267,27 @@ describe("loopdev <command> --help", () => {
   });
 });
 
+/** What is printed to stderr meanwhile. */
+async function linesOf(act: () => void | Promise<void>): Promise<string[]> {
+  const lines: string[] = [];
+  const printed = console.error;
+  console.error = (line: string) => lines.push(line);
+  try {
+    await act();
+  } finally {
+    console.error = printed;
+  }
+  return lines;
+}
+
 describe("report()", () => {
-  it("says all that went wrong, a line each", () => {
-    const lines: unknown[] = [];
-    const printed = console.error;
-    console.error = (line: unknown) => lines.push(line);
-    try {
-      const error = (name: string) =>
-        new LoopError(`Cannot detach ${name}`, {
-          errno: 16,
-          operation: "detach",
-        });
+  it("says all that went wrong, a line each", async () => {
+    const error = (name: string) =>
+      new LoopError(`Cannot detach ${name}`, {
+        errno: 16,
+        operation: "detach",
+      });
+    const lines = await linesOf(() => {
       const status = report(
         new SuppressedError(
           error("c"),
@@ -278,14 +295,59 @@ describe("report()", () => {
         ),
       );
       assertEquals(status, 1);
-    } finally {
-      console.error = printed;
-    }
+    });
     assertEquals(
       lines,
       ["a", "b", "c"].map((name) =>
         `loopdev: Cannot detach ${name}: device or resource busy (EBUSY)`
       ),
     );
+  });
+
+  it("prints nothing that a terminal acts on, whatever was thrown", async () => {
+    const text = "a\x1b[2J\n\x9b\u202eb";
+    const thrown = [
+      new LoopError(text, { errno: 5, operation: "open" }),
+      new Deno.errors.NotCapable(text),
+      new RangeError(text),
+      new Error(text), // with a stack
+      text,
+    ];
+    for (const error of thrown) {
+      const [first, ...frames] = await linesOf(() => {
+        report(error);
+      });
+      assertStringIncludes(first!, "a\\x1b[2J\\x0a\\x9b\\u202eb");
+      for (const frame of frames) assertMatch(frame, /^ {4}at /);
+    }
+  });
+});
+
+describe("main()", () => {
+  it("prints nothing of its arguments that a terminal acts on", async () => {
+    const text = `\x1b[2J\n\x9b\u202e${"x".repeat(300)}`;
+    const wrong = [
+      [text],
+      ["list", text],
+      ["list", `--${text}`],
+      ["list", `--${text}=1`],
+      ["list", "-\x1b"],
+      ["list", "-O", text],
+      ["attach", "--device", text, "a", "b"],
+      ["attach", "-o", text, "a"],
+      ["attach", "-b", text, "a"],
+      ["detach", "--timeout", text, "0"],
+      ["remove", text],
+      ["find", "a", text],
+      ["completions", text],
+    ];
+    for (const args of wrong) {
+      const lines = await linesOf(async () => {
+        assertEquals(await main(args), 2);
+      });
+      assertEquals(lines.length, 1);
+      assertEquals(lines[0], escapeControls(lines[0]!));
+      assert(lines[0]!.length < 1000, lines[0]);
+    }
   });
 });

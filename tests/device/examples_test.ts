@@ -1,0 +1,100 @@
+/** The examples, with the permissions that they name and no others. */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { onAnyKernel, onDevices, run, withScratch } from "./support.ts";
+
+const DIRECTORY = new URL("../../examples/", import.meta.url).pathname;
+
+/** The permissions in the head of an example. */
+function flagsOf(name: string): string[] {
+  const text = Deno.readTextFileSync(`${DIRECTORY}${name}.ts`);
+  const command = /deno run [^]*? examples\//.exec(text)?.[0] ?? "";
+  return command.match(/--allow-[a-z]+(=[\w.,]+)?/g) ?? [];
+}
+
+function hasProgram(name: string): boolean {
+  return run("sh", "-c", `command -v ${name}`).code === 0;
+}
+
+/** The programs that an example may run. */
+function programsOf(flags: string[]): string[] {
+  return flags.flatMap((flag) =>
+    /^--allow-run=(.*)$/.exec(flag)?.[1]?.split(",") ?? []
+  );
+}
+
+/** Runs an example, and gives what it printed. */
+function example(name: string, flags: string[], ...args: string[]): string {
+  const { code, stdout, stderr } = run(
+    Deno.execPath(),
+    ..."run --quiet --no-prompt --no-check".split(" "),
+    ...flags,
+    `${DIRECTORY}${name}.ts`,
+    ...args,
+  );
+  assertEquals(code, 0, stderr);
+  return stdout;
+}
+
+describe("examples", onDevices, () => {
+  const names = [
+    "attach",
+    "hot_swap",
+    "kernel_layer",
+    "leaks",
+    "memory_disk",
+    "parallel_builds",
+    "partitioned_image",
+    "recover",
+  ];
+  for (const name of names) {
+    const flags = flagsOf(name);
+    const ignore = !programsOf(flags).every(hasProgram);
+    it(
+      ...onAnyKernel(`${name} runs with the flags in its head`, { ignore }),
+      () => {
+        assert(flags.includes("--allow-ffi"));
+        example(name, flags);
+      },
+    );
+  }
+
+  it(
+    ...onAnyKernel("mount runs a command on what is mounted", {
+      ignore: !["mkfs.ext4", "mount"].every(hasProgram),
+    }),
+    withScratch((scratch) => {
+      const image = scratch.image(8 << 20);
+      assertEquals(run("mkfs.ext4", "-q", image).code, 0);
+      const flags = flagsOf("mount").map((flag) =>
+        flag.startsWith("--allow-run") ? `${flag},touch` : flag
+      );
+      const directory = `${scratch.path}/mnt`;
+      Deno.mkdirSync(directory);
+      example("mount", flags, image, directory, "touch", `${directory}/file`);
+      assertEquals([...Deno.readDirSync(directory)], []); // unmounted
+    }),
+  );
+
+  it(
+    ...onAnyKernel("leaks detaches those of its directory, and no other"),
+    withScratch((scratch) => {
+      const image = scratch.image();
+      const other = scratch.image(1 << 20, "other.img");
+      const directory = `${scratch.path}/build`;
+      Deno.mkdirSync(directory);
+      Deno.renameSync(image, `${directory}/disk.img`);
+      const attach = (path: string) => {
+        const { code, stdout } = run("losetup", "-f", "--show", path);
+        assertEquals(code, 0);
+        return stdout.trim();
+      };
+      const forgotten = attach(`${directory}/disk.img`);
+      const others = attach(other);
+      const printed = example("leaks", flagsOf("leaks"), directory);
+      assertMatch(printed, new RegExp(`^${forgotten} of .* detached\n$`));
+      assertEquals(scratch.devices(), [others]);
+      run("losetup", "-d", others);
+    }),
+  );
+});
