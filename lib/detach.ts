@@ -119,8 +119,8 @@ export async function detachBinding(
   if (waiting.ifUnused) await refuseUsed(loop);
   const released = await release(loop);
   if (!waiting.lazy) await untilFree(released, waiting);
-  removeLeftNodes(released.minor);
   if (released.failure !== undefined) throw released.failure;
+  removeLeftNodes(released.minor);
 }
 
 /** Waits until others have closed the device. */
