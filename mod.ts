@@ -20,6 +20,10 @@
  *
  * @module
  */
+export type {
+  ConfigureOptions,
+  StatusChanges,
+} from "./lib/kernel/configuration.ts";
 export { attach, type AttachOptions, type Overlap } from "./lib/attach.ts";
 export { attachAll, type AttachmentGroup } from "./lib/attach_all.ts";
 export { Attachment } from "./lib/attachment.ts";
@@ -49,13 +53,11 @@ export {
 export type { Holder } from "./lib/holder.ts";
 export { holders } from "./lib/holders.ts";
 export {
-  type ConfigureOptions,
   Loop,
   type LoopOpenOptions,
   type LoopOptions,
   type LoopStatus,
   type MknodOptions,
-  type StatusChanges,
 } from "./lib/kernel/loop.ts";
 export {
   LoopControl,

@@ -3,17 +3,12 @@
  * type, `RangeError` for a bad value.
  */
 import { quote } from "./errors.ts";
-import { type CString, kernelVersion } from "./sys/libc.ts";
-import { readBytes } from "./sys/sysfs.ts";
+import type { CString } from "./sys/libc.ts";
 
 /** Loop numbers have 20 bits: `MINORBITS`, linux/kdev_t.h. */
 export const MAX_MINOR: number = 2 ** 20 - 1;
 const MAX_OFFSET = 2n ** 63n - 1n;
 const MAX_INT = 2 ** 31 - 1;
-const MIN_BLOCK = 512;
-const MAX_BLOCK = 65536;
-/** The smallest page size that there is. */
-export const MIN_PAGE_SIZE = 4096;
 
 /** Refuses names of options that do not exist: a misspelt `readonly` would otherwise attach for writing. */
 export function checkOptions(
@@ -140,57 +135,6 @@ export function checkSignal(value: unknown): AbortSignal | undefined {
     );
   }
   return value;
-}
-
-/** A logical block size that this kernel accepts. */
-export function checkBlockSize(value: unknown): number {
-  if (typeof value !== "number") {
-    throw new TypeError(
-      `Cannot use ${show(value)} as block size: it must be a number`,
-    );
-  }
-  const isPowerOfTwo = Number.isInteger(value) && value >= MIN_BLOCK &&
-    value <= MAX_BLOCK && (value & (value - 1)) === 0;
-  if (!isPowerOfTwo) {
-    throw new RangeError(
-      `Cannot use ${value} as block size: it must be a power of two from ${MIN_BLOCK} to ${MAX_BLOCK}`,
-    );
-  }
-  // LOOP_CONFIGURE with a block size that the kernel does not take fails after
-  // it has touched the device, so this cannot be left to the kernel.
-  if (
-    value > MIN_PAGE_SIZE &&
-    value > maximumBlockSize(kernelVersion(), pageSize())
-  ) {
-    throw new RangeError(
-      `Cannot use ${value} as block size: before Linux 6.15 it must be at most the page size`,
-    );
-  }
-  return value;
-}
-
-/** The page size; from Linux 6.15 on 64 KiB. */
-export function maximumBlockSize(
-  version: [major: number, minor: number] | undefined,
-  page: number,
-): number {
-  const [major, minor] = version ?? [0, 0];
-  return major > 6 || (major === 6 && minor >= 15) ? MAX_BLOCK : page;
-}
-
-/** `AT_PAGESZ` of the auxiliary vector: pairs of 64-bit numbers. */
-function pageSize(): number {
-  const AT_PAGESZ = 6n;
-  const bytes = readBytes("/proc/self/auxv");
-  if (typeof bytes !== "number") {
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    for (let at = 0; at + 16 <= view.byteLength; at += 16) {
-      if (view.getBigUint64(at, true) === AT_PAGESZ) {
-        return Number(view.getBigUint64(at + 8, true));
-      }
-    }
-  }
-  return MIN_PAGE_SIZE;
 }
 
 /** A path, in both of the forms that are needed. */

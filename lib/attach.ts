@@ -1,5 +1,10 @@
 /** Attaching: a file becomes a device that is what was asked for, or nothing stays. */
 import {
+  CONFIGURE_OPTIONS,
+  type ConfigureOptions,
+  encodeOptions,
+} from "./kernel/configuration.ts";
+import {
   checkMinor,
   checkOptions,
   checkPath,
@@ -29,13 +34,7 @@ import { quote } from "./errors.ts";
 import { findHolders } from "./holders.ts";
 import { checkStat, checkSymlinks } from "./kernel/file_descriptor.ts";
 import type { Symlinks } from "./kernel/found_file.ts";
-import {
-  CONFIGURE_OPTIONS,
-  type ConfigureOptions,
-  encodeOptions,
-  exactSize,
-  type Loop,
-} from "./kernel/loop.ts";
+import { exactSize, type Loop } from "./kernel/loop.ts";
 import { hasNode, NodeDirectory } from "./kernel/node_directory.ts";
 import { openAnyNode } from "./kernel/nodes.ts";
 import { statOf } from "./sys/libc.ts";

@@ -1,4 +1,5 @@
 /** An attached file, for as long as it is not disposed of. */
+import { decodeFlags } from "./kernel/configuration.ts";
 import { BoundLoop } from "./attaching/bound_loop.ts";
 import {
   closeInBackground,
@@ -20,7 +21,7 @@ import {
 import { attachedDevice, type LoopDevice } from "./devices.ts";
 import { check, LoopError, quote } from "./errors.ts";
 import { FileDescriptor } from "./kernel/file_descriptor.ts";
-import { decodeFlags, exactSize, type Loop } from "./kernel/loop.ts";
+import { exactSize, type Loop } from "./kernel/loop.ts";
 import { bindingOf, diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
 import type { NodeDirectory } from "./kernel/node_directory.ts";
 import {

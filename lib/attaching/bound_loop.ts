@@ -1,12 +1,7 @@
 /** The open device of an attachment, and what tells its binding from any other. */
+import { encodeOptions, type StatusChanges } from "../kernel/configuration.ts";
 import { checkDescriptor } from "../arguments.ts";
-import {
-  encodeOptions,
-  type InternalOptions,
-  Loop,
-  NODE,
-  type StatusChanges,
-} from "../kernel/loop.ts";
+import { type InternalOptions, Loop, NODE } from "../kernel/loop.ts";
 import { Backing } from "./backing.ts";
 import {
   type Claim,

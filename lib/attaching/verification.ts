@@ -1,13 +1,8 @@
 /** Whether a device is what was asked for: the kernel drops some wishes in silence, and has had bugs. */
+import { type ConfigureOptions, decodeFlags } from "../kernel/configuration.ts";
 import type { Backing } from "./backing.ts";
 import { check, LoopError, quote } from "../errors.ts";
-import {
-  type ConfigureOptions,
-  decodeFlags,
-  exactSize,
-  fitPageCache,
-  type Loop,
-} from "../kernel/loop.ts";
+import { exactSize, fitPageCache, type Loop } from "../kernel/loop.ts";
 import { BLKROSET } from "../sys/blk_uapi.ts";
 import { EINVAL, EIO } from "../sys/errno.ts";
 import { directIoAlignment, ioctlPointer } from "../sys/libc.ts";

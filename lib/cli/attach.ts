@@ -2,7 +2,7 @@ import { attach as attachFile, type AttachOptions } from "../attach.ts";
 import type { Attachment } from "../attachment.ts";
 import { attachedDevice, type LoopDevice } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
-import { encodeOptions } from "../kernel/loop.ts";
+import { encodeOptions } from "../kernel/configuration.ts";
 import { ENXIO } from "../sys/errno.ts";
 import {
   type Arguments,
@@ -84,15 +84,12 @@ Permissions: deno run --allow-ffi, and mostly root.`,
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   const files = given.operands.map(fileOf);
+  const asked = attachOptions(given, files.length);
   // From here on a signal ends what is waited for, and takes effect where a device is
   // either printed, or detached again. Only kill -9 can come in between.
   using interruptible = new Interruptible();
   const { signal } = interruptible;
-  const options = {
-    ...attachOptions(given, files.length),
-    autoclear: false,
-    signal,
-  };
+  const options = { ...asked, autoclear: false, signal };
 
   const asJson = given.flag("json");
   let status = 0;

@@ -1,4 +1,4 @@
-import { checkBlockSize } from "../arguments.ts";
+import { checkBlockSize } from "../kernel/block_size.ts";
 import { partitions } from "../partitions/partitions.ts";
 import {
   asUsage,

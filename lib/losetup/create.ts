@@ -1,8 +1,9 @@
 /** Attaching a file as losetup does, without the harm that a failure does there. */
 import { bindFirstFree } from "../attaching/allocation.ts";
-import { checkBlockSize, checkBytes, MAX_MINOR } from "../arguments.ts";
+import { checkBytes, MAX_MINOR } from "../arguments.ts";
 import { Backing } from "../attaching/backing.ts";
-import { urlOf } from "../cli/files.ts";
+import { checkBlockSize } from "../kernel/block_size.ts";
+import { urlOf } from "../sys/process_arguments.ts";
 import { bindOrClose, completeBinding } from "../attaching/binding.ts";
 import { LoopError, quote, UnexpectedDevice } from "../errors.ts";
 import { openFile } from "../kernel/file_descriptor.ts";

@@ -1,5 +1,5 @@
 /** losetup as a program: the arguments of the process, byte for byte, and its streams. */
-import { rawArguments } from "../cli/files.ts";
+import { rawArguments } from "../sys/process_arguments.ts";
 import { readBytes } from "../sys/sysfs.ts";
 import { type ByteString, fromBytes, fromText } from "./byte_string.ts";
 import { losetup } from "./losetup.ts";

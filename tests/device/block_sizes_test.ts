@@ -2,7 +2,7 @@
 import { attach, Loop, openFile } from "@loopdev/loopdev";
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { checkBlockSize } from "../../lib/arguments.ts";
+import { checkBlockSize } from "../../lib/kernel/block_size.ts";
 import { pageCacheBlockSize } from "../../lib/kernel/loop.ts";
 import { onDevices, OwnDevice, runOk, withScratch } from "./support.ts";
 

@@ -18,7 +18,7 @@ import {
 } from "@loopdev/loopdev";
 import { assert, assertEquals } from "@std/assert";
 import { BLKROSET } from "../../lib/sys/blk_uapi.ts";
-import { urlOf } from "../../lib/cli/files.ts";
+import { urlOf } from "../../lib/sys/process_arguments.ts";
 import { toBytes } from "../../lib/losetup/byte_string.ts";
 import { openLoop } from "../../lib/kernel/nodes.ts";
 import { ioctlPointer } from "../../lib/sys/libc.ts";

@@ -10,11 +10,8 @@ import {
 } from "@loopdev/loopdev";
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import {
-  checkBytes,
-  checkPath,
-  maximumBlockSize,
-} from "../../lib/arguments.ts";
+import { maximumBlockSize } from "../../lib/kernel/block_size.ts";
+import { checkBytes, checkPath } from "../../lib/arguments.ts";
 import { errnoMessage, errnoName } from "../../lib/sys/errno.ts";
 
 // None of these has a permission: what is refused is refused before any system call.
