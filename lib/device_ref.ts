@@ -1,8 +1,28 @@
 /** How callers name a device. */
-import { checkMinor } from "./arguments.ts";
-import { quote, StaleDeviceError } from "./errors.ts";
-import { locate, minorOfNode } from "./kernel/loop.ts";
-import { diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
+import { checkMinor, checkPath, type FilePath } from "./arguments.ts";
+import {
+  LoopError,
+  quote,
+  StaleDeviceError,
+  UnexpectedDevice,
+} from "./errors.ts";
+import { checkFound, fileType } from "./kernel/file_descriptor.ts";
+import { FoundFile } from "./kernel/found_file.ts";
+import {
+  diskSequenceOf,
+  hasSysfs,
+  isBound,
+  LOOP_MAJOR,
+} from "./kernel/loop_sysfs.ts";
+import { ENOENT } from "./sys/errno.ts";
+import {
+  AT_FDCWD,
+  majorMinor,
+  S_IFBLK,
+  S_IFMT,
+  type Stat,
+} from "./sys/libc.ts";
+import { readLink } from "./sys/sysfs.ts";
 
 /**
  * A loop device: its path (`/dev/loop3`), name (`loop3`) or number, or what
@@ -61,4 +81,74 @@ export function recycled(action: string, path: string): StaleDeviceError {
     path,
     "it is bound to something else by now",
   );
+}
+
+/**
+ * Which loop device `loop3` or `/dev/loop3` means; any other path means the node that it
+ * leads to. Nothing is looked at.
+ */
+export function locate(path: string): { minor: number } | { node: FilePath } {
+  if (typeof path !== "string") {
+    throw new TypeError(
+      "Cannot find the device: it must be a path, name or number",
+    );
+  }
+  // A partition by its name alone: to be refused as one.
+  const isPartition = /^loop\d+p\d+$/.test(path);
+  const node = checkPath(isPartition ? `/dev/${path}` : path);
+  const minor = minorInName(path);
+  return minor === undefined ? { node } : { minor: checkMinor(minor) };
+}
+
+/** The number in `loop3` or `/dev/loop3`, which no device need have; `undefined` for any other text. */
+export function minorInName(text: string): number | undefined {
+  const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(text)?.[1];
+  return digits === undefined ? undefined : Number(digits);
+}
+
+/** The loop number of the device that a node stands for. */
+export function minorOfNode(node: FilePath): number {
+  using found = findNode(node);
+  return minorOfStat(node.text, found.stat);
+}
+
+/** Finds a node by its path, without opening it. */
+export function findNode(node: FilePath): FoundFile {
+  return checkFound(FoundFile.find(AT_FDCWD, node.bytes), () => ({
+    action: `Cannot open ${quote(node.text)}`,
+    operation: "open",
+    path: node.text,
+  }));
+}
+
+/** The loop number of the whole device that a node stands for, by its numbers. */
+export function minorOfStat(text: string, stat: Stat): number {
+  const name = quote(text);
+  const unexpected = (hint: string) =>
+    new UnexpectedDevice(-1, stat.rdevice, stat.mode, { path: text, hint });
+  if ((stat.mode & S_IFMT) !== S_IFBLK) {
+    throw unexpected(`it is ${fileType(stat.mode)}`);
+  }
+  const [major, minor] = majorMinor(stat.rdevice);
+  const path = `/sys/dev/block/${major}:${minor}`;
+  const target = readLink(path);
+  if (typeof target === "string") {
+    const [, disk, partition] =
+      /\/block\/([^/]+)(?:\/([^/]+))?$/.exec(target) ?? [];
+    const digits = /^loop(\d+)$/.exec(disk ?? "")?.[1];
+    if (digits === undefined) throw unexpected("it is another block device");
+    if (partition === undefined) return Number(digits);
+    throw unexpected(
+      `it is partition ${quote(partition)} of /dev/${disk}: use /dev/${disk}`,
+    );
+  }
+  if (target !== -ENOENT) {
+    throw new LoopError(`Cannot find the device of ${name}`, {
+      errno: -target,
+      operation: "readlink",
+      path,
+    });
+  }
+  if (major === LOOP_MAJOR && !hasSysfs()) return minor;
+  throw unexpected("the kernel has no such device");
 }

@@ -1,7 +1,7 @@
 /** The arguments of a command. */
 import { parseArgs } from "@std/cli/parse-args";
 import { checkBytes, checkMinor } from "../arguments.ts";
-import { minorOf } from "../device_ref.ts";
+import { minorInName, minorOf } from "../device_ref.ts";
 import { printable, quote } from "../errors.ts";
 import type { Loop, LoopOpenOptions } from "../kernel/loop.ts";
 import { openDevice as openAny } from "../kernel/nodes.ts";
@@ -138,18 +138,16 @@ export function only(operands: string[], name: string): string {
   return operand;
 }
 
-const NAME = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/;
-
 /** A device: `/dev/loop3`, `loop3`, `3`, or any path to its node. */
 export function parseDevice(text: string): string | number {
   if (/^\d+$/.test(text)) return parseMinor(text);
-  const digits = NAME.exec(text)?.[1];
-  if (digits !== undefined) parseMinor(digits); // a number that no device can have
+  const minor = minorInName(text);
+  if (minor !== undefined) asUsage(() => checkMinor(minor)); // one that no device can have
   return exact(text);
 }
 
 /** A loop number. */
-export function parseMinor(text: string): number {
+function parseMinor(text: string): number {
   if (!/^\d+$/.test(text)) {
     throw new UsageError(`${quote(text)} is no loop number`);
   }
@@ -158,7 +156,7 @@ export function parseMinor(text: string): number {
 
 /** A loop number, or the name of a device that need not exist. */
 export function parseNumber(text: string): number {
-  return parseMinor(NAME.exec(text)?.[1] ?? text);
+  return parseMinor(`${minorInName(text) ?? text}`);
 }
 
 /** Opens a device. */
@@ -168,9 +166,7 @@ export function openDevice(text: string, options: LoopOpenOptions): Loop {
 
 /** The number of a device, which need not exist when it is given by name. */
 export function parseDeviceNumber(text: string): number {
-  const device = parseDevice(text);
-  const digits = NAME.exec(text)?.[1];
-  return digits === undefined ? minorOf(device) : Number(digits);
+  return minorOf(parseDevice(text));
 }
 
 const UNITS = ["K", "M", "G", "T", "P", "E"];

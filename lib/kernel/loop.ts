@@ -5,7 +5,6 @@ import {
   checkMinor,
   checkMode,
   checkOptions,
-  checkPath,
   type FilePath,
 } from "../arguments.ts";
 import {
@@ -15,6 +14,7 @@ import {
   quote,
   UnexpectedDevice,
 } from "../errors.ts";
+import { findNode, locate, minorOfStat } from "../device_ref.ts";
 import { checkBlockSize } from "./block_size.ts";
 import {
   CONFIGURE_OPTIONS,
@@ -67,7 +67,6 @@ import {
   fsync,
   ioctlPointer,
   ioctlValue,
-  majorMinor,
   O_EXCL,
   O_RDONLY,
   O_RDWR,
@@ -1245,25 +1244,6 @@ export function nodeIn(dirFd: number, name: string): FilePath {
   };
 }
 
-/**
- * Which loop device `loop3` or `/dev/loop3` means; any other path means the node that it
- * leads to. Nothing is looked at.
- */
-export function locate(path: string): { minor: number } | { node: FilePath } {
-  if (typeof path !== "string") {
-    throw new TypeError(
-      "Cannot find the device: it must be a path, name or number",
-    );
-  }
-  // A partition by its name alone: to be refused as one.
-  const isPartition = /^loop\d+p\d+$/.test(path);
-  const node = checkPath(isPartition ? `/dev/${path}` : path);
-  const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(path)?.[1];
-  return digits === undefined
-    ? { node }
-    : { minor: checkMinor(Number(digits)) };
-}
-
 /** Opens the whole loop device that a node stands for. */
 export function openNode(node: FilePath, options: LoopOpenOptions): Loop {
   using found = findNode(node);
@@ -1273,49 +1253,4 @@ export function openNode(node: FilePath, options: LoopOpenOptions): Loop {
     [FOUND]: found,
   };
   return new Loop(minorOfStat(node.text, found.stat), internal);
-}
-
-/** The loop number of the device that a node stands for. */
-export function minorOfNode(node: FilePath): number {
-  using found = findNode(node);
-  return minorOfStat(node.text, found.stat);
-}
-
-function findNode(node: FilePath): FoundFile {
-  return checkFound(FoundFile.find(AT_FDCWD, node.bytes), () => ({
-    action: `Cannot open ${quote(node.text)}`,
-    operation: "open",
-    path: node.text,
-  }));
-}
-
-function minorOfStat(text: string, stat: Stat): number {
-  const name = quote(text);
-  const unexpected = (hint: string) =>
-    new UnexpectedDevice(-1, stat.rdevice, stat.mode, { path: text, hint });
-  if ((stat.mode & S_IFMT) !== S_IFBLK) {
-    throw unexpected(`it is ${fileType(stat.mode)}`);
-  }
-  const [major, minor] = majorMinor(stat.rdevice);
-  const path = `/sys/dev/block/${major}:${minor}`;
-  const target = readLink(path);
-  if (typeof target === "string") {
-    const [, disk, partition] =
-      /\/block\/([^/]+)(?:\/([^/]+))?$/.exec(target) ?? [];
-    const digits = /^loop(\d+)$/.exec(disk ?? "")?.[1];
-    if (digits === undefined) throw unexpected("it is another block device");
-    if (partition === undefined) return Number(digits);
-    throw unexpected(
-      `it is partition ${quote(partition)} of /dev/${disk}: use /dev/${disk}`,
-    );
-  }
-  if (target !== -ENOENT) {
-    throw new LoopError(`Cannot find the device of ${name}`, {
-      errno: -target,
-      operation: "readlink",
-      path,
-    });
-  }
-  if (major === Loop.MAJOR && !hasSysfs()) return minor;
-  throw unexpected("the kernel has no such device");
 }

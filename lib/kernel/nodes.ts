@@ -1,9 +1,9 @@
 /** Opening devices also where `/dev` has no nodes: in a container. */
+import { locate } from "../device_ref.ts";
 import type { FilePath } from "../arguments.ts";
 import { LoopError } from "../errors.ts";
 import {
   type InternalOptions,
-  locate,
   Loop,
   type LoopOptions,
   NODE,
