@@ -298,16 +298,9 @@ async function bindDevice(
   device: Wanted,
   { minor, signal }: Request,
 ): Promise<BoundLoop> {
-  const { readOnly } = device.options;
+  const readOnly = device.options.readOnly ?? false;
   const tryDevice = (minor: number): BoundLoop =>
-    bindOrClose(
-      openAnyNode(
-        minor,
-        { readOnly },
-        (options) => new BoundLoop(minor, options),
-      ),
-      device,
-    );
+    bindOrClose(new BoundLoop(openAnyNode(minor, readOnly)), device);
   return minor === undefined
     ? await bindFirstFree(tryDevice, device.backing.name, signal)
     : bindMinor(tryDevice, minor);

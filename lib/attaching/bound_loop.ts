@@ -1,7 +1,8 @@
 /** The open device of an attachment, and what tells its binding from any other. */
 import { encodeOptions, type StatusChanges } from "../kernel/configuration.ts";
 import { checkDescriptor } from "../arguments.ts";
-import { type InternalOptions, Loop, NODE } from "../kernel/loop.ts";
+import { Loop } from "../kernel/loop.ts";
+import type { OpenedNode } from "../kernel/opened_node.ts";
 import { Backing } from "./backing.ts";
 import {
   type Claim,
@@ -31,9 +32,9 @@ export class BoundLoop extends Loop {
    */
   #claim: Claim | undefined;
 
-  constructor(minor: number, options: InternalOptions) {
-    super(minor, options);
-    this.isWithoutNode = options[NODE] !== undefined;
+  constructor(node: OpenedNode) {
+    super(node.minor, node);
+    this.isWithoutNode = node.isTemporary;
   }
 
   /** Notes what tells this binding from any other, once the descriptor is closed. */

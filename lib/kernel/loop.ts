@@ -7,13 +7,7 @@ import {
   checkOptions,
   type FilePath,
 } from "../arguments.ts";
-import {
-  check,
-  type Failure,
-  LoopError,
-  quote,
-  UnexpectedDevice,
-} from "../errors.ts";
+import { check, type Failure, LoopError, quote } from "../errors.ts";
 import { findNode, locate, minorOfStat } from "../device_ref.ts";
 import { checkBlockSize } from "./block_size.ts";
 import {
@@ -26,20 +20,19 @@ import {
 } from "./configuration.ts";
 import {
   checkBackingFile,
-  checkFound,
   checkStat,
   FileDescriptor,
-  fileType,
 } from "./file_descriptor.ts";
-import { FoundFile, pathOf } from "./found_file.ts";
+import { pathOf } from "./found_file.ts";
 import { removePartitions } from "./kernel_partitions.ts";
-import {
-  deviceNumberOf,
-  hasPartitions,
-  hasSysfs,
-  LOOP_MAJOR,
-} from "./loop_sysfs.ts";
+import { hasPartitions, hasSysfs, LOOP_MAJOR } from "./loop_sysfs.ts";
 import { makeNode } from "./made_node.ts";
+import {
+  OpenedNode,
+  openFoundNode,
+  openLoopNode,
+  placeIn,
+} from "./opened_node.ts";
 import {
   BLKBSZGET,
   BLKBSZSET,
@@ -50,13 +43,11 @@ import {
   BLKSSZGET,
 } from "../sys/blk_uapi.ts";
 import {
-  EACCES,
   EAGAIN,
   EBADF,
   EBUSY,
   EINVAL,
   EIO,
-  ENOENT,
   ENOSYS,
   ENOTTY,
   ENXIO,
@@ -72,8 +63,6 @@ import {
   O_RDWR,
   openAt,
   S_IFBLK,
-  S_IFMT,
-  type Stat,
   statOf,
   tryLock,
 } from "../sys/libc.ts";
@@ -93,7 +82,6 @@ import {
   LoopConfig,
   LoopInfo64,
 } from "../sys/loop_uapi.ts";
-import { readLink } from "../sys/sysfs.ts";
 
 /** How {@linkcode Loop} opens a device. */
 export interface LoopOptions {
@@ -148,18 +136,6 @@ export interface MknodOptions {
   mode?: number | undefined;
 }
 
-/** How internal callers say which node to open. */
-export const NODE: unique symbol = Symbol("node");
-const FOUND: unique symbol = Symbol("found");
-
-/** {@linkcode LoopOptions}, and which node to open in place of that in `/dev`. */
-export interface InternalOptions extends LoopOptions {
-  /** The path that is told, and the one that is opened, relative to `dirFd`. */
-  [NODE]?: FilePath | undefined;
-  /** The node, where it was found already. */
-  [FOUND]?: FoundFile | undefined;
-}
-
 /** A device that is open, on Linux 5.0 to 5.18 busy for a moment: how often to ask again. */
 const MAX_AGAIN = 64;
 
@@ -202,7 +178,7 @@ export class Loop implements Disposable {
   readonly path: string;
   readonly #readOnly: boolean;
   readonly #rdevice: number;
-  #fd = -1;
+  #fd: number;
   /** A second descriptor, which holds the lock of {@linkcode Loop.lock}. */
   #lock: FileDescriptor | undefined;
 
@@ -230,24 +206,15 @@ export class Loop implements Disposable {
    * ```
    */
   constructor(minor: number, options: LoopOptions = {}) {
-    checkOptions(options, ["dirFd", "readOnly"]);
-    this.minor = checkMinor(minor);
-    this.name = `loop${minor}`;
-    this.#readOnly = checkBoolean(options.readOnly, "readOnly") ?? false;
-    const dirFd = options.dirFd === undefined
-      ? AT_FDCWD
-      : checkDescriptor(options.dirFd, "dirFd");
-    const internal: InternalOptions = options;
-    const node = internal[NODE] ?? nodeIn(dirFd, this.name);
-    this.path = node.text;
-    if (internal[FOUND] === undefined) {
-      using found = this.#find(dirFd, node);
-      this.#rdevice = this.#examine(found.stat);
-      this.#fd = this.#openFound(found);
-    } else {
-      this.#rdevice = this.#examine(internal[FOUND].stat);
-      this.#fd = this.#openFound(internal[FOUND]);
-    }
+    const node = options instanceof OpenedNode
+      ? options
+      : openNodeOf(minor, options);
+    this.minor = node.minor;
+    this.name = `loop${node.minor}`;
+    this.path = node.path;
+    this.#readOnly = node.readOnly;
+    this.#rdevice = node.rdevice;
+    this.#fd = node.fd;
   }
 
   /**
@@ -964,7 +931,7 @@ export class Loop implements Disposable {
       ? AT_FDCWD
       : checkDescriptor(options.dirFd, "dirFd");
     this.#open("mknod");
-    const node = nodeIn(dirFd, this.name);
+    const { node } = placeIn(dirFd, this.name);
     makeNode(dirFd, node, S_IFBLK | mode, this.#rdevice);
   }
 
@@ -1059,48 +1026,6 @@ export class Loop implements Disposable {
       path,
       hint,
     });
-  }
-
-  #find(dirFd: number, node: FilePath): FoundFile {
-    return checkFound(FoundFile.find(dirFd, node.bytes), () => ({
-      action: `Cannot open ${quote(this.path)}`,
-      operation: "open",
-      path: this.path,
-      hint: { [ENOENT]: this.#missing() },
-    }));
-  }
-
-  #missing(): string {
-    return deviceNumberOf(this.minor) === undefined
-      ? `there is no ${this.name}; loopdev add ${this.minor}, or LoopControl.add(${this.minor}), adds it`
-      : `the kernel has ${this.name}, but there is no node for it here`;
-  }
-
-  #openFound(found: FoundFile): number {
-    return check(
-      found.open(this.#readOnly ? O_RDONLY : O_RDWR),
-      () => ({
-        action: `Cannot open ${quote(this.path)}`,
-        operation: "open",
-        path: this.path,
-        hint: { [EACCES]: "root and the group of the node may open it" },
-      }),
-    );
-  }
-
-  /** Looks at the node before it is opened. Gives its device number. */
-  #examine({ mode, rdevice }: Stat): number {
-    const expected = deviceNumberOf(this.minor);
-    const isBlockDevice = (mode & S_IFMT) === S_IFBLK;
-    if (isBlockDevice && rdevice === expected) return rdevice;
-    let hint = `it is ${fileType(mode)}`;
-    if (isBlockDevice) {
-      hint = expected === undefined
-        ? `the kernel has no ${this.name}`
-        : `it is a node of another device`;
-    }
-    const { path } = this;
-    throw new UnexpectedDevice(this.minor, rdevice, mode, { path, hint });
   }
 }
 
@@ -1229,28 +1154,23 @@ function repeatWhileAgain(call: () => number, fd: number): number {
   return result;
 }
 
-/** A node of that name in `/dev`, or in the directory of a descriptor. */
-export function nodeIn(dirFd: number, name: string): FilePath {
-  if (dirFd === AT_FDCWD) {
-    const text = `/dev/${name}`;
-    return { text, bytes: cString(text) };
-  }
-  const directory = readLink(pathOf(dirFd));
-  return {
-    text: `${
-      typeof directory === "string" ? directory : pathOf(dirFd)
-    }/${name}`,
-    bytes: cString(name),
-  };
+/** Opens the node that the caller of the constructor means. */
+function openNodeOf(minor: number, options: LoopOptions): OpenedNode {
+  checkOptions(options, ["dirFd", "readOnly"]);
+  const name = `loop${checkMinor(minor)}`;
+  const readOnly = checkBoolean(options.readOnly, "readOnly") ?? false;
+  const dirFd = options.dirFd === undefined
+    ? AT_FDCWD
+    : checkDescriptor(options.dirFd, "dirFd");
+  return openLoopNode(minor, placeIn(dirFd, name), readOnly);
 }
 
 /** Opens the whole loop device that a node stands for. */
-export function openNode(node: FilePath, options: LoopOpenOptions): Loop {
+export function openNode(
+  node: FilePath,
+  { readOnly = false }: LoopOpenOptions,
+): Loop {
   using found = findNode(node);
-  const internal: InternalOptions = {
-    ...options,
-    [NODE]: node,
-    [FOUND]: found,
-  };
-  return new Loop(minorOfStat(node.text, found.stat), internal);
+  const minor = minorOfStat(node.text, found.stat);
+  return new Loop(minor, openFoundNode(minor, found, { node, readOnly }));
 }

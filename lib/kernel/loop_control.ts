@@ -1,32 +1,11 @@
 /** `/dev/loop-control`: adding, removing and finding loop devices. */
-import {
-  checkDescriptor,
-  checkMinor,
-  checkOptions,
-  type FilePath,
-} from "../arguments.ts";
-import { check, LoopError, quote, UnexpectedDevice } from "../errors.ts";
-import { checkFound, FileDescriptor, fileType } from "./file_descriptor.ts";
-import { FoundFile } from "./found_file.ts";
-import { NODE, nodeIn } from "./loop.ts";
+import { checkDescriptor, checkMinor, checkOptions } from "../arguments.ts";
+import { check, LoopError, quote } from "../errors.ts";
+import { FileDescriptor } from "./file_descriptor.ts";
+import { openControlNode, OpenedNode, placeIn } from "./opened_node.ts";
 import { isBound, loopNumbers } from "./loop_sysfs.ts";
-import {
-  EACCES,
-  EBADF,
-  EBUSY,
-  EEXIST,
-  EINVAL,
-  ENODEV,
-  ENOENT,
-} from "../sys/errno.ts";
-import {
-  AT_FDCWD,
-  deviceNumber,
-  ioctlValue,
-  O_RDWR,
-  S_IFCHR,
-  S_IFMT,
-} from "../sys/libc.ts";
+import { EBADF, EBUSY, EEXIST, EINVAL, ENODEV } from "../sys/errno.ts";
+import { AT_FDCWD, ioctlValue } from "../sys/libc.ts";
 import {
   LOOP_CTL_ADD,
   LOOP_CTL_GET_FREE,
@@ -37,15 +16,6 @@ import {
 export interface LoopControlOptions {
   /** A descriptor of the directory that holds `loop-control`; without it `/dev`. 0 is a valid descriptor. */
   dirFd?: number | undefined;
-}
-
-/** `LOOP_CTRL_MINOR` in linux/miscdevice.h, under `MISC_MAJOR` in linux/major.h. */
-export const CONTROL_DEVICE: number = deviceNumber(10, 237);
-
-/** {@linkcode LoopControlOptions}, and which node to open in place of that in `/dev`. */
-export interface InternalControlOptions extends LoopControlOptions {
-  /** The path that is told, and the one that is opened. */
-  [NODE]?: FilePath;
 }
 
 /**
@@ -85,38 +55,9 @@ export class LoopControl implements Disposable {
    * ```
    */
   constructor(options: LoopControlOptions = {}) {
-    checkOptions(options, ["dirFd"]);
-    const dirFd = options.dirFd === undefined
-      ? AT_FDCWD
-      : checkDescriptor(options.dirFd, "dirFd");
-    const node = (options as InternalControlOptions)[NODE] ??
-      nodeIn(dirFd, "loop-control");
-    this.#path = node.text;
-    const failure = {
-      action: `Cannot open ${quote(node.text)}`,
-      operation: "open",
-      path: node.text,
-      hint: {
-        [ENOENT]: "load the driver with modprobe loop",
-        [ENODEV]: "this kernel has no loop driver",
-        [EACCES]: "root and the group of the node may open it",
-      },
-    };
-    using found = checkFound(
-      FoundFile.find(dirFd, node.bytes),
-      () => failure,
-    );
-    const { mode, rdevice } = found.stat;
-    if ((mode & S_IFMT) !== S_IFCHR || rdevice !== CONTROL_DEVICE) {
-      throw new UnexpectedDevice(-1, rdevice, mode, {
-        path: node.text,
-        wanted: "loop-control",
-        hint: `it is ${fileType(mode)}, not character device 10:237`,
-      });
-    }
-    this.#descriptor = new FileDescriptor(
-      check(found.open(O_RDWR), () => failure),
-    );
+    const node = options instanceof OpenedNode ? options : openNodeOf(options);
+    this.#path = node.path;
+    this.#descriptor = new FileDescriptor(node.fd);
   }
 
   /** The open descriptor; -1 once it is closed. */
@@ -278,4 +219,13 @@ export class LoopControl implements Disposable {
       () => ({ action: `Cannot ${what}`, operation, path: this.#path, hint }),
     );
   }
+}
+
+/** Opens the node that the caller of the constructor means. */
+function openNodeOf(options: LoopControlOptions): OpenedNode {
+  checkOptions(options, ["dirFd"]);
+  const dirFd = options.dirFd === undefined
+    ? AT_FDCWD
+    : checkDescriptor(options.dirFd, "dirFd");
+  return openControlNode(placeIn(dirFd, "loop-control"));
 }

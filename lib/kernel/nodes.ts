@@ -1,21 +1,7 @@
 /** Opening devices also where `/dev` has no nodes: in a container. */
+import { checkMinor } from "../arguments.ts";
 import { locate } from "../device_ref.ts";
-import type { FilePath } from "../arguments.ts";
 import { LoopError } from "../errors.ts";
-import {
-  type InternalOptions,
-  Loop,
-  type LoopOptions,
-  NODE,
-  openNode,
-} from "./loop.ts";
-import {
-  CONTROL_DEVICE,
-  type InternalControlOptions,
-  LoopControl,
-} from "./loop_control.ts";
-import { deviceNumberOf, hasSysfs } from "./loop_sysfs.ts";
-import { makePrivateDirectory, PARENTS } from "./private_directory.ts";
 import { EACCES, ENOENT } from "../sys/errno.ts";
 import {
   AT_FDCWD,
@@ -26,16 +12,31 @@ import {
   S_IFCHR,
   unlinkAt,
 } from "../sys/libc.ts";
+import { Loop, type LoopOpenOptions, openNode } from "./loop.ts";
+import { LoopControl } from "./loop_control.ts";
+import { deviceNumberOf, hasSysfs } from "./loop_sysfs.ts";
+import {
+  CONTROL_DEVICE,
+  type NodePlace,
+  openControlNode,
+  type OpenedNode,
+  openLoopNode,
+  placeIn,
+} from "./opened_node.ts";
+import { makePrivateDirectory, PARENTS } from "./private_directory.ts";
 
 /** Opens a device by number; when there is no node of it in `/dev`, through one of our own that is gone afterwards. */
-export function openLoop(minor: number, options: LoopOptions): Loop {
-  return openAnyNode(minor, options, (options) => new Loop(minor, options));
+export function openLoop(
+  minor: number,
+  { readOnly = false }: LoopOpenOptions,
+): Loop {
+  return new Loop(minor, openAnyNode(minor, readOnly));
 }
 
-/** The same for a name or path too. By a name or path in `/dev` the device is meant, not the node, which may be missing. */
+/** Like {@linkcode openLoop}, also for a name or path. `loop3` and `/dev/loop3` mean the device, so its node may be missing. */
 export function openDevice(
   device: string | number,
-  options: LoopOptions,
+  options: LoopOpenOptions,
 ): Loop {
   if (typeof device === "number") return openLoop(device, options);
   const place = locate(device);
@@ -44,14 +45,11 @@ export function openDevice(
     : openNode(place.node, options);
 }
 
-/** The same with a constructor of the caller's. */
-export function openAnyNode<T>(
-  minor: number,
-  options: LoopOptions,
-  open: (options: InternalOptions) => T,
-): T {
+/** Opens the node of a device, or one of our own for the moment of opening. */
+export function openAnyNode(minor: number, readOnly: boolean): OpenedNode {
+  const name = `loop${checkMinor(minor)}`;
   try {
-    return open(options);
+    return openLoopNode(minor, placeIn(AT_FDCWD, name), readOnly);
   } catch (error) {
     // Without sysfs nobody tells whether the device exists, and a node creates it.
     const number = isMissing(error) && hasSysfs()
@@ -59,8 +57,8 @@ export function openAnyNode<T>(
       : undefined;
     if (number === undefined) throw error;
     return throughOwnNode(
-      { name: `loop${minor}`, mode: S_IFBLK, number },
-      (place) => open({ ...options, ...place }),
+      { name, mode: S_IFBLK, number },
+      (place) => openLoopNode(minor, place, readOnly),
       error,
     );
   }
@@ -72,11 +70,12 @@ export function openControl(): LoopControl {
     return new LoopControl();
   } catch (error) {
     if (!isMissing(error)) throw error;
-    return throughOwnNode(
+    const opened = throughOwnNode(
       { name: "loop-control", mode: S_IFCHR, number: CONTROL_DEVICE },
-      (place: InternalControlOptions) => new LoopControl(place),
+      openControlNode,
       error,
     );
+    return new LoopControl(opened);
   }
 }
 
@@ -85,18 +84,12 @@ function isMissing(error: unknown): boolean {
     error.operation === "open";
 }
 
-/** Which node is opened: a name in a directory of ours. What is told is the name in `/dev`. */
-interface OwnNode {
-  readonly dirFd: number;
-  readonly [NODE]: FilePath;
-}
-
 /** Opens a node in a directory that exists only for that. When it cannot, `missing` is thrown, which says that there is none in `/dev`. */
-function throughOwnNode<T>(
+function throughOwnNode(
   { name, mode, number }: { name: string; mode: number; number: number },
-  open: (place: OwnNode) => T,
+  open: (place: NodePlace) => OpenedNode,
   missing: unknown,
-): T {
+): OpenedNode {
   for (const parent of PARENTS) {
     const directory = makePrivateDirectory(parent, ".loopdev-");
     if (directory === undefined) continue;
@@ -105,7 +98,8 @@ function throughOwnNode<T>(
     const bytes = cString(name);
     try {
       if (mknodAt(fd, bytes, mode | 0o600, number) < 0) continue;
-      return open({ dirFd: fd, [NODE]: { text: `/dev/${name}`, bytes } });
+      const node = { text: `/dev/${name}`, bytes };
+      return open({ dirFd: fd, node, isTemporary: true });
     } catch (error) {
       if (!isNodev(error)) throw error;
     } finally {

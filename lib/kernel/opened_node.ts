@@ -1,0 +1,167 @@
+/** Device nodes that are examined, and then opened: that very node, and no other. */
+import type { FilePath } from "../arguments.ts";
+import { check, quote, UnexpectedDevice } from "../errors.ts";
+import { EACCES, ENODEV, ENOENT } from "../sys/errno.ts";
+import {
+  AT_FDCWD,
+  cString,
+  deviceNumber,
+  O_RDONLY,
+  O_RDWR,
+  S_IFBLK,
+  S_IFCHR,
+  S_IFMT,
+  type Stat,
+} from "../sys/libc.ts";
+import { readLink } from "../sys/sysfs.ts";
+import { checkFound, fileType } from "./file_descriptor.ts";
+import { FoundFile, pathOf } from "./found_file.ts";
+import { deviceNumberOf } from "./loop_sysfs.ts";
+
+/**
+ * A node that is open. Who takes it over closes its descriptor. Internal callers give it
+ * to the constructors of `Loop` and `LoopControl` in place of their options.
+ */
+export class OpenedNode {
+  /** It has no meaning here; options have it. */
+  readonly dirFd: undefined;
+  /** The loop number; -1 for loop-control. */
+  readonly minor: number;
+  /** For messages: not always that of the node. */
+  readonly path: string;
+  readonly fd: number;
+  /** As in `st_rdev`. */
+  readonly rdevice: number;
+  readonly readOnly: boolean;
+  /** It was made for the moment of opening, since `/dev` has none. */
+  readonly isTemporary: boolean;
+
+  constructor(
+    { minor, path, fd, rdevice, readOnly = false, isTemporary = false }: {
+      minor: number;
+      path: string;
+      fd: number;
+      rdevice: number;
+      readOnly?: boolean;
+      isTemporary?: boolean;
+    },
+  ) {
+    this.minor = minor;
+    this.path = path;
+    this.fd = fd;
+    this.rdevice = rdevice;
+    this.readOnly = readOnly;
+    this.isTemporary = isTemporary;
+  }
+}
+
+/** Where a node is. */
+export interface NodePlace {
+  /** The directory that holds it, or `AT_FDCWD`. */
+  readonly dirFd: number;
+  /** The path that messages have, and the one that is opened, relative to the directory. */
+  readonly node: FilePath;
+  readonly isTemporary?: boolean;
+}
+
+/** The place of a name in `/dev`, or in the directory of a descriptor. */
+export function placeIn(dirFd: number, name: string): NodePlace {
+  if (dirFd === AT_FDCWD) {
+    const text = `/dev/${name}`;
+    return { dirFd, node: { text, bytes: cString(text) } };
+  }
+  const directory = readLink(pathOf(dirFd));
+  const parent = typeof directory === "string" ? directory : pathOf(dirFd);
+  return { dirFd, node: { text: `${parent}/${name}`, bytes: cString(name) } };
+}
+
+/** Opens the node of a loop device. */
+export function openLoopNode(
+  minor: number,
+  place: NodePlace,
+  readOnly: boolean,
+): OpenedNode {
+  const path = place.node.text;
+  const found = FoundFile.find(place.dirFd, place.node.bytes);
+  using node = checkFound(found, () => ({
+    action: `Cannot open ${quote(path)}`,
+    operation: "open",
+    path,
+    hint: { [ENOENT]: whyMissing(minor) },
+  }));
+  return openFoundNode(minor, node, { ...place, readOnly });
+}
+
+/** Opens a node that was found already. */
+export function openFoundNode(
+  minor: number,
+  found: FoundFile,
+  { node: { text: path }, readOnly, isTemporary = false }: {
+    node: FilePath;
+    readOnly: boolean;
+    isTemporary?: boolean;
+  },
+): OpenedNode {
+  const rdevice = expectLoopDevice(minor, path, found.stat);
+  const fd = check(found.open(readOnly ? O_RDONLY : O_RDWR), () => ({
+    action: `Cannot open ${quote(path)}`,
+    operation: "open",
+    path,
+    hint: { [EACCES]: "root and the group of the node may open it" },
+  }));
+  return new OpenedNode({ minor, path, fd, rdevice, readOnly, isTemporary });
+}
+
+function whyMissing(minor: number): string {
+  const name = `loop${minor}`;
+  return deviceNumberOf(minor) === undefined
+    ? `there is no ${name}; loopdev add ${minor}, or LoopControl.add(${minor}), adds it`
+    : `the kernel has ${name}, but there is no node for it here`;
+}
+
+/** Gives the device number, which must be that of the loop device. */
+function expectLoopDevice(
+  minor: number,
+  path: string,
+  { mode, rdevice }: Stat,
+): number {
+  const expected = deviceNumberOf(minor);
+  const isBlockDevice = (mode & S_IFMT) === S_IFBLK;
+  if (isBlockDevice && rdevice === expected) return rdevice;
+  let hint = `it is ${fileType(mode)}`;
+  if (isBlockDevice) {
+    hint = expected === undefined
+      ? `the kernel has no loop${minor}`
+      : `it is a node of another device`;
+  }
+  throw new UnexpectedDevice(minor, rdevice, mode, { path, hint });
+}
+
+/** `LOOP_CTRL_MINOR` in linux/miscdevice.h, under `MISC_MAJOR` in linux/major.h. */
+export const CONTROL_DEVICE: number = deviceNumber(10, 237);
+
+/** Opens the node of loop-control. */
+export function openControlNode({ dirFd, node }: NodePlace): OpenedNode {
+  const path = node.text;
+  const failure = {
+    action: `Cannot open ${quote(path)}`,
+    operation: "open",
+    path,
+    hint: {
+      [ENOENT]: "load the driver with modprobe loop",
+      [ENODEV]: "this kernel has no loop driver",
+      [EACCES]: "root and the group of the node may open it",
+    },
+  };
+  using found = checkFound(FoundFile.find(dirFd, node.bytes), () => failure);
+  const { mode, rdevice } = found.stat;
+  if ((mode & S_IFMT) !== S_IFCHR || rdevice !== CONTROL_DEVICE) {
+    throw new UnexpectedDevice(-1, rdevice, mode, {
+      path,
+      wanted: "loop-control",
+      hint: `it is ${fileType(mode)}, not character device 10:237`,
+    });
+  }
+  const fd = check(found.open(O_RDWR), () => failure);
+  return new OpenedNode({ minor: -1, path, fd, rdevice });
+}
