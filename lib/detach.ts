@@ -7,8 +7,8 @@ import {
 } from "./arguments.ts";
 import { type DeviceRef, minorOf, recycled, sequenceIn } from "./device_ref.ts";
 import { check, LoopBusyError, LoopError, quote } from "./errors.ts";
-import { describeHolder } from "./holder.ts";
-import { findHolders, type Findings } from "./holders.ts";
+import { describeHolders } from "./describe_holder.ts";
+import { findHolders, type Holders } from "./holders.ts";
 import { openDevice } from "./kernel/nodes.ts";
 import { Loop, reopen } from "./kernel/loop.ts";
 import { diskSequenceOf, hasSysfs, isBound } from "./kernel/loop_sysfs.ts";
@@ -342,7 +342,7 @@ export async function untilFree(
   waiting: Limits,
 ): Promise<void> {
   const looks = await waitUntil(() => isFree(device), waiting);
-  if (looks === undefined) throw busyError(device);
+  if (looks === undefined) throw await busyError(device);
   // More than one look: others had it open.
   if (looks > 1 || device.partscan) settle(device.minor);
 }
@@ -359,13 +359,13 @@ function settle(minor: number): void {
   }
 }
 
-function busyError({ minor, path, failure }: Released): LoopBusyError {
-  const { holders, isPartial } = holdersOrNone(minor);
-  const disk = `/dev/loop${minor}`;
-  const who = holders.length === 0
-    ? ["somebody else has it open"]
-    : holders.map((holder) => describeHolder(holder, disk));
-  if (isPartial) who.push("what other users do cannot be seen");
+async function busyError(
+  { minor, path, failure }: Released,
+): Promise<LoopBusyError> {
+  const found = await holdersOrNone(minor);
+  const { holders } = found;
+  const who = describeHolders(found);
+  if (holders.length === 0) who.unshift("somebody else has it open");
   if (failure !== undefined) who.push(failure.message);
   return new LoopBusyError(`Cannot detach ${quote(path)}`, {
     errno: EBUSY,
@@ -378,11 +378,10 @@ function busyError({ minor, path, failure }: Released): LoopBusyError {
 }
 
 /** That nobody can be found must not hide that the device is busy. */
-function holdersOrNone(minor: number): Findings {
+async function holdersOrNone(minor: number): Promise<Holders> {
   try {
-    return findHolders(minor);
-  } catch (error) {
-    if (error instanceof LoopError) return { holders: [], isPartial: true };
-    throw error;
+    return await findHolders(minor);
+  } catch {
+    return { holders: [], complete: false };
   }
 }

@@ -15,7 +15,7 @@ import {
   LoopControl,
 } from "./loop_control.ts";
 import { deviceNumberOf, hasSysfs } from "./loop_sysfs.ts";
-import { parseMounts } from "./mounts.ts";
+import { ownMounts } from "./mounts.ts";
 import { EEXIST, EINVAL, ENOENT, ENOTDIR } from "../sys/errno.ts";
 import {
   AT_FDCWD,
@@ -30,7 +30,7 @@ import {
   statAt,
   unlinkAt,
 } from "../sys/libc.ts";
-import { readLink, readWhole } from "../sys/sysfs.ts";
+import { readLink } from "../sys/sysfs.ts";
 
 /** Opens a device by number; when there is no node of it in `/dev`, through one of our own that is gone afterwards. */
 export function openLoop(minor: number, options: LoopOptions): Loop {
@@ -208,15 +208,7 @@ function isDevice(path: string, number: number): boolean {
 
 /** Whether a file system is a devtmpfs. A tmpfs has the same magic number, so that statfs(2) does not tell. */
 function isDevtmpfs(device: number): boolean {
-  const path = "/proc/self/mountinfo";
-  const text = readWhole(path);
-  if (typeof text === "number") {
-    throw new LoopError(`Cannot read ${quote(path)}`, {
-      errno: -text,
-      operation: "open",
-      path,
-    });
-  }
-  return parseMounts(text)
-    .some((mount) => mount.device === device && mount.type === "devtmpfs");
+  return ownMounts().some((mount) =>
+    mount.device === device && mount.type === "devtmpfs"
+  );
 }
