@@ -213,6 +213,11 @@ class Search {
     if (FORBIDDEN.includes(-result)) this.#isComplete = false;
   }
 
+  /** Notes that something cannot be seen, whatever the reason, unless it has gone. */
+  #note(result: number): void {
+    if (!ENDED.includes(-result)) this.#isComplete = false;
+  }
+
   /** Device-mapper and md enter themselves in sysfs, loop devices do not. */
   #blocks(): void {
     const disk = `loop${this.#targets.minor}`;
@@ -348,7 +353,8 @@ class Search {
   ): void {
     // What the link says is known without a look at the file: sockets and pipes are none.
     const link = readLinkBytes(name, descriptors);
-    if (typeof link === "number" || link[0] !== SLASH) return;
+    if (typeof link === "number") return this.#note(link);
+    if (link[0] !== SLASH) return;
     const key = startsWith(link, DEV)
       ? `${namespace} ${decoder.decode(link)}`
       : undefined;
@@ -378,7 +384,10 @@ class Search {
     name: string,
   ): { mode: number; rdevice: number } | undefined {
     const stat = statAt(directory, transientCString(name), AT_STATX_DONT_SYNC);
-    if (typeof stat === "number") return undefined;
+    if (typeof stat === "number") {
+      this.#note(stat);
+      return undefined;
+    }
     const device = this.#targets.byNumber(stat.device);
     if (device !== undefined) {
       this.#file(device, process, () => readLink(name, directory));
