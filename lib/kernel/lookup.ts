@@ -15,6 +15,7 @@ import {
   AT_STATX_DONT_SYNC,
   close,
   type CString,
+  deviceNumber,
   O_PATH,
   openAt2,
   RESOLVE_CACHED,
@@ -23,7 +24,7 @@ import {
   statAt,
   statOf,
 } from "../sys/libc.ts";
-import { readWhole } from "../sys/sysfs.ts";
+import { listDirectory, readWhole } from "../sys/sysfs.ts";
 
 /** What is ours to solve when a look-up fails. Everything else means that the path leads nowhere. */
 const OURS = [EMFILE, ENFILE, ENOMEM];
@@ -73,19 +74,36 @@ export class Lookup {
       return found(stat);
     }
     if (!UNDECIDED.includes(-fd)) return found(fd);
-    return this.canHang(path) ? undefined : found(walk(path));
+    return this.#isRemote(path) ? undefined : found(walk(path));
   }
 
   /**
-   * Whether to look at the file of that path can mean to wait for a server. Of a file
-   * that is not to be seen from here, where its name would be decides.
+   * Whether to ask a device for its file, of that path, can mean to wait for a server.
+   * Where the file is not to be seen, the name says where it was; but there may be servers
+   * out of sight, unmounted lazily or in a mount namespace of their own.
    */
   canHang(path: CString): boolean {
-    this.#mounts ??= readMounts();
-    const mount = this.#mounts.of(path);
+    if (this.#isRemote(path)) return true;
+    return !startsWith(path, MEMORY) && this.examine(path) === undefined &&
+      this.#table.hasHiddenServers(this.#wanted);
+  }
+
+  #isRemote(path: CString): boolean {
+    const mount = this.#table.of(path);
     return mount !== undefined && !mount.isLocal &&
       mount.device !== this.#wanted;
   }
+
+  get #table(): MountTable {
+    return this.#mounts ??= readMounts();
+  }
+}
+
+/** How the kernel names files in memory. */
+const MEMORY = new TextEncoder().encode("/memfd:");
+
+function startsWith(path: CString, prefix: Uint8Array): boolean {
+  return prefix.every((byte, index) => path[index] === byte);
 }
 
 function found(result: Stat | number): Stat | undefined {
@@ -136,6 +154,18 @@ class MountTable {
       text = text.slice(0, text.lastIndexOf("/"));
     }
     return this.#byTarget.get("/") ?? this.#otherwise;
+  }
+
+  /** Whether there are FUSE servers that are mounted nowhere here, but for one that is known. */
+  hasHiddenServers(known: number | undefined): boolean {
+    const names = listDirectory("/sys/fs/fuse/connections");
+    if (typeof names === "number") return false; // no FUSE; empty when nobody mounted fusectl
+    const seen = new Set<number | undefined>([known]);
+    for (const { device } of this.#byTarget.values()) seen.add(device);
+    return names.some((name) => {
+      const number = Number(name); // major and minor, of 12 and 20 bits
+      return !seen.has(deviceNumber(number >>> 20, number & 0xfffff));
+    });
   }
 }
 

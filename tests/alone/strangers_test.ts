@@ -7,6 +7,7 @@ import {
   run,
   runOk,
   Scratch,
+  Undo,
   withScratch,
 } from "../device/support.ts";
 import { alone, FileServer, inChild } from "./support.ts";
@@ -46,6 +47,16 @@ function attached(path: string): { path: string } & Disposable {
   };
 }
 
+/** Without this file system nobody can tell which servers there are. systemd mounts it. */
+function showConnections(): Disposable {
+  const path = "/sys/fs/fuse/connections";
+  const isMounted = run("mountpoint", path).code === 0;
+  if (!isMounted) runOk("mount", "-t", "fusectl", "fusectl", path);
+  return new Undo(() => {
+    if (!isMounted) runOk("umount", path);
+  });
+}
+
 for (const how of ["silent", "ETIMEDOUT"] as const) {
   describe(`a file server that is ${how}`, alone, () => {
     it(
@@ -83,8 +94,13 @@ for (const how of ["silent", "ETIMEDOUT"] as const) {
         const server = stack.use(await FileServer.start(path));
         odd.push(attached(server.file));
         odd.push(attached(`${server.file} (deleted)`));
+        stack.use(showConnections());
+        const hidden = stack.use(await FileServer.start(`${path}-hidden`));
+        odd.push(attached(hidden.file));
         const image = scratch.image();
         await server.stop(how);
+        await hidden.stop(how);
+        runOk("umount", "--lazy", `${path}-hidden`);
         assertEquals(
           inChild(`
             const device = await attach("${image}", { overlap: "refuse" });
