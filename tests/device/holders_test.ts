@@ -376,7 +376,7 @@ libc.syscall(exit, 0)`);
           ], `${isElsewhere}`);
         }
         {
-          await using process = await Background.start(`cd '${mnt}'`);
+          await using _process = await Background.start(`cd '${mnt}'`);
           runOk("umount", "--lazy", mnt);
           for (const device of attached) {
             const [holder, ...others] = lasting(await found(device));
