@@ -111,7 +111,10 @@ export function list(): LoopDevice[] {
  * Of each device the path of its backing file is looked at; it is opened, to make sure,
  * only where that leads to the file, or nowhere from here. So a device whose path leads
  * to another file from here, because something is mounted over it or in another mount
- * namespace, is not found. Requires `--allow-ffi`.
+ * namespace, is not found. Nor is one whose file is on a file system that may not answer
+ * (FUSE, NFS), unless `file` is on the same: nobody waits for the servers of others. A file
+ * that is seen through an overlayfs is another one than the same file in its upper
+ * directory: the kernel does not tell. Requires `--allow-ffi`.
  *
  * @param file The file. Relative to the working directory.
  * @throws {LoopError} `ENOENT`, `EACCES` … when the file cannot be examined

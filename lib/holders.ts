@@ -138,6 +138,9 @@ const ENDED = [...GONE, ESRCH, EINVAL];
 /** A process of somebody else. */
 const FORBIDDEN = [EACCES, EPERM];
 
+/** Of a process namespace. */
+const FIRST_PROCESS = 1;
+
 /** One search, and what it has found. */
 class Search {
   readonly #targets: Targets;
@@ -146,6 +149,8 @@ class Search {
   readonly #pace = new Pace();
   readonly #btrfs: Btrfs;
   readonly #ownNamespace: string | number = readLink("/proc/self/ns/mnt");
+  /** The process that is being looked into. */
+  #current: Process | undefined;
   #isComplete = true;
 
   /** Mount namespaces that were looked at, as seen from a root directory. */
@@ -191,8 +196,13 @@ class Search {
   async *#processes(): AsyncGenerator<Process> {
     for await (const process of allProcesses(this.#pace)) {
       if (this.#pace.isOver) break;
-      if (typeof process === "number") this.#maySkip(process, "/proc");
-      else yield process;
+      if (typeof process === "number") {
+        this.#maySkip(process, "/proc");
+        continue;
+      }
+      this.#current = process;
+      yield process;
+      this.#current = undefined;
     }
     if (this.#pace.isOver) this.#isComplete = false;
   }
@@ -210,12 +220,17 @@ class Search {
   /** Notes that something may not be seen. What has ended is nobody's; everything else is thrown. */
   #maySkip(result: number, path: string): void {
     throwUnless([...ENDED, ...FORBIDDEN], result, path);
-    if (FORBIDDEN.includes(-result)) this.#isComplete = false;
+    this.#note(result);
   }
 
   /** Notes that something cannot be seen, whatever the reason, unless it has gone. */
   #note(result: number): void {
-    if (!ENDED.includes(-result)) this.#isComplete = false;
+    // Of a process that has ended meanwhile the kernel says EACCES too. The first one of a
+    // container may belong to what runs it, and be out of reach even for root: then
+    // nothing could ever be called complete there.
+    const isUnimportant = ENDED.includes(-result) ||
+      this.#current?.pid === FIRST_PROCESS || this.#current?.hasGone;
+    if (!isUnimportant) this.#isComplete = false;
   }
 
   /** Device-mapper and md enter themselves in sysfs, loop devices do not. */
@@ -266,11 +281,10 @@ class Search {
   /** Adds the mounts that a process sees, if it is the first that sees them. */
   async #mountsOf({ pid, directory }: Process): Promise<void> {
     const namespace = readLink("ns/mnt", directory);
-    if (typeof namespace === "number") {
-      return this.#maySkip(namespace, `/proc/${pid}/ns/mnt`);
-    }
     // Who has another root directory sees only what is below that.
-    const view = `${namespace} ${readLink("root", directory)}`;
+    const view = typeof namespace === "number"
+      ? `${pid}`
+      : `${namespace} ${readLink("root", directory)}`;
     if (this.#views.has(view)) return;
     this.#views.add(view);
     const lines = openLines("mountinfo", directory);
@@ -327,7 +341,10 @@ class Search {
   async #descriptorsOf(process: Process): Promise<void> {
     const { pid, directory } = process;
     const fd = openDirectoryAt("fd", directory);
-    if (fd < 0) return this.#maySkip(fd, `/proc/${pid}/fd`);
+    if (fd < 0) {
+      if (FORBIDDEN.includes(-fd) && !process.hasGone) this.#isComplete = false;
+      return this.#maySkip(fd, `/proc/${pid}/fd`);
+    }
     using descriptors = new FileDescriptor(fd);
     const namespace = readLink("ns/mnt", directory);
     let count = 0;

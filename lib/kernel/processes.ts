@@ -1,7 +1,7 @@
 /** The processes in `/proc`, one after the other, without stopping the event loop. */
 import { FileDescriptor } from "./file_descriptor.ts";
 import { throwUnless } from "./loop_sysfs.ts";
-import { EACCES, ENOENT } from "../sys/errno.ts";
+import { EACCES, ENOENT, ESRCH } from "../sys/errno.ts";
 import { AT_FDCWD, cString, statAt } from "../sys/libc.ts";
 import {
   listDirectory,
@@ -58,6 +58,12 @@ export class Process {
       this.#command = typeof text === "string" ? text : "";
     }
     return this.#command;
+  }
+
+  /** Whether it has ended, and its parent knows. */
+  get hasGone(): boolean {
+    const text = readText("comm", this.directory);
+    return text === -ENOENT || text === -ESRCH;
   }
 }
 
