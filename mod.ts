@@ -51,7 +51,8 @@ export {
   openMemory,
 } from "./lib/kernel/file_descriptor.ts";
 export type { Holder } from "./lib/holder.ts";
-export { holders } from "./lib/holders.ts";
+export { describeHolder } from "./lib/describe_holder.ts";
+export { type Holders, holders } from "./lib/holders.ts";
 export {
   Loop,
   type LoopOpenOptions,

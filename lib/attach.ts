@@ -289,8 +289,8 @@ async function prepare(
 /** Whether nobody uses an autoclear device any more: its owner was killed a moment ago. */
 async function isBeingFreed(device: LoopDevice): Promise<boolean> {
   if (!device.autoclear) return false;
-  const { holders, isPartial } = await findHolders(device.minor);
-  return !isPartial && holders.length === 0;
+  const { holders, complete } = await findHolders(device.minor);
+  return complete && holders.length === 0;
 }
 
 /** Binds the file to a device, in one step. */

@@ -9,9 +9,9 @@ import type { BackingFile } from "./attaching/bound_loop.ts";
 import { openAttached } from "./attaching/open_attached.ts";
 import { isFreeWithin, release, type Released } from "./attaching/release.ts";
 import type { DeviceRef } from "./device_ref.ts";
-import { LoopBusyError, LoopError, quote } from "./errors.ts";
-import { describeHolder, type Holder } from "./holder.ts";
-import { findHolders, type Findings } from "./holders.ts";
+import { LoopBusyError, quote } from "./errors.ts";
+import { describeHolders } from "./describe_holder.ts";
+import { findHolders, type Holders } from "./holders.ts";
 import type { Loop } from "./kernel/loop.ts";
 import { removeLeftNodes } from "./kernel/private_directory.ts";
 import { EBUSY } from "./sys/errno.ts";
@@ -128,58 +128,49 @@ export async function untilFree(
   device: Released,
   waiting: WaitOptions,
 ): Promise<void> {
-  if (!await isFreeWithin(device, waiting)) throw busyError(device);
+  if (!await isFreeWithin(device, waiting)) throw await busyError(device);
 }
 
 /** Throws {@linkcode LoopBusyError} when others than this descriptor use the device, or may do so. */
-export async function refuseUsed(loop: Loop): Promise<void> {
-  const { minor, path, fd } = loop;
-  const { holders, isPartial } = await holdersOrNone(minor);
+export async function refuseUsed({ minor, path, fd }: Loop): Promise<void> {
+  const { holders, complete } = await holdersOrNone(minor);
   const others = holders.filter((holder) =>
     holder.kind !== "process" || holder.pid !== Deno.pid || holder.fd !== fd
   );
-  if (others.length === 0 && !isPartial) return;
+  if (others.length === 0 && complete) return;
+  const who = describeHolders({ holders: others, complete });
   throw new LoopBusyError(`Cannot detach ${quote(path)}`, {
     errno: EBUSY,
     operation: "detach",
     path,
-    hint: `${describeHolders(others, isPartial, minor)}; nothing was changed`,
+    hint: `${who.join("; ")}; nothing was changed`,
     holders: others,
   });
 }
 
-function busyError({ minor, path, failure }: Released): LoopBusyError {
-  const { holders, isPartial } = holdersOrNone(minor);
-  const who = describeHolders(holders, isPartial, minor);
-  const why = failure === undefined ? who : `${who}; ${failure.message}`;
+async function busyError(
+  { minor, path, failure }: Released,
+): Promise<LoopBusyError> {
+  const found = await holdersOrNone(minor);
+  const { holders } = found;
+  const who = describeHolders(found);
+  if (holders.length === 0) who.unshift("somebody else has it open");
+  if (failure !== undefined) who.push(failure.message);
   return new LoopBusyError(`Cannot detach ${quote(path)}`, {
     errno: EBUSY,
     operation: "detach",
     path,
-    hint: `${why}; the kernel detaches it when they let go`,
+    hint: `${who.join("; ")}; the kernel detaches it when they let go`,
     holders,
     cause: failure,
   });
 }
 
-function describeHolders(
-  holders: readonly Holder[],
-  isPartial: boolean,
-  minor: number,
-): string {
-  const who = holders.length === 0
-    ? ["somebody else has it open"]
-    : holders.map((holder) => describeHolder(holder, `/dev/loop${minor}`));
-  if (isPartial) who.push("what other users do cannot be seen");
-  return who.join("; ");
-}
-
 /** That nobody can be found must not hide that the device is busy. */
-function holdersOrNone(minor: number): Findings {
+async function holdersOrNone(minor: number): Promise<Holders> {
   try {
-    return findHolders(minor);
-  } catch (error) {
-    if (error instanceof LoopError) return { holders: [], isPartial: true };
-    throw error;
+    return await findHolders(minor);
+  } catch {
+    return { holders: [], complete: false };
   }
 }

@@ -10,19 +10,8 @@ import {
   loopNumbers,
   throwUnless,
 } from "./kernel/loop_sysfs.ts";
-import {
-  EACCES,
-  EIO,
-  ELOOP,
-  ENAMETOOLONG,
-  ENODEV,
-  ENOENT,
-  ENOTCONN,
-  ENOTDIR,
-  ENXIO,
-  EPERM,
-  ESTALE,
-} from "./sys/errno.ts";
+import { isOurs, Lookup } from "./kernel/lookup.ts";
+import { ENAMETOOLONG } from "./sys/errno.ts";
 import {
   AT_FDCWD,
   type CString,
@@ -31,6 +20,7 @@ import {
   openAt,
   S_IFBLK,
   S_IFMT,
+  S_IFREG,
   type Stat,
   statAt,
 } from "./sys/libc.ts";
@@ -68,7 +58,12 @@ export interface LoopDevice {
   backingFile: string;
   /** Whether the backing file has no name any more. */
   deleted: boolean;
-  /** Rises whenever a file is bound, exchanged or unbound: equal numbers mean the same binding. 0 before Linux 5.15. */
+  /**
+   * Rises whenever a file is bound, exchanged or unbound: equal numbers mean the same
+   * binding. 0 before Linux 5.15. While a file is exchanged (`LOOP_CHANGE_FD`) the kernel
+   * raises it some milliseconds before, so that for a moment the new number is seen with
+   * the old file.
+   */
   diskSequence: number;
 }
 
@@ -116,7 +111,10 @@ export function list(): LoopDevice[] {
  * Of each device the path of its backing file is looked at; it is opened, to make sure,
  * only where that leads to the file, or nowhere from here. So a device whose path leads
  * to another file from here, because something is mounted over it or in another mount
- * namespace, is not found. Requires `--allow-ffi`.
+ * namespace, is not found. Nor is one whose file is on a file system that may not answer
+ * (FUSE, NFS), unless `file` is on the same: nobody waits for the servers of others. A file
+ * that is seen through an overlayfs is another one than the same file in its upper
+ * directory: the kernel does not tell. Requires `--allow-ffi`.
  *
  * @param file The file. Relative to the working directory.
  * @throws {LoopError} `ENOENT`, `EACCES` … when the file cannot be examined
@@ -158,7 +156,9 @@ export function find(
 
 /** The device of that number, as {@linkcode list} has it, without a look at the others; `undefined` when no file is attached to it. */
 export function attachedDevice(minor: number): LoopDevice | undefined {
-  return loopNumbers().includes(minor) ? readDevice(minor)?.device : undefined;
+  return loopNumbers().includes(minor)
+    ? readDevice(minor, new Lookup())?.device
+    : undefined;
 }
 
 /** A device, and what does not fit into plain data. */
@@ -172,57 +172,51 @@ export interface Found {
   readonly backingPath: Uint8Array;
 }
 
-/** The devices that a file is attached to. */
-export function devicesOver(file: Stat): Found[] {
+/**
+ * The devices that a file is attached to. A device whose file is on a file system that
+ * may never answer, another than that of `file`, is none of them.
+ */
+export function devicesOver(
+  file: Pick<Stat, "device" | "inode" | "rdevice" | "mode">,
+): Found[] {
   const wanted = identityOf(file);
+  const lookup = new Lookup(file.device);
   return loopNumbers()
-    .filter((minor) => mayBeBackedBy(minor, wanted))
-    .map(readDevice)
+    .filter((minor) => mayBeBackedBy(minor, wanted, lookup))
+    .map((minor) => readDevice(minor, lookup))
     .filter((found) => found !== undefined)
-    .filter((found) => isBackedBy(found, wanted));
+    .filter((found) => isBackedBy(found, wanted, lookup));
 }
 
 /** A first look, at the path of the backing file alone. Mostly it leads to another file. */
-function mayBeBackedBy(minor: number, file: Identity): boolean {
+function mayBeBackedBy(minor: number, file: Identity, lookup: Lookup): boolean {
   const path = `${BLOCK}/loop${minor}/loop/backing_file`;
-  const backing = readBytes(path);
-  if (typeof backing === "number") {
-    throwUnless([...GONE, ENAMETOOLONG], backing, path);
-    return backing === -ENAMETOOLONG || isBound(minor);
+  const bytes = readBytes(path);
+  if (typeof bytes === "number") {
+    throwUnless([...GONE, ENAMETOOLONG], bytes, path);
+    return bytes === -ENAMETOOLONG || isBound(minor);
   }
-  const stat = statAt(AT_FDCWD, terminated(backing));
+  const backing = terminated(bytes);
+  const stat = lookup.examine(backing);
+  if (stat !== undefined && isSameFile(identityOf(stat), file)) return true;
   // Where it leads nowhere, or is said to be deleted, the device itself has to tell.
-  return typeof stat === "number" || endsInDeleted(backing) ||
-    isSameFile(identityOf(stat), file);
+  return (stat === undefined || endsInDeleted(backing)) &&
+    !lookup.canHang(backing);
 }
 
-/** What a path is said to lead to when it leads to no file from here. */
-const UNREACHABLE = [
-  EACCES,
-  EIO,
-  ELOOP,
-  ENAMETOOLONG,
-  ENODEV,
-  ENOENT,
-  ENOTCONN,
-  ENOTDIR,
-  ENXIO,
-  EPERM,
-  ESTALE,
-];
-
-function isBackedBy({ device, backingPath }: Found, file: Identity): boolean {
+function isBackedBy(
+  { device, backingPath }: Found,
+  file: Identity,
+  lookup: Lookup,
+): boolean {
   let isNamed = false;
   if (!device.deleted && device.backingFile !== "") {
-    const stat = statAt(AT_FDCWD, backingPath);
-    if (typeof stat === "number") {
-      throwUnless(UNREACHABLE, stat, device.backingFile);
-    } else {
-      isNamed = isSameFile(identityOf(stat), file);
-      if (!isNamed) return false;
-    }
+    const stat = lookup.examine(backingPath);
+    isNamed = stat !== undefined && isSameFile(identityOf(stat), file);
+    if (stat !== undefined && !isNamed) return false;
   }
   // A name is not proof: another file may have been mounted over it.
+  if (!isNamed && lookup.canHang(backingPath)) return false;
   const backing = backingOf(device.minor, device.diskSequence);
   if (backing === "gone") return false;
   return backing === "secret" ? isNamed : isSameFile(backing, file);
@@ -236,7 +230,12 @@ interface Identity {
   readonly rdevice: number;
 }
 
-function identityOf({ device, inode, rdevice, mode }: Stat): Identity {
+function identityOf(
+  { device, inode, rdevice, mode }: Pick<
+    Stat,
+    "device" | "inode" | "rdevice" | "mode"
+  >,
+): Identity {
   const isBlockDevice = (mode & S_IFMT) === S_IFBLK;
   return { device, inode, rdevice: isBlockDevice ? rdevice : 0 };
 }
@@ -262,32 +261,49 @@ function backingOf(
     if (!(error instanceof LoopError)) throw error;
     // Bound still: there is no node of it here, or not of it.
     if (GONE.includes(error.errno) && !isBound(minor)) return "gone";
-    if (UNREACHABLE.includes(error.errno)) return "secret";
-    throw error;
+    if (isOurs(error.errno)) throw error;
+    return "secret";
   }
 }
 
 function readAll(): Found[] {
+  const lookup = new Lookup();
   return loopNumbers()
-    .map(readDevice)
+    .map((minor) => readDevice(minor, lookup))
     .filter((found) => found !== undefined);
 }
 
 /** How often a device is looked at anew that others attach and detach meanwhile. */
 const MAX_LOOKS = 16;
+/** How often to pause for the size of a device, a millisecond each. */
+const MAX_PAUSES = 3;
 
 /** One device, or `undefined` when no file is attached to it. */
-function readDevice(minor: number): Found | undefined {
+function readDevice(minor: number, lookup: Lookup): Found | undefined {
+  let empty: Found | undefined;
   for (let look = 1; look <= MAX_LOOKS; look++) {
-    const found = lookAt(minor);
+    const found = lookAt(minor, lookup);
     // Gone from under our eyes is not free: it may have been attached anew.
-    if (found !== undefined || !isBound(minor)) return found;
+    if (found === undefined && isBound(minor)) continue;
+    if (found === undefined || found.device.size > 0) return found;
+    if (isTooSmall(found, lookup)) return found;
+    // The kernel sets the size last, a moment after the rest is to be seen.
+    if (look > MAX_PAUSES) return found;
+    empty = found;
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
   }
-  return undefined;
+  return empty;
+}
+
+/** Whether a file has no sector to show: a device of no size is all there can be. */
+function isTooSmall({ backingPath, offset }: Found, lookup: Lookup): boolean {
+  const stat = lookup.examine(backingPath);
+  return stat !== undefined && (stat.mode & S_IFMT) === S_IFREG &&
+    stat.size < offset + BigInt(SECTOR);
 }
 
 /** The same; `undefined` also when it changes meanwhile. */
-function lookAt(minor: number): Found | undefined {
+function lookAt(minor: number, lookup: Lookup): Found | undefined {
   // Of an unbound device it does not exist; and it is that of one binding only.
   const path = `${BLOCK}/loop${minor}/loop`;
   const fd = openDirectoryAt(path);
@@ -302,19 +318,19 @@ function lookAt(minor: number): Found | undefined {
   const sequence = openAt(directory.fd, DISKSEQ, O_RDONLY);
   if (sequence < 0) {
     throwUnless(GONE, sequence, `${path}/../diskseq`);
-    return readAttributes(minor, directory.fd, path, "0"); // before Linux 5.15
+    return readAttributes(minor, directory.fd, path, "0", lookup); // before Linux 5.15
   }
   using opened = new FileDescriptor(sequence);
   const before = sequenceAt(opened.fd, path);
   if (before === undefined) return undefined;
-  const found = readAttributes(minor, directory.fd, path, before);
+  const found = readAttributes(minor, directory.fd, path, before, lookup);
   if (found === undefined) return undefined;
   return sequenceAt(opened.fd, path) === before ? found : undefined;
 }
 
 const DISKSEQ = cString("../diskseq");
 const BACKING_FILE = cString("backing_file");
-const ATTRIBUTES = [
+const NAMES = [
   "offset",
   "sizelimit",
   "autoclear",
@@ -323,7 +339,10 @@ const ATTRIBUTES = [
   "../size",
   "../ro",
   "../queue/logical_block_size",
-].map(cString);
+] as const;
+const ATTRIBUTES = NAMES.map(cString);
+/** A text for each. */
+type EachOf<Names> = { -readonly [Index in keyof Names]: string };
 
 function sequenceAt(fd: number, path: string): string | undefined {
   const text = readOpen(fd);
@@ -343,33 +362,39 @@ function attribute(
   return undefined;
 }
 
+/** The path of the backing file, ending in a NUL; `undefined` when it is being detached. */
+function backingPathAt(
+  directory: number,
+  path: string,
+): Uint8Array | undefined {
+  const backing = readBytes(BACKING_FILE, directory);
+  if (typeof backing !== "number") {
+    return backing.length === 0 ? undefined : terminated(backing);
+  }
+  throwUnless([...GONE, ENAMETOOLONG], backing, `${path}/backing_file`);
+  return backing === -ENAMETOOLONG ? new Uint8Array(1) : undefined;
+}
+
 function readAttributes(
   minor: number,
   directory: number,
   path: string,
   diskSequence: string,
+  lookup: Lookup,
 ): Found | undefined {
-  const backing = readBytes(BACKING_FILE, directory);
-  if (typeof backing === "number") {
-    throwUnless([...GONE, ENAMETOOLONG], backing, `${path}/backing_file`);
-    if (backing !== -ENAMETOOLONG) return undefined;
-  } else if (backing.length === 0) { // while it is being detached
-    return undefined;
-  }
-  const backingPath = typeof backing === "number"
-    ? new Uint8Array(1)
-    : terminated(backing);
-
+  const values = ATTRIBUTES.map((name) => attribute(directory, path, name));
+  // They appear one by one, and so they go.
+  if (values.includes(undefined)) return undefined;
   const [offset, sizelimit, autoclear, partscan, dio, size, ro, blockSize] =
-    ATTRIBUTES.map((name) => attribute(directory, path, name));
-  if (
-    offset === undefined || sizelimit === undefined || size === undefined ||
-    dio === undefined // the last of the directory that goes when it is detached
-  ) return undefined;
+    values as EachOf<typeof NAMES>;
+  // A detach takes the file away first and resets the rest one by one, long before it
+  // raises the disk sequence number. While the file is there nothing was reset.
+  const backingPath = backingPathAt(directory, path);
+  if (backingPath === undefined) return undefined;
 
   const name = `loop${minor}`;
   const sequence = Number(diskSequence);
-  const deleted = isDeleted(minor, sequence, backingPath);
+  const deleted = isDeleted(minor, sequence, backingPath, lookup);
   return {
     offset: BigInt(offset),
     sizelimit: BigInt(sizelimit),
@@ -405,8 +430,9 @@ function saturated(text: string): number {
   return Math.min(Number(text), Number.MAX_SAFE_INTEGER);
 }
 
+/** Whether a path that is terminated ends so. */
 function endsInDeleted(path: Uint8Array): boolean {
-  const start = path.length - DELETED.length;
+  const start = path.length - 1 - DELETED.length;
   return start >= 0 &&
     DELETED.every((byte, index) => path[start + index] === byte);
 }
@@ -416,13 +442,11 @@ function isDeleted(
   minor: number,
   diskSequence: number,
   backingPath: Uint8Array,
+  lookup: Lookup,
 ): boolean {
-  if (!endsInDeleted(backingPath.subarray(0, -1))) return false;
-  const stat = statAt(AT_FDCWD, backingPath);
-  if (typeof stat === "number") {
-    throwUnless(UNREACHABLE, stat, decoder.decode(backingPath.subarray(0, -1)));
-    return true;
-  }
+  if (!endsInDeleted(backingPath)) return false;
+  const stat = lookup.examine(backingPath);
+  if (stat === undefined || lookup.canHang(backingPath)) return true;
   const backing = backingOf(minor, diskSequence);
   return typeof backing === "string" ||
     !isSameFile(backing, identityOf(stat));

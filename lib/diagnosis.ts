@@ -10,7 +10,7 @@ import {
   loopNumbers,
   partitionsOf,
 } from "./kernel/loop_sysfs.ts";
-import { type Mount, parseMounts } from "./kernel/mounts.ts";
+import { ownMounts } from "./kernel/mounts.ts";
 import { openControl, openLoop } from "./kernel/nodes.ts";
 import { leftDirectories } from "./kernel/private_directory.ts";
 import {
@@ -93,7 +93,13 @@ interface Process {
   readonly isInUserNamespace: boolean;
   readonly descriptorLimit: number;
   readonly openDescriptors: number;
-  readonly mounts: Mount[];
+  /** What is mounted on `/dev`. */
+  readonly devMount: DevMount | undefined;
+}
+
+interface DevMount {
+  readonly type: string;
+  readonly options: string[];
 }
 
 // linux/capability.h
@@ -103,18 +109,15 @@ const CAP_MKNOD = 27n;
 
 /** Or the error number of what cannot be read. */
 function examineProcess(): Process | number {
-  const [status, limits, uidMap, mounts] = [
-    "status",
-    "limits",
-    "uid_map",
-    "mountinfo",
-  ].map((name) => readWhole(`/proc/self/${name}`));
+  const [status, limits, uidMap] = ["status", "limits", "uid_map"]
+    .map((name) => readWhole(`/proc/self/${name}`));
+  const devMount = findDevMount();
   const descriptors = listDirectory("/proc/self/fd");
   if (
     typeof status !== "string" || typeof limits !== "string" ||
-    typeof mounts !== "string" || typeof descriptors === "number"
+    typeof devMount === "number" || typeof descriptors === "number"
   ) {
-    return [status, limits, mounts, descriptors]
+    return [status, limits, devMount, descriptors]
       .find((result) => typeof result === "number") as number;
   }
   const field = (pattern: RegExp, from: string) => pattern.exec(from)?.[1];
@@ -128,8 +131,23 @@ function examineProcess(): Process | number {
       field(/^Max open files\s+(\d+)/m, limits) ?? Infinity,
     ),
     openDescriptors: descriptors.length - 1, // one is that of the directory
-    mounts: parseMounts(mounts),
+    devMount,
   };
+}
+
+/** The mount that is seen on `/dev`, or the error number of why the mounts cannot be read. */
+function findDevMount(): DevMount | undefined | number {
+  let found: DevMount | undefined;
+  try {
+    for (const mount of ownMounts()) {
+      if (mount.target !== "/dev") continue;
+      found = { type: mount.type, options: mount.options };
+    }
+  } catch (error) {
+    if (error instanceof LoopError) return -error.errno;
+    throw error;
+  }
+  return found;
 }
 
 /** Without `/proc` little can be told, and nothing should be guessed. */
@@ -316,8 +334,7 @@ function explain(
       "run it as root, or in the group of the node (often disk)",
     );
   }
-  const device = self.mounts.findLast(({ target }) => target === "/dev");
-  if (device?.options.includes("nodev")) {
+  if (self.devMount?.options.includes("nodev")) {
     return problem(
       "/dev",
       `${what}/dev is mounted with the option nodev`,
@@ -372,8 +389,7 @@ function checkSysfs(): Check[] {
   )];
 }
 
-function checkDevDirectory({ mounts }: Process): Check[] {
-  const mount = mounts.findLast(({ target }) => target === "/dev");
+function checkDevDirectory({ devMount: mount }: Process): Check[] {
   if (mount === undefined) {
     return [warning(
       "/dev",

@@ -12,6 +12,23 @@ export type Holder =
     device: string;
     /** Where, as the processes of that mount namespace see it. */
     target: string;
+    /** A process of the mount namespace that it is mounted in, when that is not ours. */
+    pid?: number;
+  }
+  | {
+    /**
+     * A process uses a file of a file system on it that is mounted nowhere any more:
+     * unmounted lazily, or a private mount that only a descriptor leads to.
+     */
+    kind: "file";
+    /** The disk or partition. */
+    device: string;
+    /** The process. */
+    pid: number;
+    /** Its command, at most 15 bytes of it. */
+    command: string;
+    /** One of the files: from the root of that file system, where it is mounted nowhere. */
+    path: string;
   }
   | {
     /** It is used for swapping. */
@@ -20,15 +37,17 @@ export type Holder =
     device: string;
   }
   | {
-    /** Device-mapper, md, or another loop device on top. */
+    /** Device-mapper, md, another loop device, or a Btrfs of which no mount is seen, on top. */
     kind: "block";
     /** The disk or partition. */
     device: string;
-    /** The device on top: `dm-0`, `md127`, `loop5`. */
+    /** The device on top: `dm-0`, `md127`, `loop5`, `btrfs`. */
     name: string;
+    /** The name of the mapping of device-mapper, the UUID of the Btrfs. */
+    label?: string;
   }
   | {
-    /** A process has the node open. */
+    /** A process has the node open, or mapped into its memory. */
     kind: "process";
     /** The disk or partition. */
     device: string;
@@ -36,23 +55,6 @@ export type Holder =
     pid: number;
     /** Its command, at most 15 bytes of it. */
     command: string;
-    /** Its descriptor. */
+    /** Its descriptor; -1 for a mapping whose descriptor was closed. */
     fd: number;
   };
-
-/** A holder in one line: `mounted on /mnt/a`, `open in process 4242 (qemu-system-x86)`. */
-export function describeHolder(holder: Holder, disk: string): string {
-  const prefix = holder.device === disk ? "" : `${holder.device} `;
-  switch (holder.kind) {
-    case "mount":
-      return `${prefix}mounted on ${holder.target}`;
-    case "swap":
-      return `${prefix}used for swap`;
-    case "block":
-      return `${prefix}used by ${holder.name}`;
-    case "process":
-      return holder.pid === Deno.pid
-        ? `${prefix}open in this process (descriptor ${holder.fd})`
-        : `${prefix}open in process ${holder.pid} (${holder.command})`;
-  }
-}

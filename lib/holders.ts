@@ -3,6 +3,9 @@ import { checkNotRecycled, type DeviceRef, minorOf } from "./device_ref.ts";
 import { devicesOver } from "./devices.ts";
 import { LoopError, quote } from "./errors.ts";
 import type { Holder } from "./holder.ts";
+import { Btrfs } from "./kernel/btrfs.ts";
+import { FileDescriptor } from "./kernel/file_descriptor.ts";
+import { Lookup } from "./kernel/lookup.ts";
 import {
   BLOCK,
   deviceNumberOf,
@@ -11,17 +14,47 @@ import {
   partitionsOf,
   throwUnless,
 } from "./kernel/loop_sysfs.ts";
-import { parseMounts, unescapeOctal } from "./kernel/mounts.ts";
+import { MountLine, unescapeOctal } from "./kernel/mounts.ts";
+import { allProcesses, Pace, type Process } from "./kernel/processes.ts";
 import { EACCES, EINVAL, ENODEV, EPERM, ESRCH } from "./sys/errno.ts";
-import { AT_FDCWD, cString, S_IFBLK, S_IFMT, statAt } from "./sys/libc.ts";
-import { listDirectory, readLink, readText, readWhole } from "./sys/sysfs.ts";
+import {
+  AT_STATX_DONT_SYNC,
+  cString,
+  deviceNumber,
+  O_PATH,
+  S_IFBLK,
+  S_IFMT,
+  statAt,
+  transientCString,
+} from "./sys/libc.ts";
+import {
+  listDirectory,
+  namesIn,
+  openDirectoryAt,
+  openLines,
+  readLink,
+  readLinkBytes,
+  readText,
+  readWhole,
+} from "./sys/sysfs.ts";
+
+/** What {@linkcode holders} found. */
+export interface Holders {
+  /** Who keeps the device or a partition of it busy. */
+  holders: Holder[];
+  /** Whether everything could be looked at: not the doings of other users, without root, nor more than a few seconds allow. */
+  complete: boolean;
+}
 
 /**
  * Who keeps a device or its partitions busy: mounts, in every mount namespace that can
- * be seen, swap, other block devices on top, and processes that have it open.
+ * be seen, swap, other block devices on top, processes that have it open or mapped, and
+ * processes in a file system on it that is mounted nowhere any more.
  *
  * The device is not opened. Without root, processes and mount namespaces of other users
- * cannot be seen. Requires `--allow-ffi`.
+ * cannot be seen. The search waits for nobody else's file system, takes three seconds at
+ * most and lists 1000 holders of a kind at most, whatever others do, and lets the event loop go
+ * on meanwhile. Requires `--allow-ffi`.
  *
  * @throws {StaleDeviceError} when the device is bound to something else by now
  * @throws {UnexpectedDevice} for a path that leads to no whole loop device
@@ -34,20 +67,28 @@ import { listDirectory, readLink, readText, readWhole } from "./sys/sysfs.ts";
  *
  * using memory = openMemory(1 << 20);
  * await using device = await attach(memory);
- * const [holder] = holders(device);
+ * const [holder] = (await holders(device)).holders;
  * assertEquals(holder?.kind, "process");
  * ```
  */
-export function holders(device: DeviceRef): Holder[] {
+export async function holders(device: DeviceRef): Promise<Holders> {
   checkNotRecycled("examine", device);
-  return findHolders(minorOf(device)).holders;
+  return await findHolders(minorOf(device));
 }
 
-/** What was found, and whether everything could be looked at. */
-export interface Findings {
-  readonly holders: Holder[];
-  /** Whether there are processes or mount namespaces that we may not look into. */
-  readonly isPartial: boolean;
+// What bounds a search, beside its time: others decide how much there is.
+/** Of one kind: many of one must not hide the others. */
+const MAX_HOLDERS = 1000;
+/** Of one process. */
+const MAX_DESCRIPTORS = 50_000;
+/** Of one process: no more mappings are allowed by default. */
+const MAX_MAPPINGS = 65_536;
+/** Bytes of all tables of mounts. */
+const MAX_MOUNT_BYTES = 64 << 20;
+
+/** Finds the holders of a device. */
+export async function findHolders(minor: number): Promise<Holders> {
+  return await new Search(new Targets(minor)).run();
 }
 
 /** A disk and its partitions: what can be held. */
@@ -86,34 +127,10 @@ class Targets {
     return this.#paths.get(number);
   }
 
-  /** The same for a node; `undefined` for everything else. A negative error number when it cannot be examined. */
-  byNode(path: string): string | number | undefined {
-    const stat = statAt(AT_FDCWD, cString(path));
-    if (typeof stat === "number") return stat;
-    return (stat.mode & S_IFMT) === S_IFBLK
-      ? this.#paths.get(stat.rdevice)
-      : undefined;
+  /** Paths and device numbers. */
+  entries(): [number: number, path: string][] {
+    return [...this.#paths];
   }
-
-  get paths(): string[] {
-    return [...this.#paths.values()];
-  }
-}
-
-/** Finds the holders of a device. */
-export function findHolders(minor: number): Findings {
-  const targets = new Targets(minor);
-  const found: Holder[] = [...blocks(targets), ...swaps(targets)];
-  const namespaces = new Set<string | number>();
-  let isPartial = false;
-  for (const pid of processes()) {
-    const seen = [
-      mountsOf(pid, targets, namespaces, found),
-      descriptorsOf(pid, targets, found),
-    ];
-    if (seen.includes(false)) isPartial = true;
-  }
-  return { holders: found, isPartial };
 }
 
 /** A process that has ended; the mounts of one that its parent has not noticed yet are `EINVAL`. */
@@ -121,105 +138,425 @@ const ENDED = [...GONE, ESRCH, EINVAL];
 /** A process of somebody else. */
 const FORBIDDEN = [EACCES, EPERM];
 
-function processes(): number[] {
-  const names = listDirectory("/proc");
-  if (typeof names === "number") {
-    throwUnless([], names, "/proc");
-    return [];
-  }
-  return names.filter((name) => /^\d+$/.test(name)).map(Number);
-}
+/** Of a process namespace. */
+const FIRST_PROCESS = 1;
 
-/** Adds the mounts in the namespace of a process, if it is a new one. `false`: it may not be seen. */
-function mountsOf(
-  pid: number,
-  targets: Targets,
-  namespaces: Set<string | number>,
-  found: Holder[],
-): boolean {
-  const namespace = readLink(`/proc/${pid}/ns/mnt`);
-  if (namespaces.has(namespace)) return true;
-  const path = `/proc/${pid}/mountinfo`;
-  const text = readWhole(path);
-  if (typeof text === "number") return maySkip(text, path);
-  if (typeof namespace === "string") namespaces.add(namespace);
-  for (const mount of parseMounts(text)) {
-    // Btrfs mounts have a number of their own, but name their device.
-    const device = targets.byNumber(mount.device) ??
-      targets.paths.find((path) => path === mount.source);
-    if (device === undefined) continue;
-    const { target } = mount;
-    const known = found.some((holder) =>
-      holder.kind === "mount" && holder.device === device &&
-      holder.target === target
-    );
-    if (!known) found.push({ kind: "mount", device, target });
-  }
-  return true;
-}
+/** One search, and what it has found. */
+class Search {
+  readonly #targets: Targets;
+  readonly #found: Holder[] = [];
+  readonly #counts = new Map<Holder["kind"], number>();
+  readonly #pace = new Pace();
+  readonly #btrfs: Btrfs;
+  readonly #ownNamespace: string | number = readLink("/proc/self/ns/mnt");
+  /** The process that is being looked into. */
+  #current: Process | undefined;
+  #isComplete = true;
 
-/** Adds the descriptors of a process. `false`: it may not be seen. */
-function descriptorsOf(
-  pid: number,
-  targets: Targets,
-  found: Holder[],
-): boolean {
-  const directory = `/proc/${pid}/fd`;
-  const names = listDirectory(directory);
-  if (typeof names === "number") return maySkip(names, directory);
-  for (const name of names) {
-    const device = targets.byNode(`${directory}/${name}`);
-    if (typeof device !== "string") continue;
-    const command = readText(`/proc/${pid}/comm`);
-    found.push({
+  /** Mount namespaces that were looked at, as seen from a root directory. */
+  readonly #views = new Set<string>();
+  #mountBytes = 0;
+  /** Mounts that are known: each namespace has copies of most. */
+  readonly #mounts = new Set<string>();
+  /** What is no block device, by mount namespace and path: many have `/dev/null` open. */
+  readonly #harmless = new Set<string>();
+  /** Files that are mapped, by file system and inode: the path of the disk or partition whose node it is. */
+  readonly #mapped = new Map<string, string | undefined>();
+  /** Processes in a file system on the device, which count only when it is mounted nowhere. */
+  readonly #files = new Map<string, Holder>();
+
+  constructor(targets: Targets) {
+    this.#targets = targets;
+    this.#btrfs = new Btrfs(targets.entries());
+  }
+
+  async run(): Promise<Holders> {
+    this.#blocks();
+    this.#swaps();
+    // Descriptors first: they are what keeps a device busy mostly.
+    for await (const process of this.#processes()) {
+      await this.#mountsOf(process);
+      await this.#descriptorsOf(process);
+    }
+    for await (const process of this.#processes()) {
+      this.#directoriesOf(process);
+      await this.#mappingsOf(process);
+    }
+    this.#unmounted();
+    // Messages name the first of them: not those that others made in a namespace of theirs.
+    const isElsewhere = (holder: Holder): boolean =>
+      holder.kind === "mount" && holder.pid !== undefined;
+    const holders = [
+      ...this.#found.filter((holder) => !isElsewhere(holder)),
+      ...this.#found.filter(isElsewhere),
+    ];
+    return { holders, complete: this.#isComplete };
+  }
+
+  async *#processes(): AsyncGenerator<Process> {
+    for await (const process of allProcesses(this.#pace)) {
+      if (this.#pace.isOver) break;
+      if (typeof process === "number") {
+        this.#maySkip(process, "/proc");
+        continue;
+      }
+      this.#current = process;
+      yield process;
+      this.#current = undefined;
+    }
+    if (this.#pace.isOver) this.#isComplete = false;
+  }
+
+  #add(holder: Holder): void {
+    const count = this.#counts.get(holder.kind) ?? 0;
+    if (count === MAX_HOLDERS) {
+      this.#isComplete = false;
+      return;
+    }
+    this.#counts.set(holder.kind, count + 1);
+    this.#found.push(holder);
+  }
+
+  /** Notes that something may not be seen. What has ended is nobody's; everything else is thrown. */
+  #maySkip(result: number, path: string): void {
+    throwUnless([...ENDED, ...FORBIDDEN], result, path);
+    this.#note(result);
+  }
+
+  /** Notes that something cannot be seen, whatever the reason, unless it has gone. */
+  #note(result: number): void {
+    // Of a process that has ended meanwhile the kernel says EACCES too. The first one of a
+    // container may belong to what runs it, and be out of reach even for root: then
+    // nothing could ever be called complete there.
+    const isUnimportant = ENDED.includes(-result) ||
+      this.#current?.pid === FIRST_PROCESS || this.#current?.hasGone;
+    if (!isUnimportant) this.#isComplete = false;
+  }
+
+  /** Device-mapper and md enter themselves in sysfs, loop devices do not. */
+  #blocks(): void {
+    const disk = `loop${this.#targets.minor}`;
+    for (const [number, device] of this.#targets.entries()) {
+      const own = device.replace("/dev/", "");
+      const directory = own === disk
+        ? `${BLOCK}/${own}/holders`
+        : `${BLOCK}/${disk}/${own}/holders`;
+      const names = listDirectory(directory);
+      if (typeof names === "number") throwUnless(GONE, names, directory);
+      else {
+        for (const name of names) {
+          const label = readText(`/sys/class/block/${name}/dm/name`);
+          this.#add({
+            kind: "block",
+            device,
+            name,
+            ...(typeof label === "string" && { label }),
+          });
+        }
+      }
+      const node = { device: 0, inode: 0n, rdevice: number, mode: S_IFBLK };
+      for (const { device: { name } } of devicesOver(node)) {
+        this.#add({ kind: "block", device, name });
+      }
+    }
+  }
+
+  #swaps(): void {
+    const path = "/proc/swaps";
+    const text = readWhole(path);
+    if (typeof text === "number") {
+      throwUnless(GONE, text, path); // a kernel without swap
+      return;
+    }
+    const lookup = new Lookup();
+    for (const line of text.split("\n").slice(1)) {
+      const [name = "", type] = line.split(/\s+/);
+      if (type !== "partition") continue;
+      const stat = lookup.examine(cString(unescapeOctal(name)));
+      const device = stat && this.#targets.byNumber(stat.rdevice);
+      if (device !== undefined) this.#add({ kind: "swap", device });
+    }
+  }
+
+  /** Adds the mounts that a process sees, if it is the first that sees them. */
+  async #mountsOf({ pid, directory }: Process): Promise<void> {
+    const namespace = readLink("ns/mnt", directory);
+    // Who has another root directory sees only what is below that.
+    const view = typeof namespace === "number"
+      ? `${pid}`
+      : `${namespace} ${readLink("root", directory)}`;
+    if (this.#views.has(view)) return;
+    this.#views.add(view);
+    const lines = openLines("mountinfo", directory);
+    if (typeof lines === "number") {
+      return this.#maySkip(lines, `/proc/${pid}/mountinfo`);
+    }
+    using reader = lines;
+    const whose = namespace === this.#ownNamespace ? undefined : pid;
+    while (!this.#pace.isOver) {
+      const line = reader.next();
+      if (line === undefined) break;
+      if (typeof line === "number") {
+        this.#maySkip(line, `/proc/${pid}/mountinfo`);
+        break;
+      }
+      this.#mount(new MountLine(line), whose);
+      if (this.#mountBytes + reader.bytesRead > MAX_MOUNT_BYTES) {
+        this.#isComplete = false;
+        break;
+      }
+      if (this.#pace.isTired) await this.#pace.breathe();
+    }
+    if (reader.hasSkipped) this.#isComplete = false;
+    this.#mountBytes += reader.bytesRead;
+  }
+
+  #mount(mount: MountLine, pid: number | undefined): void {
+    const number = mount.device;
+    const device = this.#targets.byNumber(number);
+    const devices = device === undefined
+      ? this.#btrfs.devicesOf(number, mount, pid)
+      : [device];
+    for (const device of devices) {
+      this.#addMount(device, mount.target, pid);
+    }
+  }
+
+  #addMount(device: string, target: string, pid: number | undefined): void {
+    const key = `${device} ${target}`;
+    if (this.#mounts.has(key) || this.#mounts.size > MAX_HOLDERS) {
+      if (!this.#mounts.has(key)) this.#isComplete = false;
+      return;
+    }
+    this.#mounts.add(key);
+    this.#add({
+      kind: "mount",
+      device,
+      target,
+      ...(pid !== undefined && { pid }),
+    });
+  }
+
+  /** Adds the descriptors of a process. */
+  async #descriptorsOf(process: Process): Promise<void> {
+    const { pid, directory } = process;
+    const fd = openDirectoryAt("fd", directory);
+    if (fd < 0) {
+      if (FORBIDDEN.includes(-fd) && !process.hasGone) this.#isComplete = false;
+      return this.#maySkip(fd, `/proc/${pid}/fd`);
+    }
+    using descriptors = new FileDescriptor(fd);
+    const namespace = readLink("ns/mnt", directory);
+    let count = 0;
+    for (const names of namesIn(descriptors.fd)) {
+      if (typeof names === "number") {
+        return this.#maySkip(names, `/proc/${pid}/fd`);
+      }
+      for (const name of names) {
+        this.#descriptor(process, descriptors.fd, name, namespace);
+      }
+      count += names.length;
+      if (count > MAX_DESCRIPTORS) this.#isComplete = false;
+      if (count > MAX_DESCRIPTORS || this.#pace.isOver) return;
+      if (this.#pace.isTired) await this.#pace.breathe();
+    }
+  }
+
+  #descriptor(
+    process: Process,
+    descriptors: number,
+    name: string,
+    namespace: string | number,
+  ): void {
+    // What the link says is known without a look at the file: sockets and pipes are none.
+    const link = readLinkBytes(name, descriptors);
+    if (typeof link === "number") return this.#note(link);
+    if (link[0] !== SLASH) return;
+    const key = startsWith(link, DEV)
+      ? `${namespace} ${decoder.decode(link)}`
+      : undefined;
+    if (key !== undefined && this.#harmless.has(key)) return;
+    const stat = this.#examine(process, descriptors, name);
+    if (stat === undefined) return;
+    const isBlock = (stat.mode & S_IFMT) === S_IFBLK;
+    if (key !== undefined && !isBlock) this.#harmless.add(key);
+    const device = isBlock ? this.#targets.byNumber(stat.rdevice) : undefined;
+    if (device === undefined || isPathOnly(process, name)) return;
+    this.#add({
       kind: "process",
       device,
-      pid,
-      command: typeof command === "string" ? command : "",
+      pid: process.pid,
+      command: process.command,
       fd: Number(name),
     });
   }
-  return true;
-}
 
-/** `true` for a process that has ended, `false` for one of somebody else; everything else is thrown. */
-function maySkip(result: number, path: string): boolean {
-  throwUnless([...ENDED, ...FORBIDDEN], result, path);
-  return !FORBIDDEN.includes(-result);
-}
+  /**
+   * What a link of `/proc/PID` leads to, as far as that is known without asking a file
+   * server; and notes the process when that is on the device.
+   */
+  #examine(
+    process: Process,
+    directory: number,
+    name: string,
+  ): { mode: number; rdevice: number } | undefined {
+    const stat = statAt(directory, transientCString(name), AT_STATX_DONT_SYNC);
+    if (typeof stat === "number") {
+      this.#note(stat);
+      return undefined;
+    }
+    const device = this.#targets.byNumber(stat.device);
+    if (device !== undefined) {
+      this.#file(device, process, () => readLink(name, directory));
+    }
+    return stat;
+  }
 
-/** Device-mapper and md enter themselves in sysfs, loop devices do not. */
-function blocks(targets: Targets): Holder[] {
-  const found: Holder[] = [];
-  const disk = `/dev/loop${targets.minor}`;
-  for (const device of targets.paths) {
-    const name = device.replace("/dev/", "");
-    const directory = device === disk
-      ? `${BLOCK}/${name}/holders`
-      : `${BLOCK}/loop${targets.minor}/${name}/holders`;
-    const names = listDirectory(directory);
-    if (typeof names === "number") throwUnless(GONE, names, directory);
-    else for (const name of names) found.push({ kind: "block", device, name });
-    const stat = statAt(AT_FDCWD, cString(device));
-    if (typeof stat === "number") continue;
-    for (const { device: upper } of devicesOver(stat)) {
-      found.push({ kind: "block", device, name: upper.name });
+  #file(device: string, process: Process, path: () => string | number): void {
+    const { pid, command } = process;
+    const key = `${device} ${pid}`;
+    if (this.#files.has(key) || this.#files.size >= MAX_HOLDERS) return;
+    const name = path();
+    this.#files.set(key, {
+      kind: "file",
+      device,
+      pid,
+      command,
+      path: typeof name === "string" ? name : "",
+    });
+  }
+
+  /** Notes a process whose directories or program are on the device. */
+  #directoriesOf(process: Process): void {
+    for (const name of ["cwd", "root", "exe"]) {
+      this.#examine(process, process.directory, name);
     }
   }
-  return found;
+
+  /** Adds a process that has the device mapped, and notes one that has a file on it mapped. */
+  async #mappingsOf(process: Process): Promise<void> {
+    const { pid, directory } = process;
+    const lines = openLines("maps", directory);
+    if (typeof lines === "number") {
+      return this.#maySkip(lines, `/proc/${pid}/maps`);
+    }
+    using reader = lines;
+    const own = new Set<string>();
+    for (let count = 0; !this.#pace.isOver; count++) {
+      const line = reader.next();
+      if (line === undefined) break;
+      if (typeof line === "number") {
+        this.#maySkip(line, `/proc/${pid}/maps`);
+        break;
+      }
+      if (count === MAX_MAPPINGS) {
+        this.#isComplete = false;
+        break;
+      }
+      const device = this.#mapping(process, line);
+      if (device !== undefined) own.add(device);
+      if (this.#pace.isTired) await this.#pace.breathe();
+    }
+    for (const device of own) this.#addMapping(device, process);
+  }
+
+  /** The disk or partition whose node a line of `maps` shows; notes a process whose mapping lies on one. */
+  #mapping(process: Process, line: Uint8Array): string | undefined {
+    const number = fieldAfter(line, 0, 3);
+    const inode = line.indexOf(BLANK, number) + 1;
+    if (number === 0 || inode === 0 || line[inode] === ZERO) return undefined; // of no file
+    const end = line.indexOf(BLANK, inode);
+    const file = decoder.decode(line.subarray(number, end));
+    const path = (): string =>
+      decoder.decode(line.subarray(line.indexOf(SLASH, end)));
+    if (!this.#mapped.has(file)) {
+      if (this.#mapped.size >= MAX_MAPPINGS) this.#mapped.clear();
+      this.#mapped.set(file, this.#mappedNode(process, line, path));
+    }
+    const [major = "", minor = ""] = file.split(/[: ]/);
+    const device = this.#targets.byNumber(
+      deviceNumber(parseInt(major, 16), parseInt(minor, 16)),
+    );
+    if (device !== undefined) this.#file(device, process, path);
+    return this.#mapped.get(file);
+  }
+
+  #mappedNode(
+    { directory }: Process,
+    line: Uint8Array,
+    path: () => string,
+  ): string | undefined {
+    // "00400000-00452000" is "400000-452000" there.
+    const range = decoder.decode(line.subarray(0, line.indexOf(BLANK)))
+      .replace(/\b0+(?=.)/g, "");
+    const stat = statAt(
+      directory,
+      transientCString(`map_files/${range}`),
+      AT_STATX_DONT_SYNC,
+    );
+    if (typeof stat !== "number") {
+      return (stat.mode & S_IFMT) === S_IFBLK
+        ? this.#targets.byNumber(stat.rdevice)
+        : undefined;
+    }
+    // Only root of the system may follow these links. The path has to do then.
+    if (!FORBIDDEN.includes(-stat)) return undefined;
+    const name = path();
+    return this.#targets.entries().find(([, path]) => path === name)?.[1];
+  }
+
+  #addMapping(device: string, { pid, command }: Process): void {
+    const isKnown = this.#found.some((holder) =>
+      holder.kind === "process" && holder.pid === pid &&
+      holder.device === device
+    );
+    if (isKnown) return; // it has the node open too
+    this.#add({ kind: "process", device, pid, command, fd: -1 });
+  }
+
+  /** Adds who keeps a file system of which no mount is seen. */
+  #unmounted(): void {
+    for (const { device, target, pid } of this.#btrfs.mountsLeft()) {
+      this.#addMount(device, target, pid);
+    }
+    const mounted = new Set(
+      this.#found.filter(({ kind }) => kind === "mount")
+        .map(({ device }) => device),
+    );
+    for (const file of this.#files.values()) {
+      if (!mounted.has(file.device)) this.#add(file);
+    }
+    for (const { device, uuid } of this.#btrfs.unseen()) {
+      if (mounted.has(device)) continue;
+      this.#add({ kind: "block", device, name: "btrfs", label: uuid });
+    }
+  }
 }
 
-function swaps(targets: Targets): Holder[] {
-  const path = "/proc/swaps";
-  const text = readWhole(path);
-  if (typeof text === "number") {
-    throwUnless(GONE, text, path); // a kernel without swap
-    return [];
+const SLASH = "/".charCodeAt(0);
+const BLANK = " ".charCodeAt(0);
+const ZERO = "0".charCodeAt(0);
+const DEV = new TextEncoder().encode("/dev/");
+const decoder = new TextDecoder();
+
+/** Where the field begins that stands so many blanks after a position. */
+function fieldAfter(line: Uint8Array, start: number, count: number): number {
+  let at = start;
+  for (let blank = 0; blank < count; blank++) {
+    at = line.indexOf(BLANK, at) + 1;
+    if (at === 0) return 0;
   }
-  const found: Holder[] = [];
-  for (const line of text.split("\n").slice(1)) {
-    const device = targets.byNode(unescapeOctal(line.split(/\s/)[0]!));
-    if (typeof device === "string") found.push({ kind: "swap", device });
-  }
-  return found;
+  return at;
+}
+
+function startsWith(bytes: Uint8Array, prefix: Uint8Array): boolean {
+  return prefix.every((byte, index) => bytes[index] === byte);
+}
+
+/** Whether a descriptor only stands for a name (`O_PATH`), and keeps no device busy. */
+function isPathOnly({ directory }: Process, name: string): boolean {
+  const text = readText(`fdinfo/${name}`, directory);
+  if (typeof text === "number") return false;
+  const flags = /^flags:\s+(\d+)/m.exec(text)?.[1] ?? "0";
+  return (parseInt(flags, 8) & O_PATH) !== 0;
 }

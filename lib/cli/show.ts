@@ -1,6 +1,6 @@
 import { attachedDevice } from "../devices.ts";
 import { escapeControls, LoopError, quote } from "../errors.ts";
-import { describeHolder } from "../holder.ts";
+import { describeHolder } from "../describe_holder.ts";
 import { findHolders } from "../holders.ts";
 import { deviceNumberOf, partitionsOf } from "../kernel/loop_sysfs.ts";
 import { openLoop } from "../kernel/nodes.ts";
@@ -28,7 +28,7 @@ of other users are seen as root only. Permissions: deno run --allow-ffi.`,
   run,
 };
 
-function run(args: string[]): number {
+async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   const minor = parseDeviceNumber(only(given.operands, "DEV"));
   const device = attachedDevice(minor);
@@ -42,14 +42,14 @@ function run(args: string[]): number {
       hint: isThere ? "no file is attached to it" : undefined,
     });
   }
-  const { holders, isPartial } = findHolders(minor);
+  const { holders, complete } = await findHolders(minor);
   const details = {
     ...device,
     reference: referenceOf(minor),
     partitions: partitionsOf(minor).map(({ name }) => `/dev/${name}`),
     holders,
   };
-  if (isPartial) warn("what other users do cannot be seen");
+  if (!complete) warn("what other users do cannot be seen");
   if (given.flag("json")) {
     printJson({ devices: [details] });
     return 0;
@@ -75,7 +75,7 @@ function run(args: string[]): number {
     ...(holders.length === 0 ? [["holders", "none"] as [string, string]] : []),
     ...holders.map((holder, index): [string, string] => [
       index === 0 ? "holders" : "",
-      describeHolder(holder, device.path),
+      describeHolder(holder),
     ]),
   ];
   const width = Math.max(...rows.map(([key]) => key.length));

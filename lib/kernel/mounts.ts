@@ -1,47 +1,148 @@
 /** The tables of mounts in `/proc`. */
+import { throwUnless } from "./loop_sysfs.ts";
 import { deviceNumber } from "../sys/libc.ts";
+import { openLines } from "../sys/sysfs.ts";
 
-/** A line of `mountinfo`. */
-export interface Mount {
+/** A line of `mountinfo`, as bytes: proc(5). Its fields are looked for when they are asked for. */
+export class MountLine {
+  readonly #bytes: Uint8Array;
+
+  /** A view of the bytes: valid as long as they are. */
+  constructor(bytes: Uint8Array) {
+    this.#bytes = bytes;
+  }
+
+  /** The number of the mount: no other has it, in any namespace. */
+  get id(): number {
+    return decimal(this.#bytes, 0);
+  }
+
   /** The device number of its file system. */
-  readonly device: number;
+  get device(): number {
+    const start = this.#field(2);
+    const colon = this.#bytes.indexOf(COLON, start);
+    return deviceNumber(
+      decimal(this.#bytes, start),
+      decimal(this.#bytes, colon + 1),
+    );
+  }
+
   /** Where it is mounted. */
-  readonly target: string;
+  get target(): string {
+    return decoder.decode(this.targetBytes);
+  }
+
+  /** The same as bytes. */
+  get targetBytes(): Uint8Array {
+    return unescapeBytes(this.#text(this.#field(4)));
+  }
+
   /** The options of the mount itself: `ro`, `nodev` … */
-  readonly options: string[];
+  get options(): string[] {
+    return decoder.decode(this.#text(this.#field(5))).split(",");
+  }
+
   /** The type of the file system. */
-  readonly type: string;
-  /** What was mounted, as it was named. */
-  readonly source: string;
+  get type(): string {
+    return decoder.decode(this.#text(this.#afterSeparator(0)));
+  }
+
+  /** What was mounted, as it was named: whoever mounts most file systems may choose that. */
+  get source(): string {
+    return decoder.decode(
+      unescapeBytes(this.#text(this.#afterSeparator(1))),
+    );
+  }
+
+  /** Where a field begins. */
+  #field(index: number, from = 0): number {
+    let at = from;
+    for (let field = 0; field < index; field++) {
+      const blank = this.#bytes.indexOf(BLANK, at);
+      if (blank < 0) return this.#bytes.length;
+      at = blank + 1;
+    }
+    return at;
+  }
+
+  /** Where a field begins that stands after the optional ones, which end in a dash. */
+  #afterSeparator(index: number): number {
+    let at = this.#field(6);
+    while (at < this.#bytes.length) {
+      const isSeparator = this.#bytes[at] === DASH &&
+        this.#bytes[at + 1] === BLANK;
+      at = this.#field(1, at);
+      if (isSeparator) return this.#field(index, at);
+    }
+    return at;
+  }
+
+  #text(start: number): Uint8Array {
+    const end = this.#bytes.indexOf(BLANK, start);
+    return this.#bytes.subarray(start, end < 0 ? this.#bytes.length : end);
+  }
 }
 
-/** The lines of `/proc/<pid>/mountinfo`: proc(5). */
-export function parseMounts(text: string): Mount[] {
-  return text.split("\n").filter((line) => line !== "").map((line) => {
-    const fields = line.split(" ");
-    const separator = fields.indexOf("-");
-    const [major, minor] = fields[2]!.split(":").map(Number);
-    return {
-      device: deviceNumber(major!, minor!),
-      target: unescapeOctal(fields[4]!),
-      options: fields[5]!.split(","),
-      type: fields[separator + 1] ?? "",
-      source: unescapeOctal(fields[separator + 2] ?? ""),
-    };
-  });
+const BLANK = " ".charCodeAt(0);
+const COLON = ":".charCodeAt(0);
+const DASH = "-".charCodeAt(0);
+const BACKSLASH = "\\".charCodeAt(0);
+const ZERO = "0".charCodeAt(0);
+
+const decoder = new TextDecoder();
+
+function decimal(bytes: Uint8Array, start: number): number {
+  let value = 0;
+  for (let at = start; at < bytes.length; at++) {
+    const digit = bytes[at]! - ZERO;
+    if (digit < 0 || digit > 9) break;
+    value = value * 10 + digit;
+  }
+  return value;
+}
+
+/** So many mounts of a namespace are looked at. */
+export const MAX_MOUNTS = 100_000;
+
+/**
+ * The mounts that this process sees, at most `MAX_MOUNTS`. Each is valid until the next.
+ *
+ * @throws {LoopError} when they cannot be read
+ */
+export function* ownMounts(): Generator<MountLine> {
+  const path = "/proc/self/mountinfo";
+  const lines = openLines(path);
+  if (typeof lines === "number") throwUnless([], lines, path);
+  else {
+    using reader = lines;
+    for (let count = 0; count < MAX_MOUNTS; count++) {
+      const line = reader.next();
+      if (line === undefined) return;
+      if (typeof line === "number") return throwUnless([], line, path);
+      yield new MountLine(line);
+    }
+  }
 }
 
 const encoder = new TextEncoder();
-const decoder = new TextDecoder();
 
 /** Blanks, newlines and backslashes stand as `\040` in the tables of `/proc`. */
 export function unescapeOctal(text: string): string {
-  if (!text.includes("\\")) return text;
-  const bytes: number[] = [];
-  const parts = text.split(/\\([0-7]{3})/);
-  parts.forEach((part, index) => {
-    if (index % 2 === 1) bytes.push(parseInt(part, 8));
-    else bytes.push(...encoder.encode(part));
-  });
-  return decoder.decode(new Uint8Array(bytes));
+  return decoder.decode(unescapeBytes(encoder.encode(text)));
+}
+
+function unescapeBytes(bytes: Uint8Array): Uint8Array {
+  if (!bytes.includes(BACKSLASH)) return bytes;
+  const result = new Uint8Array(bytes.length);
+  let size = 0;
+  for (let at = 0; at < bytes.length; at++) {
+    if (bytes[at] === BACKSLASH) {
+      result[size++] = (bytes[at + 1]! - ZERO) * 64 +
+        (bytes[at + 2]! - ZERO) * 8 + (bytes[at + 3]! - ZERO);
+      at += 3;
+    } else {
+      result[size++] = bytes[at]!;
+    }
+  }
+  return result.subarray(0, size);
 }

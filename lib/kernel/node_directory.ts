@@ -4,7 +4,7 @@ import { check, LoopError, quote } from "../errors.ts";
 import { checkFound, checkStat, FileDescriptor } from "./file_descriptor.ts";
 import { FoundFile } from "./found_file.ts";
 import { makeNode, removeNode } from "./made_node.ts";
-import { parseMounts } from "./mounts.ts";
+import { ownMounts } from "./mounts.ts";
 import { makePrivateDirectory, PARENTS } from "./private_directory.ts";
 import { EBADF, EINVAL, ENOENT, ESTALE } from "../sys/errno.ts";
 import {
@@ -22,7 +22,7 @@ import {
   statAt,
   statOf,
 } from "../sys/libc.ts";
-import { readLink, readWhole } from "../sys/sysfs.ts";
+import { readLink } from "../sys/sysfs.ts";
 
 /** A directory in which nodes are made for others, and removed again. It is held by its descriptor: whoever moves it does not lead us elsewhere. */
 export class NodeDirectory implements Disposable {
@@ -290,15 +290,7 @@ function absolute(path: string): string {
 
 /** Whether a file system is a devtmpfs. A tmpfs has the same magic number, so that statfs(2) does not tell. */
 function isDevtmpfs(device: number): boolean {
-  const path = "/proc/self/mountinfo";
-  const text = readWhole(path);
-  if (typeof text === "number") {
-    throw new LoopError(`Cannot read ${quote(path)}`, {
-      errno: -text,
-      operation: "open",
-      path,
-    });
-  }
-  return parseMounts(text)
-    .some((mount) => mount.device === device && mount.type === "devtmpfs");
+  return ownMounts().some((mount) =>
+    mount.device === device && mount.type === "devtmpfs"
+  );
 }

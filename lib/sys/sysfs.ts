@@ -59,7 +59,90 @@ export function readText(
   return typeof bytes === "number" ? bytes : decoder.decode(bytes);
 }
 
-/** A file of any length, which its kernel makes line by line: `/proc/self/mountinfo`. */
+/**
+ * The lines of a file that the kernel makes, `/proc/self/mountinfo`, one at a time and as
+ * bytes: others may make it hundreds of megabytes long. Close it.
+ */
+export class LineReader {
+  readonly #fd: number;
+  readonly #bytes = new Uint8Array(LINE_BUFFER);
+  #offset = 0;
+  #start = 0;
+  #end = 0;
+  /** Whether the rest of a line that does not fit is being left out. */
+  #isSkipping = false;
+  /** Whether a line was too long, and was left out. */
+  hasSkipped = false;
+
+  /** Reads from a descriptor, which belongs to the reader from now on. */
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  /** How many bytes were read. */
+  get bytesRead(): number {
+    return this.#offset;
+  }
+
+  /** The next line without its newline, valid until the next call; `undefined` at the end; or a negative error number. */
+  next(): Uint8Array | undefined | number {
+    for (;;) {
+      const newline = this.#bytes.subarray(0, this.#end)
+        .indexOf(NEWLINE, this.#start);
+      if (newline >= 0) {
+        const line = this.#bytes.subarray(this.#start, newline);
+        this.#start = newline + 1;
+        if (!this.#isSkipping) return line;
+        this.#isSkipping = false;
+        continue;
+      }
+      const size = this.#fill();
+      if (size < 0) return size;
+      if (size === 0) return this.#last();
+    }
+  }
+
+  #fill(): number {
+    this.#bytes.copyWithin(0, this.#start, this.#end);
+    this.#end -= this.#start;
+    this.#start = 0;
+    if (this.#end === this.#bytes.length) {
+      this.#isSkipping = true;
+      this.hasSkipped = true;
+      this.#end = 0;
+    }
+    const size = pread(this.#fd, this.#bytes.subarray(this.#end), this.#offset);
+    if (size < 0) return size;
+    this.#end += size;
+    this.#offset += size;
+    return size;
+  }
+
+  #last(): Uint8Array | undefined {
+    const line = this.#bytes.subarray(this.#start, this.#end);
+    this.#start = this.#end;
+    return line.length === 0 || this.#isSkipping ? undefined : line;
+  }
+
+  /** Closes the file. */
+  [Symbol.dispose](): void {
+    close(this.#fd);
+  }
+}
+
+/** More than any line of `/proc` has: two paths with each byte escaped, and a page of options. */
+const LINE_BUFFER = 1 << 16;
+
+/** The lines of a file, or a negative error number. */
+export function openLines(
+  path: string,
+  directory: number = AT_FDCWD,
+): LineReader | number {
+  const fd = openAt(directory, transientCString(path), O_RDONLY);
+  return fd < 0 ? fd : new LineReader(fd);
+}
+
+/** A file of any length, which its kernel makes line by line: `/proc/swaps`. */
 export function readWhole(path: string): string | number {
   const fd = openAt(AT_FDCWD, cString(path), O_RDONLY);
   if (fd < 0) return fd;
@@ -79,14 +162,20 @@ export function readWhole(path: string): string | number {
 }
 
 /** The target of a symbolic link. */
-export function readLink(path: string): string | number {
-  const bytes = readLinkBytes(path);
+export function readLink(
+  path: string,
+  directory: number = AT_FDCWD,
+): string | number {
+  const bytes = readLinkBytes(path, directory);
   return typeof bytes === "number" ? bytes : decoder.decode(bytes);
 }
 
 /** The same as bytes, which are valid until the next call. */
-export function readLinkBytes(path: string): Uint8Array | number {
-  const size = readLinkAt(AT_FDCWD, cString(path), page);
+export function readLinkBytes(
+  path: string,
+  directory: number = AT_FDCWD,
+): Uint8Array | number {
+  const size = readLinkAt(directory, transientCString(path), page);
   return size < 0 ? size : page.subarray(0, size);
 }
 
@@ -133,6 +222,35 @@ function beginsWith(at: number, prefix: Uint8Array): boolean {
   }
   return true;
 }
+
+/**
+ * The names in a directory that is open, some at a time: others may have filled it. A
+ * negative error number ends them.
+ */
+export function* namesIn(fd: number): Generator<string[] | number> {
+  for (;;) {
+    const size = getDents(fd, entries);
+    if (size < 0) yield size;
+    if (size <= 0) return;
+    const names: string[] = [];
+    for (
+      let at = 0;
+      at < size;
+      at += entriesView.getUint16(at + DIRENT64.d_reclen, true)
+    ) {
+      const start = at + DIRENT64.d_name;
+      const name = decoder.decode(
+        entries.subarray(start, entries.indexOf(0, start)),
+      );
+      if (name !== "." && name !== "..") names.push(name);
+    }
+    yield names;
+  }
+}
+
+// Some 300 entries: read in less than a millisecond.
+const entries = new Uint8Array(8192);
+const entriesView = new DataView(entries.buffer);
 
 /** The names in a directory, in no order, without `.` and `..`. */
 export function listDirectory(path: string): string[] | number {

@@ -1,5 +1,6 @@
 import {
   attach,
+  detach,
   find,
   list,
   type LoopDevice,
@@ -17,6 +18,7 @@ import {
   run,
   runOk,
   Scratch,
+  times,
   withScratch,
 } from "./support.ts";
 
@@ -230,6 +232,75 @@ describe("list()", onDevices, () => {
       assertEquals(device.backingFile, "/memfd:loopdev");
       assertEquals(device.deleted, true);
       await a.detach();
+    }),
+  );
+
+  it(
+    "gives rows of one binding only, beside others who attach and detach",
+    withScratch(async (scratch) => {
+      const mod = new URL("../../mod.ts", import.meta.url).href;
+      const wanted = new Map<string, Partial<LoopDevice>>();
+      const children = [0, 1, 2, 3].map((number) => {
+        const image = scratch.image(4 * MiB, `image${number}`);
+        const options = {
+          offset: 4096 * (number + 1),
+          sizelimit: MiB,
+          blockSize: number % 2 === 0 ? 4096 : 1024,
+          readOnly: number > 1,
+        };
+        wanted.set(image, {
+          ...options,
+          size: MiB,
+          autoclear: true,
+          partscan: false,
+          directIo: false,
+          deleted: false,
+        });
+        return new Deno.Command(Deno.execPath(), {
+          args: [
+            "eval",
+            "--quiet",
+            `const { attach } = await import("${mod}");
+             for (let count = 0; count < ${times(1000)}; count++) {
+               await (await attach("${image}", ${
+              JSON.stringify(options)
+            })).detach();
+             }`,
+          ],
+        }).spawn();
+      });
+      let left = children.length;
+      const ends = children.map(async (child) => {
+        const { success } = await child.status;
+        left--;
+        assert(success);
+      });
+      let rows = 0;
+      while (left > 0) {
+        for (const device of list()) {
+          const expected = wanted.get(device.backingFile);
+          if (expected === undefined) continue;
+          rows++;
+          assertEquals({ ...device, ...expected }, device);
+        }
+        await new Promise((resolve) => setTimeout(resolve, 0));
+      }
+      await Promise.all(ends);
+      assert(rows > 0);
+    }),
+  );
+
+  it(
+    "gives a device of no size",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      runOk("losetup", own.path, scratch.image(100));
+      const device = only(list(), own.path);
+      assertEquals([device.size, device.backingFile], [
+        0,
+        `${scratch.path}/disk.img`,
+      ]);
+      await detach(own.path);
     }),
   );
 

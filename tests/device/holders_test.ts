@@ -1,26 +1,31 @@
 import {
   attach,
+  describeHolder,
   detach,
+  type DeviceRef,
+  FileDescriptor,
   type Holder,
   holders,
   Loop,
   LoopBusyError,
   LoopError,
+  openMemory,
   StaleDeviceError,
   UnexpectedDevice,
 } from "@loopdev/loopdev";
-import {
-  assert,
-  assertEquals,
-  assertMatch,
-  assertRejects,
-  assertThrows,
-} from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { describeHolder } from "../../lib/holder.ts";
+import {
+  AT_FDCWD,
+  cString,
+  O_EXCL,
+  O_PATH,
+  openAt,
+} from "../../lib/sys/libc.ts";
 import {
   cli,
   isSoon,
+  losetupDetach,
   mounted,
   onDevices,
   OwnDevice,
@@ -32,9 +37,14 @@ import {
 
 const MiB = 1 << 20;
 
+/** Who is found. */
+async function found(device: DeviceRef): Promise<Holder[]> {
+  return (await holders(device)).holders;
+}
+
 /** The holders in words. */
-function describeAll(device: string): string[] {
-  return holders(device).map((holder) => describeHolder(holder, device));
+async function describeAll(device: string): Promise<string[]> {
+  return (await found(device)).map(describeHolder);
 }
 
 /** Without the processes that look at all devices, as other tests do. */
@@ -73,14 +83,57 @@ class Background implements AsyncDisposable {
   }
 }
 
+const hasPython = run("bash", "-c", "type python3").code === 0;
+
+/** A process like that which runs a program in Python. */
+const Python = {
+  start(program: string): Promise<Background> {
+    return Background.start(
+      `exec python3 -c '
+import ctypes, os, threading
+libc = ctypes.CDLL(None, use_errno=True)${program}
+print(flush=True)
+os.read(0, 1)'`,
+    );
+  },
+};
+
+describe("describeHolder()", () => {
+  const pid = 42;
+  it("is one line whatever the names hold", () => {
+    const odd = "a\n\x1b[2J\u202e";
+    const holders: Holder[] = [
+      { kind: "mount", device: "/dev/loop3", target: odd },
+      { kind: "file", device: "/dev/loop3", pid, command: odd, path: odd },
+      { kind: "block", device: "/dev/loop3", name: "dm-0", label: odd },
+      { kind: "process", device: "/dev/loop3", pid, command: odd, fd: -1 },
+      { kind: "process", device: "/dev/loop3", pid, command: odd, fd: 3 },
+    ];
+    for (const holder of holders) {
+      // deno-lint-ignore no-control-regex
+      assertMatch(describeHolder(holder), /^[^\x00-\x1f\u202e]*$/);
+    }
+  });
+
+  it("names a partition, and no disk", () => {
+    const target = "/mnt";
+    assertEquals(
+      ["/dev/loop3", "/dev/loop3p1"].map((device) =>
+        describeHolder({ kind: "mount", device, target })
+      ),
+      ["mounted on /mnt", "/dev/loop3p1 mounted on /mnt"],
+    );
+  });
+});
+
 describe("holders()", onDevices, () => {
   it(
     "finds nobody on a device that nobody uses",
-    withScratch((scratch) => {
+    withScratch(async (scratch) => {
       using own = new OwnDevice();
-      assertEquals(lasting(holders(own.path)), []);
+      assertEquals(lasting(await found(own.path)), []);
       runOk("losetup", own.path, scratch.image());
-      assertEquals(lasting(holders(own.minor)), []);
+      assertEquals(lasting(await found(own.minor)), []);
     }),
   );
 
@@ -93,21 +146,19 @@ describe("holders()", onDevices, () => {
       await using process = await Background.start(
         `exec 9<'${scratch.path}/node'`,
       );
-      const found = holders(a);
-      assertEquals(found, [
-        ...found.filter(({ kind }) => kind === "process"),
-      ]);
-      const mine = found.find((holder) =>
+      const all = await found(a);
+      assertEquals(all, all.filter(({ kind }) => kind === "process"));
+      const mine = all.find((holder) =>
         holder.kind === "process" && holder.pid === Deno.pid
       );
       assert(mine?.kind === "process");
       assertEquals([mine.device, mine.fd], [a.path, fd]);
-      const other = found.find((holder) =>
+      const other = all.find((holder) =>
         holder.kind === "process" && holder.pid === process.pid
       );
       assert(other?.kind === "process");
       assertEquals([other.fd, other.command], [9, "bash"]);
-      const words = describeAll(a.path);
+      const words = await describeAll(a.path);
       assert(words.includes(`open in this process (descriptor ${fd})`));
       assert(words.includes(`open in process ${process.pid} (bash)`));
     }),
@@ -128,15 +179,19 @@ describe("holders()", onDevices, () => {
         await using process = await Background.start(
           `exec unshare --mount --propagation private bash -c "mount ${device} '${there}'; echo; read"`,
         );
-        assertEquals(lasting(holders(device)), [
+        assertEquals(lasting(await found(device)), [
           { kind: "mount", device, target: here },
-          { kind: "mount", device, target: there },
+          { kind: "mount", device, target: there, pid: process.pid },
         ]);
-        assert(process.pid > 0);
-        assert(describeAll(device).includes(`mounted on ${here}`));
+        assert(
+          (await describeAll(device)).includes(
+            `mounted on ${there}, as process ${process.pid} sees it`,
+          ),
+        );
+        assert((await describeAll(device)).includes(`mounted on ${here}`));
       }
       mount[Symbol.dispose]();
-      assertEquals(lasting(holders(device)), []);
+      assertEquals(lasting(await found(device)), []);
       await detach(device);
     }),
   );
@@ -149,12 +204,16 @@ describe("holders()", onDevices, () => {
       const device = runOk("losetup", "--find", "--show", image);
       runOk("swapon", device);
       using swap = new Undo(() => runOk("swapoff", device));
-      assertEquals(lasting(holders(device)), [{ kind: "swap", device }]);
+      assertEquals(lasting(await found(device)), [{ kind: "swap", device }]);
       swap[Symbol.dispose]();
       const upper = runOk("losetup", "--find", "--show", device);
       const name = upper.replace("/dev/", "");
-      assertEquals(lasting(holders(device)), [{ kind: "block", device, name }]);
-      assert(describeAll(device).includes(`used by ${name}`));
+      assertEquals(lasting(await found(device)), [{
+        kind: "block",
+        device,
+        name,
+      }]);
+      assert((await describeAll(device)).includes(`used by ${name}`));
       await detach(upper);
       await detach(device);
     }),
@@ -171,18 +230,198 @@ describe("holders()", onDevices, () => {
       runOk("addpart", own.path, "1", "8", "8");
       using partition = await Deno.open(`${own.path}p1`);
       assert(partition);
-      const found = holders(own.path).find((holder) =>
+      const holder = (await found(own.path)).find((holder) =>
         holder.kind === "process" && holder.device !== own.path &&
         holder.pid === Deno.pid
       );
-      assert(found?.kind === "process");
-      assertEquals(found.device, `${own.path}p1`);
+      assert(holder?.kind === "process");
+      assertEquals(holder.device, `${own.path}p1`);
       assertMatch(
-        describeHolder(found, own.path),
+        describeHolder(holder),
         new RegExp(`^${own.path}p1 open in this process`),
       );
       partition.close();
       await a.detach();
+    }),
+  );
+
+  it(
+    "finds who uses a file system that was unmounted lazily",
+    withScratch(async (scratch) => {
+      const image = scratch.image(16 * MiB);
+      runOk("mkfs.ext4", "-q", image);
+      const mnt = `${scratch.path}/mnt`;
+      Deno.mkdirSync(mnt);
+      const device = runOk("losetup", "--find", "--show", image);
+      runOk("mount", device, mnt);
+      runOk("cp", "/bin/sleep", `${mnt}/program`);
+      const ways: Record<string, string> = {
+        descriptor: `exec 9<'${mnt}/program'`,
+        "working directory": `cd '${mnt}'`,
+        mapping:
+          `coproc '${mnt}/program' 60; trap "kill $COPROC_PID" EXIT; sleep 0.2`,
+      };
+      await using stack = new AsyncDisposableStack();
+      const processes: Background[] = [];
+      for (const way of Object.values(ways)) {
+        processes.push(stack.use(await Background.start(way)));
+      }
+      assertEquals(
+        (await found(device)).filter(({ kind }) => kind === "file"),
+        [],
+        "while it is mounted the mount says all",
+      );
+      runOk("umount", "--lazy", mnt);
+      const files = (await found(device)).filter(({ kind }) => kind === "file");
+      for (const [index, way] of Object.keys(ways).entries()) {
+        const { pid } = processes[index]!;
+        const holder = files.find((file) =>
+          file.kind === "file" &&
+          (file.pid === pid ||
+            (way === "mapping" && file.command === "program"))
+        );
+        assert(holder?.kind === "file", way);
+        assertEquals(holder.device, device);
+        assertMatch(
+          describeHolder(holder),
+          /^mounted nowhere any more, but in use by process \d+ \((bash|program)\): \//,
+        );
+      }
+      await stack.disposeAsync();
+      assert(isSoon(() => run("losetup", "-d", device).code === 0));
+    }),
+  );
+
+  it(
+    "finds who has it mapped, and lives on without its first thread",
+    { ignore: !hasPython },
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image());
+      await using mapped = await Python.start(`
+fd = os.open("${a.path}", os.O_RDWR)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+assert libc.mmap(None, 4096, 1, 1, fd, 0) not in (None, 2**64 - 1)
+os.close(fd)`);
+      await using threaded = await Python.start(`
+fd = os.open("${a.path}", os.O_RDONLY)
+exit = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
+threading.Thread(target=os.read, args=(0, 1)).start()
+print(flush=True)
+libc.syscall(exit, 0)`);
+      assert(isSoon(() =>
+        /\(python3?[^)]*\) Z/.test(
+          Deno.readTextFileSync(`/proc/${threaded.pid}/stat`),
+        )
+      ));
+      const all = await found(a);
+      const of = (process: { pid: number }): Holder[] =>
+        all.filter((holder) =>
+          holder.kind === "process" && holder.pid === process.pid
+        );
+      const [mapping, ...others] = of(mapped);
+      assert(mapping?.kind === "process" && others.length === 0);
+      assertEquals([mapping.device, mapping.fd], [a.path, -1]);
+      assertMatch(
+        describeHolder(mapping),
+        new RegExp(`^mapped by process ${mapped.pid} \\(python`),
+      );
+      assertEquals(of(threaded).length, 1);
+    }),
+  );
+
+  it(
+    "does not take a name for a holder",
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image());
+      const mnt = `${scratch.path}/mnt`;
+      Deno.mkdirSync(mnt);
+      runOk("mount", "-t", "tmpfs", a.path, mnt);
+      using _mount = new Undo(() => runOk("umount", mnt));
+      using _path = new FileDescriptor(
+        openAt(AT_FDCWD, cString(a.path), O_PATH),
+      );
+      assertEquals(lasting(await found(a)), []);
+      const own = (await found(a)).filter((holder) =>
+        holder.kind === "process" && holder.pid === Deno.pid
+      );
+      assertEquals(own.length, 1, "a descriptor for the path alone is none");
+    }),
+  );
+
+  it(
+    "names all devices of a Btrfs, mounted through any node",
+    { ignore: run("bash", "-c", "type mkfs.btrfs").code !== 0 },
+    withScratch(async (scratch) => {
+      const attached = ["a", "b"].map((name) =>
+        runOk("losetup", "--find", "--show", scratch.image(128 * MiB, name))
+      );
+      using _devices = new Undo(() =>
+        attached.forEach((device) => losetupDetach(device))
+      );
+      runOk("mkfs.btrfs", "-q", ...attached);
+      const mnt = `${scratch.path}/mnt`;
+      Deno.mkdirSync(mnt);
+      for (const isElsewhere of [false, true]) {
+        const nodes = attached.map((device, index) => {
+          if (!isElsewhere) return device;
+          const node = `${scratch.path}/node${index}`;
+          runOk("cp", "-a", device, node);
+          return node;
+        });
+        runOk("mount", "-o", `device=${nodes[1]}`, nodes[0]!, mnt);
+        for (const device of attached) {
+          assertEquals(lasting(await found(device)), [
+            { kind: "mount", device, target: mnt },
+          ], `${isElsewhere}`);
+        }
+        {
+          await using _process = await Background.start(`cd '${mnt}'`);
+          runOk("umount", "--lazy", mnt);
+          for (const device of attached) {
+            const [holder, ...others] = lasting(await found(device));
+            assertEquals(others, []);
+            assert(holder?.kind === "block" && holder.name === "btrfs");
+            assertMatch(
+              describeHolder(holder),
+              /^used by btrfs \([-0-9a-f]+\)$/,
+            );
+          }
+        }
+        assert(isSoon(() =>
+          attached.every((device) => {
+            const fd = openAt(AT_FDCWD, cString(device), O_EXCL);
+            if (fd >= 0) new FileDescriptor(fd).close();
+            return fd >= 0;
+          })
+        ));
+      }
+    }),
+  );
+
+  it(
+    "names the mapping of device-mapper",
+    { ignore: run("dmsetup", "version").code !== 0 },
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image());
+      const label = `loopdev-test-${crypto.randomUUID()}`;
+      runOk(
+        "dmsetup",
+        "create",
+        label,
+        "--noudevsync",
+        "--table",
+        `0 8 linear ${a.path} 0`,
+      );
+      using mapping = new Undo(() =>
+        runOk("dmsetup", "remove", "--retry", "--noudevsync", label)
+      );
+      const [holder, ...others] = lasting(await found(a));
+      assertEquals(others, []);
+      assert(holder?.kind === "block");
+      assertEquals([holder.device, holder.label], [a.path, label]);
+      assertEquals(describeHolder(holder), `used by ${holder.name} (${label})`);
+      mapping[Symbol.dispose]();
     }),
   );
 
@@ -194,10 +433,13 @@ describe("holders()", onDevices, () => {
       const { minor, diskSequence } = a;
       await a.detach();
       runOk("losetup", own.path, scratch.image());
-      assertThrows(() => holders({ minor, diskSequence }), StaleDeviceError);
-      assertThrows(() => holders("/dev/null"), UnexpectedDevice);
-      assertThrows(() => holders(-1), RangeError);
-      assertThrows(() => holders(`${scratch.path}/none`), LoopError);
+      await assertRejects(
+        () => holders({ minor, diskSequence }),
+        StaleDeviceError,
+      );
+      await assertRejects(() => holders("/dev/null"), UnexpectedDevice);
+      await assertRejects(() => holders(-1), RangeError);
+      await assertRejects(() => holders(`${scratch.path}/none`), LoopError);
     }),
   );
 });
@@ -232,6 +474,23 @@ describe("LoopBusyError", onDevices, () => {
     }),
   );
 
+  it("names ten at most", async () => {
+    using memory = openMemory(MiB);
+    const a = await attach(memory);
+    {
+      using stack = new DisposableStack();
+      for (let count = 0; count < 12; count++) stack.use(Loop.open(a.path));
+      const error = await assertRejects(
+        () => a.detach({ timeout: 0 }),
+        LoopBusyError,
+      );
+      assert(error.holders.length >= 12);
+      assertEquals(error.message.match(/open in /g)?.length, 10);
+      assertMatch(error.message, /; and \d+ more; /);
+    }
+    await a.detach();
+  });
+
   it("says when others cannot be seen", async () => {
     // Without rights nothing can be attached, but holders can be looked for.
     const { code, stdout } = run(
@@ -242,10 +501,10 @@ describe("LoopBusyError", onDevices, () => {
     assertEquals(code, 0);
     assertMatch(stdout, /denied/);
     const { findHolders } = await import("../../lib/holders.ts");
-    const { isPartial } = findHolders(0);
-    assertEquals(typeof isPartial, "boolean");
     using own = new OwnDevice();
+    const { complete } = await findHolders(own.minor);
+    assertEquals(typeof complete, "boolean");
     using loop = new Loop(own.minor);
-    assert(findHolders(own.minor).holders.length >= 1, `${loop.path}`);
+    assert((await findHolders(own.minor)).holders.length >= 1, loop.path);
   });
 });

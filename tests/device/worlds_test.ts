@@ -34,7 +34,7 @@ describe("an unprivileged user", onDevices, () => {
         "true",
         `await tell(() => list().some(({ path }) => path === "${a.path}"));
          await tell(() => find("${image}").map(({ path }) => path));
-         await tell(() => holders(${a.minor}).filter(({ pid }) => pid === ${Deno.pid}));
+         await tell(() => holders(${a.minor}).then(({ holders }) => holders.filter(({ pid }) => pid === ${Deno.pid})));
          await tell(() => attach("${image}", { overlap: "allow" }));
          await tell(() => detach(${a.minor}));
          await tell(() => new LoopControl());`,

@@ -1,0 +1,125 @@
+/** Which Btrfs is on which devices: its mounts have a device number of their own. */
+import { Lookup } from "./lookup.ts";
+import type { MountLine } from "./mounts.ts";
+import { cString, deviceNumber, S_IFBLK, S_IFMT } from "../sys/libc.ts";
+import { listDirectory, readText } from "../sys/sysfs.ts";
+
+const SYSFS = "/sys/fs/btrfs";
+
+/** A Btrfs that is mounted somewhere: sysfs has no others. */
+interface FileSystem {
+  readonly uuid: string;
+  /** The names of its devices: `loop3`. */
+  readonly names: Set<string>;
+  /** And their numbers. */
+  readonly numbers: Set<number>;
+}
+
+interface Mounted {
+  readonly device: string;
+  readonly target: string;
+  readonly pid: number | undefined;
+}
+
+/** So many mounts of which it is not known what they mount are remembered. */
+const MAX_UNKNOWN = 1000;
+
+/** What is on the devices that are asked about. */
+export class Btrfs {
+  readonly #targets: ReadonlyMap<number, string>;
+  readonly #all: FileSystem[];
+  /** By the device number of its mounts. `undefined`: no Btrfs, or not known which. */
+  readonly #byNumber = new Map<number, FileSystem | undefined>();
+  readonly #unknown = new Map<number, Omit<Mounted, "device">[]>();
+
+  constructor(targets: [number: number, path: string][]) {
+    this.#targets = new Map(targets);
+    const all = fileSystems();
+    this.#all = all.some((one) => this.#devicesOn(one).length > 0) ? all : [];
+  }
+
+  /** The devices that a mount with that device number keeps busy. */
+  devicesOf(
+    number: number,
+    mount: MountLine,
+    pid: number | undefined,
+  ): string[] {
+    if (this.#all.length === 0) return [];
+    if (!this.#byNumber.has(number)) this.#identify(number, mount);
+    const unknown = this.#unknown.get(number);
+    if (unknown !== undefined && unknown.length < MAX_UNKNOWN) {
+      unknown.push({ target: mount.target, pid });
+    }
+    const found = this.#byNumber.get(number);
+    return found === undefined ? [] : this.#devicesOn(found);
+  }
+
+  #identify(number: number, mount: MountLine): void {
+    // Who mounts anything else may name it as he likes; Btrfs itself names a device of its own.
+    const isBtrfs = mount.type === "btrfs";
+    const found = isBtrfs ? this.#named(mount.source) : undefined;
+    this.#byNumber.set(number, found);
+    if (isBtrfs && found === undefined) this.#unknown.set(number, []);
+  }
+
+  #named(source: string): FileSystem | undefined {
+    const name = source.replace("/dev/", "");
+    const found = this.#all.find(({ names }) => names.has(name));
+    if (found !== undefined) return found;
+    const stat = new Lookup().examine(cString(source)); // a node elsewhere
+    return stat === undefined || (stat.mode & S_IFMT) !== S_IFBLK
+      ? undefined
+      : this.#all.find(({ numbers }) => numbers.has(stat.rdevice));
+  }
+
+  #devicesOn({ numbers }: FileSystem): string[] {
+    return [...numbers].map((number) => this.#targets.get(number))
+      .filter((path) => path !== undefined);
+  }
+
+  /** Those that were not recognised among the mounts. */
+  #missing(): FileSystem[] {
+    const seen = new Set(this.#byNumber.values());
+    return this.#all.filter((one) => !seen.has(one));
+  }
+
+  /** The mounts of the one that was not recognised, when it can only be these. */
+  mountsLeft(): Mounted[] {
+    const missing = this.#missing();
+    const [number, ...others] = this.#unknown.keys();
+    if (
+      number === undefined || others.length > 0 || missing.length !== 1
+    ) return [];
+    this.#byNumber.set(number, missing[0]);
+    const mounts = this.#unknown.get(number)!;
+    return this.#devicesOn(missing[0]!)
+      .flatMap((device) => mounts.map((mount) => ({ ...mount, device })));
+  }
+
+  /** Those of which no mount was seen. */
+  unseen(): { device: string; uuid: string }[] {
+    return this.#missing().flatMap((one) =>
+      this.#devicesOn(one).map((device) => ({ device, uuid: one.uuid }))
+    );
+  }
+}
+
+function fileSystems(): FileSystem[] {
+  const entries = listDirectory(SYSFS);
+  if (typeof entries === "number") return []; // none was ever mounted
+  const found: FileSystem[] = [];
+  for (const uuid of entries) {
+    const names = listDirectory(`${SYSFS}/${uuid}/devices`);
+    if (typeof names === "number") continue; // "features", or unmounted
+    const numbers = names.map((name) =>
+      readText(`/sys/class/block/${name}/dev`)
+    )
+      .filter((text) => typeof text === "string")
+      .map((text) => {
+        const [major, minor] = text.split(":").map(Number);
+        return deviceNumber(major!, minor!);
+      });
+    found.push({ uuid, names: new Set(names), numbers: new Set(numbers) });
+  }
+  return found;
+}

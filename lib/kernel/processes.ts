@@ -1,0 +1,121 @@
+/** The processes in `/proc`, one after the other, without stopping the event loop. */
+import { FileDescriptor } from "./file_descriptor.ts";
+import { throwUnless } from "./loop_sysfs.ts";
+import { EACCES, ENOENT, ESRCH } from "../sys/errno.ts";
+import { AT_FDCWD, cString, statAt } from "../sys/libc.ts";
+import {
+  listDirectory,
+  namesIn,
+  openDirectoryAt,
+  readLink,
+  readText,
+} from "../sys/sysfs.ts";
+
+/** So long a search may take, in milliseconds: others decide how much there is to look at. */
+const MAX_TIME = 3000;
+/** So long the event loop may be stopped at once. */
+const SLICE = 8;
+
+/** How long a search goes on, and when it lets others run. */
+export class Pace {
+  readonly #deadline = performance.now() + MAX_TIME;
+  #slice = performance.now() + SLICE;
+
+  /** Whether the time is up. */
+  get isOver(): boolean {
+    return performance.now() > this.#deadline;
+  }
+
+  /** Whether others have waited for long enough. */
+  get isTired(): boolean {
+    return performance.now() > this.#slice;
+  }
+
+  /** Lets others run. */
+  async breathe(): Promise<void> {
+    await new Promise((resolve) => setTimeout(resolve, 0));
+    this.#slice = performance.now() + SLICE;
+  }
+}
+
+/** A process to look into. */
+export class Process {
+  readonly pid: number;
+  /** The descriptor of its directory in `/proc`, or of that of a thread. */
+  readonly directory: number;
+  #command: string | undefined;
+
+  /** The directory stays the caller's. */
+  constructor(pid: number, directory: number) {
+    this.pid = pid;
+    this.directory = directory;
+  }
+
+  /** Its command, at most 15 bytes of it. */
+  get command(): string {
+    if (this.#command === undefined) {
+      const text = readText("comm", this.directory);
+      this.#command = typeof text === "string" ? text : "";
+    }
+    return this.#command;
+  }
+
+  /** Whether it has ended, and its parent knows. */
+  get hasGone(): boolean {
+    const text = readText("comm", this.directory);
+    return text === -ENOENT || text === -ESRCH;
+  }
+}
+
+/**
+ * The processes that can be seen, this one first, and negative error numbers of those
+ * that cannot. Each is valid until the next.
+ *
+ * @throws {LoopError} when there is no `/proc`
+ */
+export async function* allProcesses(
+  pace: Pace,
+): AsyncGenerator<Process | number> {
+  const fd = openDirectoryAt("/proc");
+  if (fd < 0) return throwUnless([], fd, "/proc");
+  using proc = new FileDescriptor(fd);
+  // The first process is hidden (hidepid=2): those of other users are.
+  if (statAt(AT_FDCWD, cString("/proc/1")) === -ENOENT) yield -EACCES;
+  const own = readLink("self", proc.fd);
+  if (typeof own === "string") yield* processOf(own, proc.fd);
+  for (const names of namesIn(proc.fd)) {
+    if (typeof names === "number") return throwUnless([], names, "/proc");
+    for (const name of names) {
+      if (!/^\d+$/.test(name) || name === own) continue;
+      if (pace.isTired) await pace.breathe();
+      yield* processOf(name, proc.fd);
+    }
+  }
+}
+
+function* processOf(name: string, proc: number): Generator<Process | number> {
+  const fd = openDirectoryAt(name, proc);
+  if (fd < 0) return yield fd;
+  using directory = new FileDescriptor(fd);
+  const pid = Number(name);
+  if (hasEnded(directory.fd)) yield* threadOf(pid, directory.fd);
+  else yield new Process(pid, directory.fd);
+}
+
+/** Whether a process or thread has let go of all it had, and is only to be waited for. */
+function hasEnded(directory: number): boolean {
+  return readLink("cwd", directory) === -ENOENT;
+}
+
+/** A process lives on in another thread when its first one has ended. */
+function* threadOf(pid: number, directory: number): Generator<Process> {
+  const names = listDirectory(`/proc/${pid}/task`);
+  if (typeof names === "number") return;
+  for (const name of names) {
+    const fd = openDirectoryAt(`task/${name}`, directory);
+    if (fd < 0) continue;
+    using thread = new FileDescriptor(fd);
+    if (hasEnded(thread.fd)) continue;
+    return yield new Process(pid, thread.fd);
+  }
+}

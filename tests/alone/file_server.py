@@ -1,0 +1,83 @@
+"""A file server (FUSE) with one file, "disk.img", of 1 MiB zeros, mounted on argv[1].
+
+After SIGUSR1 it answers nothing any more; after SIGUSR2 every request times out.
+"""
+
+import ctypes
+import errno
+import os
+import signal
+import struct
+import sys
+
+LOOKUP, FORGET, GETATTR, OPEN, READ, STATFS, RELEASE, FSYNC, FLUSH = (
+    1, 2, 3, 14, 15, 17, 18, 20, 25)
+INIT, OPENDIR, READDIR, RELEASEDIR, UNLINK, BATCH_FORGET = 26, 27, 28, 29, 10, 42
+ROOT, FILE = 1, 2
+SIZE = 1 << 20
+
+mode = "answer"
+
+
+def become(name):
+    def handler(*_):
+        global mode
+        mode = name
+    return handler
+
+
+def attributes(node):
+    is_file = node == FILE
+    return struct.pack(
+        "<6Q10I", node, SIZE if is_file else 0, SIZE // 512, 0, 0, 0, 0, 0, 0,
+        0o100666 if is_file else 0o40755, 1, 0, 0, 0, 4096, 0)
+
+
+def answer(operation, node, body):
+    """The body of the answer, or an error number."""
+    if operation == INIT:
+        return struct.pack("<4I2H2I2HI", 7, 31, 65536, 0, 16, 12, 65536, 1, 0, 0, 0) + bytes(24)
+    if mode == "time out":
+        return errno.ETIMEDOUT
+    if operation == LOOKUP:
+        # Nothing may be cached: each look asks again.
+        if body.split(b"\0")[0] in (b"disk.img", b"disk.img (deleted)"):
+            return struct.pack("<4Q2I", FILE, 0, 0, 0, 0, 0) + attributes(FILE)
+        return errno.ENOENT
+    if operation == GETATTR:
+        return struct.pack("<Q2I", 0, 0, 0) + attributes(node)
+    if operation in (OPEN, OPENDIR):
+        return struct.pack("<Q2I", 0, 0, 0)
+    if operation == READ:
+        return bytes(struct.unpack_from("<2QI", body)[2])
+    if operation in (RELEASE, RELEASEDIR, FLUSH, FSYNC, UNLINK):
+        return b""
+    return errno.ENOSYS
+
+
+def main():
+    signal.signal(signal.SIGUSR1, become("be silent"))
+    signal.signal(signal.SIGUSR2, become("time out"))
+    device = os.open("/dev/fuse", os.O_RDWR)
+    libc = ctypes.CDLL(None, use_errno=True)
+    options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other" % device
+    if libc.mount(b"loopdev-test", sys.argv[1].encode(), b"fuse", 0, options):
+        sys.exit("cannot mount: " + os.strerror(ctypes.get_errno()))
+    print("ready", flush=True)
+    while True:
+        try:
+            request = os.read(device, 1 << 18)
+        except OSError:
+            return  # unmounted
+        _, operation, unique, node = struct.unpack_from("<2I2Q", request)
+        if operation in (FORGET, BATCH_FORGET) or mode == "be silent":
+            continue
+        result = answer(operation, node, request[40:])
+        error, out = (result, b"") if isinstance(result, int) else (0, result)
+        try:
+            os.write(device, struct.pack("<IiQ", 16 + len(out), -error, unique) + out)
+        except OSError:
+            pass  # who asked was interrupted
+
+
+main()

@@ -1,0 +1,136 @@
+import { attach, detach, find, list } from "@loopdev/loopdev";
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  cli,
+  isSoon,
+  run,
+  runOk,
+  Scratch,
+  Undo,
+  withScratch,
+} from "../device/support.ts";
+import { alone, FileServer, inChild } from "./support.ts";
+
+/** A process that has the file of a server open and mapped, and works in its directory. */
+function user(file: string): Disposable {
+  const child = new Deno.Command("python3", {
+    args: [
+      "-c",
+      `import mmap, os, time
+file = open("${file}", "rb")
+map = mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ)
+os.chdir(os.path.dirname("${file}"))
+time.sleep(1000)`,
+    ],
+    stdout: "null",
+  }).spawn();
+  assert(
+    isSoon(() =>
+      run("readlink", `/proc/${child.pid}/cwd`).stdout.trim() ===
+        file.replace(/\/[^/]*$/, "")
+    ),
+  );
+  return {
+    [Symbol.dispose]: () => child.kill("SIGKILL"),
+  };
+}
+
+/** A device with the file of a server, which is detached when the server is gone. */
+function attached(path: string): { path: string } & Disposable {
+  const device = runOk("losetup", "--read-only", "--find", "--show", path);
+  return {
+    path: device,
+    [Symbol.dispose]: () => {
+      run("losetup", "--detach", device);
+    },
+  };
+}
+
+/** Without this file system nobody can tell which servers there are. systemd mounts it. */
+function showConnections(): Disposable {
+  const path = "/sys/fs/fuse/connections";
+  const isMounted = run("mountpoint", path).code === 0;
+  if (!isMounted) runOk("mount", "-t", "fusectl", "fusectl", path);
+  return new Undo(() => {
+    if (!isMounted) runOk("umount", path);
+  });
+}
+
+for (const how of ["silent", "ETIMEDOUT"] as const) {
+  describe(`a file server that is ${how}`, alone, () => {
+    it(
+      "stops neither holders() nor a busy detach() when a process uses it",
+      withScratch(async (scratch) => {
+        await using server = await FileServer.start(`${scratch.path}/mnt`);
+        using _user = user(server.file);
+        await server.stop(how);
+        assertEquals(
+          inChild(`
+            using memory = openMemory(1 << 20);
+            const device = await attach(memory);
+            const { holders: found } = await holders(device);
+            console.log(found.filter(({ pid }) => pid === Deno.pid).length);
+            {
+              using other = Loop.open(device.path);
+              const error = await device.detach({ timeout: 10 }).catch((error) => error);
+              console.log(error instanceof LoopBusyError);
+            }
+            await device.detach();`),
+          "1\ntrue",
+        );
+        await using own = await attach(scratch.image());
+        assertEquals(cli("show", own.path).code, 0);
+      }),
+    );
+
+    it(
+      "stops neither list() nor find() nor attach() when a device has its file",
+      withScratch(async (scratch) => {
+        const path = `${scratch.path}/mnt`;
+        await using stack = new AsyncDisposableStack();
+        const odd: Disposable[] = [];
+        stack.defer(() => odd.forEach((device) => device[Symbol.dispose]()));
+        const server = stack.use(await FileServer.start(path));
+        odd.push(attached(server.file));
+        odd.push(attached(`${server.file} (deleted)`));
+        stack.use(showConnections());
+        const hidden = stack.use(await FileServer.start(`${path}-hidden`));
+        odd.push(attached(hidden.file));
+        const image = scratch.image();
+        await server.stop(how);
+        await hidden.stop(how);
+        runOk("umount", "--lazy", `${path}-hidden`);
+        assertEquals(
+          inChild(`
+            const device = await attach("${image}", { overlap: "refuse" });
+            const isOwn = ({ path }) => path === device.path;
+            console.log(list().filter(isOwn).length);
+            console.log(find("${image}").filter(isOwn).length);
+            console.log(list().filter(({ backingFile }) => backingFile.startsWith("${path}")).length);
+            console.log((await holders(device)).holders.filter(({ pid }) => pid === Deno.pid).length);
+            await detach(device);`),
+          "1\n1\n2\n1",
+        );
+      }),
+    );
+  });
+}
+
+describe("find()", alone, () => {
+  it("finds the devices of a file on a file server, and of no other", async () => {
+    using scratch = new Scratch();
+    await using stack = new AsyncDisposableStack();
+    const server = stack.use(await FileServer.start(`${scratch.path}/mnt`));
+    using device = attached(server.file);
+    const image = scratch.image();
+    await using own = await attach(image);
+    assertEquals(find(server.file).map(({ path }) => path), [device.path]);
+    assertEquals(find(image).map(({ path }) => path), [own.path]);
+    const listed = list().find(({ path }) => path === device.path);
+    assertEquals([listed?.backingFile, listed?.deleted], [server.file, false]);
+    await detach(device.path);
+    assertEquals(find(server.file), []);
+    assertMatch(server.file, /disk\.img$/);
+  });
+});

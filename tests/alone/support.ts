@@ -1,0 +1,132 @@
+/** What the tests share that no other may run beside. */
+import { assertEquals } from "@std/assert";
+import { reasonToSkip, run } from "../device/support.ts";
+
+function findReason(): string | undefined {
+  if (reasonToSkip !== undefined) return reasonToSkip;
+  const missing = ["gcc", "python3"].find((command) =>
+    run("bash", "-c", `type ${command}`).code !== 0
+  );
+  if (missing !== undefined) return `there is no ${missing}`;
+  try {
+    Deno.openSync("/dev/fuse", { read: true, write: true }).close();
+  } catch {
+    return "there is no /dev/fuse";
+  }
+  return undefined;
+}
+
+const reason = findReason();
+if (reason !== undefined) console.log(`Skipped: ${reason}`);
+
+/** Options of a group of these tests. */
+export const alone: { ignore: boolean } = { ignore: reason !== undefined };
+
+const SERVER = new URL("file_server.py", import.meta.url).pathname;
+
+/** A program that says a line when it is ready, and is killed at the end. */
+export class Program implements AsyncDisposable {
+  readonly #child: Deno.ChildProcess;
+
+  private constructor(child: Deno.ChildProcess) {
+    this.#child = child;
+  }
+
+  static async start(command: string, ...args: string[]): Promise<Program> {
+    const child = new Deno.Command(command, {
+      args,
+      stdin: "null",
+      stdout: "piped",
+    }).spawn();
+    const output = child.stdout.getReader();
+    const { value } = await output.read();
+    await output.cancel();
+    assertEquals(
+      new TextDecoder().decode(value).trim().split("\n").at(-1),
+      "ready",
+      command,
+    );
+    return new Program(child);
+  }
+
+  get pid(): number {
+    return this.#child.pid;
+  }
+
+  kill(signal: Deno.Signal): void {
+    this.#child.kill(signal);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#child.kill("SIGKILL");
+    await this.#child.status;
+  }
+}
+
+/** A file server, with a file in it, that stops answering when it is told to. */
+export class FileServer implements AsyncDisposable {
+  readonly #directory: string;
+  readonly #program: Program;
+
+  private constructor(directory: string, program: Program) {
+    this.#directory = directory;
+    this.#program = program;
+  }
+
+  static async start(directory: string): Promise<FileServer> {
+    Deno.mkdirSync(directory);
+    return new FileServer(
+      directory,
+      await Program.start("python3", SERVER, directory),
+    );
+  }
+
+  /** The file on it. */
+  get file(): string {
+    return `${this.#directory}/disk.img`;
+  }
+
+  /** From now on nobody gets an answer, or all get `ETIMEDOUT`. */
+  async stop(how: "silent" | "ETIMEDOUT"): Promise<void> {
+    this.#program.kill(how === "silent" ? "SIGUSR1" : "SIGUSR2");
+    // What the kernel remembers of the file runs out meanwhile.
+    await new Promise((resolve) => setTimeout(resolve, 200));
+  }
+
+  /** Whoever waits for an answer gets an error. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#program[Symbol.asyncDispose]();
+    run("umount", "--lazy", this.#directory);
+  }
+}
+
+/** A program in C that is compiled into a directory; its path. */
+export function compile(directory: string, source: string): string {
+  const path = `${directory}/program`;
+  Deno.writeTextFileSync(`${path}.c`, source);
+  const { code, stderr } = run("gcc", "-w", "-O1", "-o", path, `${path}.c`);
+  assertEquals(code, 0, stderr);
+  return path;
+}
+
+const MOD = new URL("../../mod.ts", import.meta.url).href;
+
+/** How long a program may take that must not wait for anybody, in seconds. */
+const DEADLINE = 20;
+
+/** Runs a program with the library in a process of its own, which can be given up; what it printed. */
+export function inChild(program: string): string {
+  const { code, stdout, stderr } = run(
+    "timeout",
+    "--kill-after=1",
+    `${DEADLINE}`,
+    Deno.execPath(),
+    "eval",
+    "--quiet",
+    `const { attach, detach, find, holders, list, Loop, LoopBusyError, openMemory } =
+       await import("${MOD}");
+     ${program}`,
+  );
+  assertEquals(code, 0, code >= 124 ? "it hangs" : stderr);
+  return stdout.trim();
+}
