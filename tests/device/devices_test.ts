@@ -13,6 +13,7 @@ import {
   attribute,
   CLI,
   losetupDetach,
+  mounted,
   onDevices,
   OwnDevice,
   run,
@@ -128,7 +129,9 @@ describe("list()", onDevices, () => {
       using a = new OwnDevice();
       using b = new OwnDevice();
       await using first = await attach(scratch.image(), { minor: a.minor });
-      await using second = await attach(scratch.image(), { minor: b.minor });
+      await using second = await attach(scratch.image(MiB, "second"), {
+        minor: b.minor,
+      });
       const devices = list();
       const numbers = devices.map(({ minor }) => minor);
       assertEquals(numbers, [...numbers].sort((x, y) => x - y));
@@ -338,7 +341,7 @@ describe("find()", onDevices, () => {
       const path = scratch.image();
       const other = scratch.image(MiB, "other.img");
       await using a = await attach(path);
-      await using b = await attach(path, { offset: 4096 });
+      await using b = await attach(path, { offset: 4096, overlap: "allow" });
       const paths = (file: string | URL, options = {}) =>
         find(file, options).map(({ path }) => path).sort();
       const both = [a.path, b.path].sort();
@@ -387,12 +390,17 @@ describe("find()", onDevices, () => {
   it(
     "finds offsets that no number holds",
     withScratch(async (scratch) => {
-      const path = scratch.image();
+      const directory = `${scratch.path}/tmpfs`;
+      Deno.mkdirSync(directory);
+      using mount = mounted("-t", "tmpfs", "none", directory);
+      const path = `${directory}/huge.img`;
+      runOk("truncate", "--size", `${2n ** 54n}`, path);
       const offset = 2n ** 53n + 4097n;
       await using a = await attach(path, { offset });
       assertEquals(find(path, { offset }).map(({ path }) => path), [a.path]);
       assertEquals(find(path, { offset: Number.MAX_SAFE_INTEGER }), []);
       await a.detach();
+      mount[Symbol.dispose]();
     }),
   );
 
