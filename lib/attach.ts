@@ -69,8 +69,8 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
    *
    * A device whose path leads to another file from here, because of a mount or another
    * mount namespace, is not found. QEMU locks bytes 100 to 103 and 200 to 203 of its
-   * images. A file seen through an overlayfs and through its upper directory is two files
-   * to the kernel's locks.
+   * images. A file seen through an overlayfs and the same file in its upper directory are
+   * two files to the kernel: neither `"lock"` nor `"refuse"` finds that they overlap.
    *
    * @default {"lock"}
    */

@@ -34,7 +34,7 @@ export interface LoopDevice {
   name: string;
   /** The path of its node: `/dev/loop3`. */
   path: string;
-  /** The size of the device. */
+  /** The size of the device. Above 2^53-1 it is given as that. */
   size: number;
   /** The logical block size. */
   blockSize: number;
@@ -403,7 +403,7 @@ function readAttributes(
       minor,
       name,
       path: `/dev/${name}`,
-      size: Number(size) * SECTOR,
+      size: Math.min(Number(size) * SECTOR, Number.MAX_SAFE_INTEGER),
       blockSize: Number(blockSize),
       offset: saturated(offset),
       sizelimit: saturated(sizelimit),

@@ -19,7 +19,7 @@ import {
   statOf,
   unlinkAt,
 } from "../sys/libc.ts";
-import { listDirectory } from "../sys/sysfs.ts";
+import { namesIn, openDirectoryAt } from "../sys/sysfs.ts";
 
 /** Where they are tried: some places do not allow device nodes. */
 export const PARENTS: readonly string[] = ["/run", "/tmp", "/dev", "/dev/shm"];
@@ -91,26 +91,57 @@ interface Found {
   readonly names: string[];
 }
 
-/** In `/tmp` anybody makes directories of any name. What is mounted there is not read: its server may not answer. */
+/** So many names are looked at: in `/tmp` anybody makes any number of them. */
+const MAX_NAMES = 10_000;
+
+/**
+ * Private directories of the user who runs this. Others may make directories of such
+ * names in `/tmp`, and mount what does not answer there: theirs are not read.
+ */
 function* privateDirectories(): Generator<Found> {
+  const self = statAt(AT_FDCWD, cString("/proc/self"));
+  if (typeof self === "number") return;
   for (const parent of PARENTS) {
-    const entries = listDirectory(parent);
     const stat = statAt(AT_FDCWD, cString(parent), AT_STATX_DONT_SYNC);
-    if (typeof entries === "number" || typeof stat === "number") continue;
-    for (const entry of entries) {
+    const fd = openDirectoryAt(parent);
+    if (fd < 0) continue;
+    using directory = new FileDescriptor(fd);
+    for (const entry of someNames(directory.fd)) {
       if (!/^\.?loopdev-[0-9a-f-]{36}$/.test(entry)) continue;
-      const path = `${parent}/${entry}`;
-      const fd = openAt(
-        AT_FDCWD,
-        cString(path),
-        O_PATH | O_DIRECTORY | O_NOFOLLOW,
-      );
-      if (fd < 0) continue;
-      using directory = new FileDescriptor(fd);
-      const own = statOf(directory.fd, AT_STATX_DONT_SYNC);
-      if (typeof own === "number" || own.device !== stat.device) continue;
-      const names = listDirectory(pathOf(fd));
-      if (typeof names !== "number") yield { path, fd, names };
+      const found = openPrivate(directory.fd, entry);
+      if (found === undefined) continue;
+      using held = found;
+      const own = statOf(held.fd, AT_STATX_DONT_SYNC);
+      const isOurs = typeof own !== "number" && typeof stat !== "number" &&
+        own.owner === self.owner && own.device === stat.device;
+      if (!isOurs) continue;
+      const names = openDirectoryAt(pathOf(held.fd));
+      if (names < 0) continue;
+      using listed = new FileDescriptor(names);
+      yield {
+        path: `${parent}/${entry}`,
+        fd: held.fd,
+        names: [...someNames(listed.fd)],
+      };
     }
+  }
+}
+
+function openPrivate(
+  directory: number,
+  name: string,
+): FileDescriptor | undefined {
+  const flags = O_PATH | O_DIRECTORY | O_NOFOLLOW;
+  const fd = openAt(directory, cString(name), flags);
+  return fd < 0 ? undefined : new FileDescriptor(fd);
+}
+
+function* someNames(fd: number): Generator<string> {
+  let count = 0;
+  for (const names of namesIn(fd)) {
+    if (typeof names === "number") return;
+    yield* names;
+    count += names.length;
+    if (count >= MAX_NAMES) return;
   }
 }

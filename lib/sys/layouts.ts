@@ -8,6 +8,7 @@ export const STATX = {
   size: 256,
   stx_mask: 0,
   stx_nlink: 16,
+  stx_uid: 20,
   stx_mode: 28,
   stx_ino: 32,
   stx_size: 40,

@@ -537,6 +537,8 @@ export interface Stat {
   readonly mode: number;
   /** How many names it has. */
   readonly links: number;
+  /** The user who owns it. */
+  readonly owner: number;
   /** Size in bytes; 0 for a device. */
   readonly size: bigint;
   readonly inode: bigint;
@@ -607,6 +609,7 @@ function statx(
   return {
     mode: statxView.getUint16(STATX.stx_mode, true),
     links: statxView.getUint32(STATX.stx_nlink, true),
+    owner: statxView.getUint32(STATX.stx_uid, true),
     inode: statxView.getBigUint64(STATX.stx_ino, true),
     size: statxView.getBigUint64(STATX.stx_size, true),
     rdevice: deviceNumber(
