@@ -32,7 +32,9 @@ export type { DeviceRef } from "./lib/device_ref.ts";
 export {
   find,
   type FindOptions,
+  inspect,
   list,
+  type ListFilter,
   type LoopDevice,
 } from "./lib/devices.ts";
 export { type Check, doctor } from "./lib/doctor.ts";

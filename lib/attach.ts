@@ -29,7 +29,7 @@ import {
   refuseEmptyRange,
   type Wanted,
 } from "./attaching/verification.ts";
-import type { LoopDevice } from "./devices.ts";
+import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { quote } from "./errors.ts";
 import { findHolders } from "./holders.ts";
 import { checkStat, checkSymlinks } from "./kernel/file_descriptor.ts";

@@ -1,4 +1,5 @@
 /** An attached file, for as long as it is not disposed of. */
+import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { decodeFlags } from "./kernel/configuration.ts";
 import { BoundLoop } from "./attaching/bound_loop.ts";
 import {
@@ -18,7 +19,7 @@ import {
   type ResolvedDetachOptions,
   untilFree,
 } from "./detach.ts";
-import { attachedDevice, type LoopDevice } from "./devices.ts";
+import { readDevice } from "./kernel/attached_devices.ts";
 import { check, LoopError, quote } from "./errors.ts";
 import { FileDescriptor } from "./kernel/file_descriptor.ts";
 import { exactSize, type Loop } from "./kernel/loop.ts";
@@ -380,7 +381,7 @@ export class Attachment implements AsyncDisposable {
     const { minor, path, diskSequence } = this;
     const { name } = this.#loop;
     try {
-      const device = attachedDevice(minor);
+      const device = readDevice(minor)?.device;
       const isOurs = device !== undefined && this.#state.is !== "detached" &&
         device.diskSequence === diskSequence;
       if (isOurs) return { ...device, path };

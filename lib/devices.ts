@@ -1,70 +1,45 @@
-/** Which loop devices there are, from sysfs; and which of them a file is attached to. */
-import { checkBytes, checkOptions, checkPath } from "./arguments.ts";
-import { LoopError, quote } from "./errors.ts";
+/** Which loop devices are attached, and to what. */
+import {
+  checkBoolean,
+  checkBytes,
+  checkOptions,
+  checkPath,
+  type FilePath,
+} from "./arguments.ts";
+import { checkNotRecycled, type DeviceRef, minorOf } from "./device_ref.ts";
+import { quote } from "./errors.ts";
+import {
+  type DeviceRecord,
+  devicesBackedBy,
+  type LoopDevice,
+  readDevice,
+  readDevices,
+  referenceOf,
+} from "./kernel/attached_devices.ts";
 import { checkStat, FileDescriptor } from "./kernel/file_descriptor.ts";
-import { Loop } from "./kernel/loop.ts";
-import {
-  BLOCK,
-  GONE,
-  isBound,
-  loopNumbers,
-  throwUnless,
-} from "./kernel/loop_sysfs.ts";
-import { isOurs, Lookup } from "./kernel/lookup.ts";
-import { ENAMETOOLONG } from "./sys/errno.ts";
-import {
-  AT_FDCWD,
-  type CString,
-  cString,
-  O_RDONLY,
-  openAt,
-  S_IFBLK,
-  S_IFMT,
-  S_IFREG,
-  type Stat,
-  statAt,
-} from "./sys/libc.ts";
-import { openDirectoryAt, readBytes, readOpen, readText } from "./sys/sysfs.ts";
+import { pathOf } from "./kernel/found_file.ts";
+import { loopNumbers } from "./kernel/loop_sysfs.ts";
+import { ENOENT, ENOTDIR } from "./sys/errno.ts";
+import { AT_FDCWD, O_DIRECTORY, O_PATH, openAt, statAt } from "./sys/libc.ts";
+import { readLinkBytes } from "./sys/sysfs.ts";
 
-/** An attached loop device: plain data. Sizes and offsets are bytes. */
-export interface LoopDevice {
-  /** The number of the device. */
-  minor: number;
-  /** The name of the device: `loop3`. */
-  name: string;
-  /** The path of its node: `/dev/loop3`. */
-  path: string;
-  /** The size of the device. Above 2^53-1 it is given as that. */
-  size: number;
-  /** The logical block size. */
-  blockSize: number;
-  /** Where in the backing file the device begins. Above 2^53-1 it is given as that; {@linkcode Loop.getInfo} is exact. */
-  offset: number;
-  /** How large the device is at most; 0 means no limit. Above 2^53-1, which limits nothing, it is given as that. */
-  sizelimit: number;
-  /** Whether the device cannot be written. */
-  readOnly: boolean;
-  /** Whether the kernel detaches at the last close. */
-  autoclear: boolean;
-  /** Whether the kernel looks for partitions. */
-  partscan: boolean;
-  /** Whether the page cache of the backing file is bypassed. */
-  directIo: boolean;
+export type { LoopDevice } from "./kernel/attached_devices.ts";
+
+/** Which devices {@linkcode list} lists. Without a filter it lists all. */
+export interface ListFilter {
   /**
-   * The path of the backing file as the kernel knows it now, after renaming too,
-   * without ` (deleted)`. Bytes that are not UTF-8 read as U+FFFD. Empty when it is
-   * longer than the kernel can tell (some 4000 bytes).
+   * Only those whose backing file lies in this directory, or below it. The path counts:
+   * the directory need not exist any more.
    */
-  backingFile: string;
-  /** Whether the backing file has no name any more. */
-  deleted: boolean;
+  under?: string | URL | undefined;
+  /** Only those whose backing file was deleted; with `false` only those whose file was not. */
+  deleted?: boolean | undefined;
   /**
-   * Rises whenever a file is bound, exchanged or unbound: equal numbers mean the same
-   * binding. 0 before Linux 5.15. While a file is exchanged (`LOOP_CHANGE_FD`) the kernel
-   * raises it some milliseconds before, so that for a moment the new number is seen with
-   * the old file.
+   * Only those that were attached with this reference, which the rows have then. Only
+   * the devices themselves know it, so they are opened, for reading. A device whose file
+   * is on a server that may not answer is left out.
    */
-  diskSequence: number;
+  reference?: string | undefined;
 }
 
 /** What {@linkcode find} looks for beside the file. */
@@ -73,23 +48,22 @@ export interface FindOptions {
   offset?: number | bigint | undefined;
 }
 
-/** A sector of the `size` in sysfs, whatever the block size is. */
-const SECTOR = 512;
-
-const DELETED = new TextEncoder().encode(" (deleted)");
-const decoder = new TextDecoder();
-
 /**
- * The attached loop devices, in the order of their numbers.
+ * Lists the attached loop devices, in the order of their numbers.
  *
  * They are read from sysfs. No device is opened, so no right is needed and nobody is
  * disturbed: an open descriptor would turn somebody's detach into one that waits for
  * us. (Only when a path ends in ` (deleted)` and a file of that name exists, one is
- * opened to find out.) A device that is detached meanwhile is left out.
+ * opened to find out, and with a `reference`.) A device that is detached meanwhile is
+ * left out.
  *
  * Requires `--allow-ffi`.
  *
- * @throws {LoopError} when sysfs is not there or cannot be read
+ * @param filter Which devices to list.
+ * @returns One row a device.
+ * @throws {LoopError} when sysfs is not there or cannot be read; `EACCES` when a device
+ * may not be opened for its reference
+ * @throws {TypeError} for a filter that does not exist or has the wrong type
  *
  * @example The backing files
  * ```ts
@@ -99,13 +73,103 @@ const decoder = new TextDecoder();
  *   console.log(device.path, device.backingFile);
  * }
  * ```
+ *
+ * @example What a build has left behind
+ * ```ts
+ * import { list } from "@loopdev/loopdev";
+ *
+ * console.log(list({ under: "/tmp/build", deleted: true }));
+ * ```
  */
-export function list(): LoopDevice[] {
-  return readAll().map(({ device }) => device);
+export function list(filter: ListFilter = {}): LoopDevice[] {
+  checkOptions(filter, ["under", "deleted", "reference"]);
+  const { reference } = filter;
+  if (reference !== undefined && typeof reference !== "string") {
+    throw new TypeError(`Cannot use the reference: it must be a string`);
+  }
+  const deleted = checkBoolean(filter.deleted, "deleted");
+  const directory = filter.under === undefined
+    ? undefined
+    : canonicalDirectory(checkPath(filter.under));
+  const found = readDevices()
+    .filter(({ device }) => deleted === undefined || device.deleted === deleted)
+    .filter(({ backingPath }) =>
+      directory === undefined || beginsWith(backingPath, directory)
+    );
+  return reference === undefined
+    ? found.map(({ device }) => device)
+    : found.flatMap((record) => withReference(record, reference));
+}
+
+function withReference(record: DeviceRecord, wanted: string): LoopDevice[] {
+  const reference = referenceOf(record);
+  return reference === wanted ? [{ ...record.device, reference }] : [];
+}
+
+const SLASH = "/".charCodeAt(0);
+
+/** The bytes with which paths in a directory begin, as the kernel tells them: symbolic links are followed. */
+function canonicalDirectory({ text, bytes }: FilePath): Uint8Array {
+  const fd = openAt(AT_FDCWD, bytes, O_PATH | O_DIRECTORY);
+  if (fd < 0) {
+    // It may have been deleted, with the files in it.
+    if (fd === -ENOENT || fd === -ENOTDIR) return asPrefix(absolute(bytes));
+    checkStat(fd, `Cannot examine ${quote(text)}`, text, "open");
+  }
+  using directory = new FileDescriptor(fd);
+  const path = readLinkBytes(pathOf(directory.fd));
+  return asPrefix(typeof path === "number" ? absolute(bytes) : path.slice());
+}
+
+/** The path, which ends in a NUL, from the root directory on. */
+function absolute(bytes: Uint8Array): Uint8Array {
+  const path = bytes.subarray(0, bytes.length - 1);
+  if (path[0] === SLASH) return path;
+  const parent = readLinkBytes("/proc/self/cwd");
+  if (typeof parent === "number") return path;
+  return new Uint8Array([...parent, SLASH, ...path]);
+}
+
+function asPrefix(path: Uint8Array): Uint8Array {
+  let end = path.length;
+  while (end > 0 && path[end - 1] === SLASH) end--;
+  return new Uint8Array([...path.subarray(0, end), SLASH]);
+}
+
+function beginsWith(path: Uint8Array, prefix: Uint8Array): boolean {
+  return prefix.every((byte, index) => path[index] === byte);
 }
 
 /**
- * The devices that a file is attached to, by device and inode and not by name: hard
+ * Shows one device, as {@linkcode list} has it, without a look at the others.
+ *
+ * Requires `--allow-ffi`, and no rights.
+ *
+ * @param device The device. With what {@linkcode list} gave its identity is checked.
+ * @returns `undefined` when no file is attached to it, or there is no such device.
+ * @throws {StaleDeviceError} when the device is bound to something else by now
+ * @throws {UnexpectedDevice} for a path that leads to something else
+ * @throws {LoopError} when a path leads nowhere, or sysfs cannot be read
+ *
+ * @example The backing file of a device
+ * ```ts
+ * import { attach, inspect, openMemory } from "@loopdev/loopdev";
+ * import { assertEquals } from "@std/assert";
+ *
+ * using memory = openMemory(1 << 20);
+ * await using device = await attach(memory);
+ * assertEquals(inspect(device)?.size, 1 << 20);
+ * ```
+ */
+export function inspect(device: DeviceRef): LoopDevice | undefined {
+  checkNotRecycled("examine", device);
+  const record = readDevice(minorOf(device));
+  if (record === undefined) loopNumbers(); // which says so where there is no sysfs
+  return record?.device;
+}
+
+/**
+ * Finds the devices that a file is attached to, by device and inode and not by name: hard
  * links, symbolic links and bind mounts are seen through.
  *
  * Of each device the path of its backing file is looked at; it is opened, to make sure,
@@ -117,6 +181,8 @@ export function list(): LoopDevice[] {
  * directory: the kernel does not tell. Requires `--allow-ffi`.
  *
  * @param file The file. Relative to the working directory.
+ * @param options What else to look for.
+ * @returns The devices in the order of their numbers, as {@linkcode list} has them.
  * @throws {LoopError} `ENOENT`, `EACCES` … when the file cannot be examined
  * @throws {RangeError} for a bad offset
  *
@@ -149,305 +215,7 @@ export function find(
     `Cannot examine ${quote(path.text)}`,
     path.text,
   );
-  return devicesOver(stat)
+  return devicesBackedBy(stat)
     .filter((found) => offset === undefined || found.offset === offset)
     .map(({ device }) => device);
-}
-
-/** The device of that number, as {@linkcode list} has it, without a look at the others; `undefined` when no file is attached to it. */
-export function attachedDevice(minor: number): LoopDevice | undefined {
-  return loopNumbers().includes(minor)
-    ? readDevice(minor, new Lookup())?.device
-    : undefined;
-}
-
-/** A device, and what does not fit into plain data. */
-export interface Found {
-  readonly device: LoopDevice;
-  /** Where in the backing file the device begins, exactly. */
-  readonly offset: bigint;
-  /** How large the device is at most, exactly. */
-  readonly sizelimit: bigint;
-  /** The backing file as the kernel names it: bytes, ending in a NUL. */
-  readonly backingPath: Uint8Array;
-}
-
-/**
- * The devices that a file is attached to. A device whose file is on a file system that
- * may never answer, another than that of `file`, is none of them.
- */
-export function devicesOver(
-  file: Pick<Stat, "device" | "inode" | "rdevice" | "mode">,
-): Found[] {
-  const wanted = identityOf(file);
-  const lookup = new Lookup(file.device);
-  return loopNumbers()
-    .filter((minor) => mayBeBackedBy(minor, wanted, lookup))
-    .map((minor) => readDevice(minor, lookup))
-    .filter((found) => found !== undefined)
-    .filter((found) => isBackedBy(found, wanted, lookup));
-}
-
-/** A first look, at the path of the backing file alone. Mostly it leads to another file. */
-function mayBeBackedBy(minor: number, file: Identity, lookup: Lookup): boolean {
-  const path = `${BLOCK}/loop${minor}/loop/backing_file`;
-  const bytes = readBytes(path);
-  if (typeof bytes === "number") {
-    throwUnless([...GONE, ENAMETOOLONG], bytes, path);
-    return bytes === -ENAMETOOLONG || isBound(minor);
-  }
-  const backing = terminated(bytes);
-  const stat = lookup.examine(backing);
-  if (stat !== undefined && isSameFile(identityOf(stat), file)) return true;
-  // Where it leads nowhere, or is said to be deleted, the device itself has to tell.
-  return (stat === undefined || endsInDeleted(backing)) &&
-    !lookup.canHang(backing);
-}
-
-function isBackedBy(
-  { device, backingPath }: Found,
-  file: Identity,
-  lookup: Lookup,
-): boolean {
-  let isNamed = false;
-  if (!device.deleted && device.backingFile !== "") {
-    const stat = lookup.examine(backingPath);
-    isNamed = stat !== undefined && isSameFile(identityOf(stat), file);
-    if (stat !== undefined && !isNamed) return false;
-  }
-  // A name is not proof: another file may have been mounted over it.
-  if (!isNamed && lookup.canHang(backingPath)) return false;
-  const backing = backingOf(device.minor, device.diskSequence);
-  if (backing === "gone") return false;
-  return backing === "secret" ? isNamed : isSameFile(backing, file);
-}
-
-/** What tells files from one another. */
-interface Identity {
-  readonly device: number;
-  readonly inode: bigint;
-  /** Of a block device: it may have several nodes. */
-  readonly rdevice: number;
-}
-
-function identityOf(
-  { device, inode, rdevice, mode }: Pick<
-    Stat,
-    "device" | "inode" | "rdevice" | "mode"
-  >,
-): Identity {
-  const isBlockDevice = (mode & S_IFMT) === S_IFBLK;
-  return { device, inode, rdevice: isBlockDevice ? rdevice : 0 };
-}
-
-function isSameFile(a: Identity, b: Identity): boolean {
-  return a.rdevice === b.rdevice &&
-    (a.rdevice !== 0 || (a.device === b.device && a.inode === b.inode));
-}
-
-/** The backing file of a device, asked of the device itself; or that it was detached, or may not be asked. */
-function backingOf(
-  minor: number,
-  diskSequence: number,
-): Identity | "gone" | "secret" {
-  try {
-    using loop = new Loop(minor, { readOnly: true });
-    const { device, inode, rdevice } = loop.getInfo();
-    if (diskSequence !== 0 && loop.getDiskSequence() !== diskSequence) {
-      return "gone";
-    }
-    return { device: Number(device), inode, rdevice: Number(rdevice) };
-  } catch (error) {
-    if (!(error instanceof LoopError)) throw error;
-    // Bound still: there is no node of it here, or not of it.
-    if (GONE.includes(error.errno) && !isBound(minor)) return "gone";
-    if (isOurs(error.errno)) throw error;
-    return "secret";
-  }
-}
-
-function readAll(): Found[] {
-  const lookup = new Lookup();
-  return loopNumbers()
-    .map((minor) => readDevice(minor, lookup))
-    .filter((found) => found !== undefined);
-}
-
-/** How often a device is looked at anew that others attach and detach meanwhile. */
-const MAX_LOOKS = 16;
-/** How often to pause for the size of a device, a millisecond each. */
-const MAX_PAUSES = 3;
-
-/** One device, or `undefined` when no file is attached to it. */
-function readDevice(minor: number, lookup: Lookup): Found | undefined {
-  let empty: Found | undefined;
-  for (let look = 1; look <= MAX_LOOKS; look++) {
-    const found = lookAt(minor, lookup);
-    // Gone from under our eyes is not free: it may have been attached anew.
-    if (found === undefined && isBound(minor)) continue;
-    if (found === undefined || found.device.size > 0) return found;
-    if (isTooSmall(found, lookup)) return found;
-    // The kernel sets the size last, a moment after the rest is to be seen.
-    if (look > MAX_PAUSES) return found;
-    empty = found;
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
-  }
-  return empty;
-}
-
-/** Whether a file has no sector to show: a device of no size is all there can be. */
-function isTooSmall({ backingPath, offset }: Found, lookup: Lookup): boolean {
-  const stat = lookup.examine(backingPath);
-  return stat !== undefined && (stat.mode & S_IFMT) === S_IFREG &&
-    stat.size < offset + BigInt(SECTOR);
-}
-
-/** The same; `undefined` also when it changes meanwhile. */
-function lookAt(minor: number, lookup: Lookup): Found | undefined {
-  // Of an unbound device it does not exist; and it is that of one binding only.
-  const path = `${BLOCK}/loop${minor}/loop`;
-  const fd = openDirectoryAt(path);
-  if (fd < 0) {
-    throwUnless(GONE, fd, path);
-    return undefined;
-  }
-  using directory = new FileDescriptor(fd);
-  // The attributes are read one after the other. Were the device detached and bound
-  // anew in between, they would be those of two devices, and whoever detaches what is
-  // listed would detach the wrong one.
-  const sequence = openAt(directory.fd, DISKSEQ, O_RDONLY);
-  if (sequence < 0) {
-    throwUnless(GONE, sequence, `${path}/../diskseq`);
-    return readAttributes(minor, directory.fd, path, "0", lookup); // before Linux 5.15
-  }
-  using opened = new FileDescriptor(sequence);
-  const before = sequenceAt(opened.fd, path);
-  if (before === undefined) return undefined;
-  const found = readAttributes(minor, directory.fd, path, before, lookup);
-  if (found === undefined) return undefined;
-  return sequenceAt(opened.fd, path) === before ? found : undefined;
-}
-
-const DISKSEQ = cString("../diskseq");
-const BACKING_FILE = cString("backing_file");
-const NAMES = [
-  "offset",
-  "sizelimit",
-  "autoclear",
-  "partscan",
-  "dio",
-  "../size",
-  "../ro",
-  "../queue/logical_block_size",
-] as const;
-const ATTRIBUTES = NAMES.map(cString);
-/** A text for each. */
-type EachOf<Names> = { -readonly [Index in keyof Names]: string };
-
-function sequenceAt(fd: number, path: string): string | undefined {
-  const text = readOpen(fd);
-  if (typeof text === "string") return text;
-  throwUnless(GONE, text, `${path}/../diskseq`);
-  return undefined;
-}
-
-function attribute(
-  directory: number,
-  path: string,
-  name: CString,
-): string | undefined {
-  const text = readText(name, directory);
-  if (typeof text === "string") return text;
-  throwUnless(GONE, text, `${path}/${decoder.decode(name.subarray(0, -1))}`);
-  return undefined;
-}
-
-/** The path of the backing file, ending in a NUL; `undefined` when it is being detached. */
-function backingPathAt(
-  directory: number,
-  path: string,
-): Uint8Array | undefined {
-  const backing = readBytes(BACKING_FILE, directory);
-  if (typeof backing !== "number") {
-    return backing.length === 0 ? undefined : terminated(backing);
-  }
-  throwUnless([...GONE, ENAMETOOLONG], backing, `${path}/backing_file`);
-  return backing === -ENAMETOOLONG ? new Uint8Array(1) : undefined;
-}
-
-function readAttributes(
-  minor: number,
-  directory: number,
-  path: string,
-  diskSequence: string,
-  lookup: Lookup,
-): Found | undefined {
-  const values = ATTRIBUTES.map((name) => attribute(directory, path, name));
-  // They appear one by one, and so they go.
-  if (values.includes(undefined)) return undefined;
-  const [offset, sizelimit, autoclear, partscan, dio, size, ro, blockSize] =
-    values as EachOf<typeof NAMES>;
-  // A detach takes the file away first and resets the rest one by one, long before it
-  // raises the disk sequence number. While the file is there nothing was reset.
-  const backingPath = backingPathAt(directory, path);
-  if (backingPath === undefined) return undefined;
-
-  const name = `loop${minor}`;
-  const sequence = Number(diskSequence);
-  const deleted = isDeleted(minor, sequence, backingPath, lookup);
-  return {
-    offset: BigInt(offset),
-    sizelimit: BigInt(sizelimit),
-    backingPath,
-    device: {
-      minor,
-      name,
-      path: `/dev/${name}`,
-      size: Math.min(Number(size) * SECTOR, Number.MAX_SAFE_INTEGER),
-      blockSize: Number(blockSize),
-      offset: saturated(offset),
-      sizelimit: saturated(sizelimit),
-      readOnly: ro === "1",
-      autoclear: autoclear === "1",
-      partscan: partscan === "1",
-      directIo: dio === "1",
-      backingFile: decoder.decode(
-        backingPath.subarray(0, -1 - (deleted ? DELETED.length : 0)),
-      ),
-      deleted,
-      diskSequence: sequence,
-    },
-  };
-}
-
-function terminated(bytes: Uint8Array): Uint8Array {
-  const copy = new Uint8Array(bytes.length + 1);
-  copy.set(bytes);
-  return copy;
-}
-
-function saturated(text: string): number {
-  return Math.min(Number(text), Number.MAX_SAFE_INTEGER);
-}
-
-/** Whether a path that is terminated ends so. */
-function endsInDeleted(path: Uint8Array): boolean {
-  const start = path.length - 1 - DELETED.length;
-  return start >= 0 &&
-    DELETED.every((byte, index) => path[start + index] === byte);
-}
-
-/** Whether ` (deleted)` at the end of a path is the kernel's remark, and not part of a name. */
-function isDeleted(
-  minor: number,
-  diskSequence: number,
-  backingPath: Uint8Array,
-  lookup: Lookup,
-): boolean {
-  if (!endsInDeleted(backingPath)) return false;
-  const stat = lookup.examine(backingPath);
-  if (stat === undefined || lookup.canHang(backingPath)) return true;
-  const backing = backingOf(minor, diskSequence);
-  return typeof backing === "string" ||
-    !isSameFile(backing, identityOf(stat));
 }

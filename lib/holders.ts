@@ -1,6 +1,6 @@
 /** Who keeps a device busy. */
 import { checkNotRecycled, type DeviceRef, minorOf } from "./device_ref.ts";
-import { devicesOver } from "./devices.ts";
+import { devicesBackedBy } from "./kernel/attached_devices.ts";
 import { LoopError, quote } from "./errors.ts";
 import type { Holder } from "./holder.ts";
 import { Btrfs } from "./kernel/btrfs.ts";
@@ -255,7 +255,7 @@ class Search {
         }
       }
       const node = { device: 0, inode: 0n, rdevice: number, mode: S_IFBLK };
-      for (const { device: { name } } of devicesOver(node)) {
+      for (const { device: { name } } of devicesBackedBy(node)) {
         this.#add({ kind: "block", device, name });
       }
     }

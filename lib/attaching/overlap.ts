@@ -1,5 +1,8 @@
 /** Keeping a file from being attached twice over the same bytes. */
-import { devicesOver, type LoopDevice } from "../devices.ts";
+import {
+  devicesBackedBy,
+  type LoopDevice,
+} from "../kernel/attached_devices.ts";
 import { LoopError } from "../errors.ts";
 import {
   EACCES,
@@ -150,7 +153,7 @@ const RIVAL_PAUSE = 5; // milliseconds
 
 /** The devices that show some of the bytes. */
 function overlapping(claim: Claim): LoopDevice[] {
-  return devicesOver(claim.backing.stat)
+  return devicesBackedBy(claim.backing.stat)
     .filter(({ offset, sizelimit }) =>
       overlap(claim, { start: offset, length: sizelimit })
     )

@@ -1,6 +1,7 @@
+import type { LoopDevice } from "../kernel/attached_devices.ts";
 import { attach as attachFile, type AttachOptions } from "../attach.ts";
 import type { Attachment } from "../attachment.ts";
-import { attachedDevice, type LoopDevice } from "../devices.ts";
+import { inspect } from "../devices.ts";
 import { LoopError, quote } from "../errors.ts";
 import { encodeOptions } from "../kernel/configuration.ts";
 import { ENXIO } from "../sys/errno.ts";
@@ -130,7 +131,7 @@ async function run(args: string[]): Promise<number> {
 }
 
 function listed({ minor, path }: Attachment): LoopDevice {
-  const device = attachedDevice(minor);
+  const device = inspect(minor);
   if (device !== undefined) return { ...device, path };
   throw new LoopError(`Cannot list ${quote(path)}`, {
     errno: ENXIO,

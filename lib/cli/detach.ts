@@ -1,11 +1,9 @@
+import type { LoopDevice } from "../kernel/attached_devices.ts";
 import { detach } from "../detach.ts";
 import { type DeviceRef, minorOf } from "../device_ref.ts";
-import { find, list, type LoopDevice } from "../devices.ts";
-import { LoopError, quote } from "../errors.ts";
-import { GONE, isBound } from "../kernel/loop_sysfs.ts";
-import { openLoop } from "../kernel/nodes.ts";
+import { find, list } from "../devices.ts";
+import { quote } from "../errors.ts";
 import { parse, parseDevice, parseTimeout, UsageError } from "./arguments.ts";
-import { ENOENT } from "../sys/errno.ts";
 import { fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
@@ -63,7 +61,7 @@ async function run(args: string[]): Promise<number> {
   };
   if (file !== undefined) add(find(fileOf(file)), `of file ${quote(file)}`);
   if (reference !== undefined) {
-    add(findByReference(reference), `with reference ${quote(reference)}`);
+    add(list({ reference }), `with reference ${quote(reference)}`);
   }
   const tried = new Set<number>();
   for (const device of devices) {
@@ -77,22 +75,4 @@ async function run(args: string[]): Promise<number> {
     }
   }
   return status;
-}
-
-/** The devices of a reference, which only the devices themselves tell. */
-function findByReference(reference: string): LoopDevice[] {
-  return list().filter((device) => {
-    try {
-      using loop = openLoop(device.minor, { readOnly: true });
-      return loop.getInfo().fileName === reference;
-    } catch (error) {
-      // ENXIO also while it is being detached. But where there is no node of it, and
-      // none can be made, nobody knows.
-      const isGone = error instanceof LoopError &&
-        GONE.includes(error.errno) &&
-        !(error.errno === ENOENT && isBound(device.minor));
-      if (isGone) return false;
-      throw error;
-    }
-  });
 }

@@ -1,4 +1,5 @@
-import { list, type LoopDevice } from "../devices.ts";
+import type { LoopDevice } from "../kernel/attached_devices.ts";
+import { list } from "../devices.ts";
 import { quote } from "../errors.ts";
 import { parse, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";

@@ -1,4 +1,4 @@
-import { attachedDevice } from "../devices.ts";
+import { inspect } from "../devices.ts";
 import type { Partition } from "../partitions/partition.ts";
 import { partitions } from "../partitions/partitions.ts";
 import { only, parse, parseDevice } from "./arguments.ts";
@@ -56,7 +56,7 @@ async function run(args: string[]): Promise<number> {
 function draw(found: Partition[]): string[] {
   const [first] = found;
   const minor = Number(first?.path.match(/loop(\d+)/)?.[1]);
-  const disk = attachedDevice(minor);
+  const disk = inspect(minor);
   if (disk === undefined) return [];
   return drawDisk(found, disk.size, Deno.consoleSize().columns);
 }

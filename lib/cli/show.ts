@@ -1,4 +1,4 @@
-import { attachedDevice } from "../devices.ts";
+import { inspect } from "../devices.ts";
 import { escapeControls, LoopError, quote } from "../errors.ts";
 import { describeHolder } from "../describe_holder.ts";
 import { findHolders } from "../holders.ts";
@@ -31,7 +31,7 @@ of other users are seen as root only. Permissions: deno run --allow-ffi.`,
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   const minor = parseDeviceNumber(only(given.operands, "DEV"));
-  const device = attachedDevice(minor);
+  const device = inspect(minor);
   if (device === undefined) {
     const path = `/dev/loop${minor}`;
     const isThere = deviceNumberOf(minor) !== undefined;

@@ -1,6 +1,6 @@
 /** What a device leaves out of its file, where the user may not have meant that. */
 import { checkPath } from "../arguments.ts";
-import { attachedDevice } from "../devices.ts";
+import { inspect } from "../devices.ts";
 import { quote } from "../errors.ts";
 import type { Loop } from "../kernel/loop.ts";
 import { hasSysfs } from "../kernel/loop_sysfs.ts";
@@ -41,7 +41,7 @@ export function warnOfRest(loop: Loop, file: string | URL): void {
 /** The same of a device that was attached before; nothing where nobody tells its file. */
 export function warnOfRestOfAttached(loop: Loop): void {
   if (!hasSysfs()) return;
-  const device = attachedDevice(loop.minor);
+  const device = inspect(loop.minor);
   if (device !== undefined && !device.deleted) {
     warnOfRest(loop, device.backingFile);
   }

@@ -2,10 +2,13 @@ import {
   attach,
   detach,
   find,
+  inspect,
   list,
   type LoopDevice,
   LoopError,
   openMemory,
+  StaleDeviceError,
+  UnexpectedDevice,
 } from "@loopdev/loopdev";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -332,6 +335,94 @@ describe("list()", onDevices, () => {
     losetupDetach(device);
     scratch.check();
   });
+});
+
+describe("list() with a filter", onDevices, () => {
+  it(
+    "lists what lies under a directory, by its canonical path, deleted or not",
+    withScratch(async (scratch) => {
+      const directory = `${scratch.path}/a`;
+      Deno.mkdirSync(`${directory}/below`, { recursive: true });
+      Deno.mkdirSync(`${scratch.path}/ab`);
+      Deno.symlinkSync(directory, `${scratch.path}/link`);
+      await using one = await attach(scratch.image(MiB, "a/one"));
+      await using two = await attach(scratch.image(MiB, "a/below/two"));
+      await using other = await attach(scratch.image(MiB, "ab/other"));
+      const paths = (filter: Parameters<typeof list>[0]) =>
+        list(filter).map(({ path }) => path).sort();
+      const both = [one.path, two.path].sort();
+      for (
+        const under of [directory, `${directory}//`, `${scratch.path}/link`]
+      ) {
+        assertEquals(paths({ under }), both);
+      }
+      assertEquals(paths({ under: new URL(`file://${directory}/below`) }), [
+        two.path,
+      ]);
+      Deno.removeSync(`${directory}/below`, { recursive: true });
+      assertEquals(paths({ under: `${directory}/below` }), [two.path]);
+      assertEquals(paths({ under: directory, deleted: true }), [two.path]);
+      assertEquals(paths({ under: directory, deleted: false }), [one.path]);
+      assertEquals(paths({ under: `${scratch.path}/none` }), []);
+      for (const device of [one, two, other]) await device.detach();
+    }),
+  );
+
+  it(
+    "finds devices by their reference, and gives it",
+    withScratch(async (scratch) => {
+      const reference = `test ${crypto.randomUUID()}`;
+      const options = { reference };
+      await using a = await attach(scratch.image(MiB, "a"), options);
+      await using b = await attach(scratch.image(MiB, "b"), options);
+      const found = list(options);
+      assertEquals(
+        found.map(({ path }) => path).sort(),
+        [a.path, b.path].sort(),
+      );
+      assertEquals(found[0]!.reference, reference);
+      assertEquals(list({ reference: `${reference}!` }), []);
+      assert(list().every((device) => !("reference" in device)));
+      await a.detach();
+      await b.detach();
+    }),
+  );
+
+  it("refuses filters that do not exist, before it looks", () => {
+    for (
+      const filter of [{ below: "/" }, { under: 7 }, { deleted: "yes" }, {
+        reference: 7,
+      }]
+    ) {
+      assertThrows(() => list(filter as Parameters<typeof list>[0]), TypeError);
+    }
+  });
+});
+
+describe("inspect()", onDevices, () => {
+  it(
+    "gives the row of one device, by any reference to it",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      assertEquals(inspect(own.path), undefined);
+      const a = await attach(scratch.image(), { minor: own.minor });
+      const row = list().find(({ minor }) => minor === own.minor)!;
+      for (const device of [own.path, own.name, own.minor, row, a]) {
+        assertEquals(inspect(device), row);
+      }
+      await a.detach();
+      runOk("losetup", own.path, scratch.image(MiB, "other"));
+      assertThrows(() => inspect(row), StaleDeviceError);
+      assertThrows(() => inspect("/dev/null"), UnexpectedDevice);
+      assertThrows(() => inspect(`${scratch.path}/none`), LoopError);
+      let gone;
+      {
+        using other = new OwnDevice();
+        gone = other.path;
+      }
+      assertEquals(inspect(gone), undefined);
+    }),
+  );
 });
 
 describe("find()", onDevices, () => {
