@@ -1,6 +1,5 @@
 /** What the doctor looks at. */
 import { list } from "./devices.ts";
-import type { Check } from "./doctor.ts";
 import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
 import { configureNothing, type Loop } from "./kernel/loop.ts";
 import {
@@ -32,6 +31,18 @@ import {
   statAt,
 } from "./sys/libc.ts";
 import { listDirectory, readBytes, readText, readWhole } from "./sys/sysfs.ts";
+
+/** What {@linkcode doctor} found out about one thing. Plain data. */
+export interface Check {
+  /** What was looked at, or what is the cause of a problem: `driver`, `rights`. */
+  name: string;
+  /** `problem`: attaching cannot work. `warning`: it works, but something may not be as expected. */
+  status: "ok" | "warning" | "problem";
+  /** What was found, in one line. */
+  finding: string;
+  /** What to do about it, in one line. */
+  remedy?: string;
+}
 
 /** Looks at everything; problems come first. */
 export async function examine(): Promise<Check[]> {

@@ -1,16 +1,8 @@
 /** Why loop devices do not work here, and what to do about it. */
 
-/** What {@linkcode doctor} found out about one thing. Plain data. */
-export interface Check {
-  /** What was looked at, or what is the cause of a problem: `driver`, `rights`. */
-  name: string;
-  /** `problem`: attaching cannot work. `warning`: it works, but something may not be as expected. */
-  status: "ok" | "warning" | "problem";
-  /** What was found, in one line. */
-  finding: string;
-  /** What to do about it, in one line. */
-  remedy?: string;
-}
+import type { Check } from "./diagnosis.ts";
+
+export type { Check } from "./diagnosis.ts";
 
 /**
  * Tells why loop devices do not work here, and what to do about it.

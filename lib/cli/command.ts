@@ -27,6 +27,18 @@ export interface Command {
   readonly options: Options;
   /** What else there is to know, in paragraphs. */
   readonly notes: string;
-  /** Does it. The result is the exit status. */
-  run(args: string[]): number | Promise<number>;
+  /** Does it. The result is the exit status. `commands` is for one that describes them all. */
+  run(args: string[], commands: Commands): number | Promise<number>;
 }
+
+/** What is known of a command before it is loaded. */
+export interface Entry {
+  /** What it takes beside options. */
+  readonly operands: string;
+  /** What it does, in a few words. */
+  readonly summary: string;
+  load(): Promise<{ command: Command }>;
+}
+
+/** Commands by their names, in the order of the help. */
+export type Commands = Readonly<Record<string, Entry>>;

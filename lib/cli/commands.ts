@@ -1,19 +1,10 @@
 /** The commands. */
-import type { Command } from "./command.ts";
-
-/** What is known of a command before it is loaded. */
-export interface Entry {
-  /** What it takes beside options. */
-  readonly operands: string;
-  /** What it does, in a few words. */
-  readonly summary: string;
-  load(): Promise<{ command: Command }>;
-}
+import type { Commands, Entry } from "./command.ts";
 
 /** All commands, in the order of the help. */
 // Each is loaded when it is needed. The specifiers must be literal: a computed one
 // needs --allow-read, and is lost to deno compile.
-export const COMMANDS: Readonly<Record<string, Entry>> = {
+export const COMMANDS: Commands = {
   attach: {
     operands: "FILE...",
     summary: "attach files to devices that outlive the command",

@@ -1,6 +1,5 @@
 import { only, parse } from "./arguments.ts";
-import type { Command } from "./command.ts";
-import { COMMANDS } from "./commands.ts";
+import type { Command, Commands } from "./command.ts";
 import { bash } from "./completions/bash.ts";
 import { fish } from "./completions/fish.ts";
 import type { Subject } from "./completions/subject.ts";
@@ -22,13 +21,13 @@ in /sys/block. Permissions: none.`,
   run,
 };
 
-async function run(args: string[]): Promise<number> {
+async function run(args: string[], commands: Commands): Promise<number> {
   const shell = only(parse(args).operands, "SHELL");
   if (!Object.hasOwn(WRITERS, shell)) {
     throw new UsageError(`SHELL is ${Object.keys(WRITERS).join(", ")}`);
   }
   const subjects = await Promise.all(
-    Object.entries(COMMANDS).map(async ([name, entry]) => ({
+    Object.entries(commands).map(async ([name, entry]) => ({
       name,
       summary: entry.summary,
       operands: operandsOf(entry.operands),

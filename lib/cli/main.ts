@@ -1,7 +1,7 @@
 /** Finds the command, and turns what goes wrong into one line and an exit status. */
 import project from "../../deno.json" with { type: "json" };
 import { quote } from "../errors.ts";
-import { entryOf } from "./commands.ts";
+import { COMMANDS, entryOf } from "./commands.ts";
 import { UsageError } from "./usage_error.ts";
 import { fail, print } from "./output.ts";
 
@@ -40,7 +40,7 @@ async function dispatch(args: readonly string[]): Promise<number> {
     print(helpOf(name, entry.operands, command));
     return 0;
   }
-  return await command.run(rest);
+  return await command.run(rest, COMMANDS);
 }
 
 /** All that stands behind `losetup` is for losetup, which has an own way with options and errors. */
