@@ -37,7 +37,7 @@ import type { Symlinks } from "./kernel/found_file.ts";
 import { exactSize, type Loop } from "./kernel/loop.ts";
 import { hasNode, NodeDirectory } from "./kernel/node_directory.ts";
 import { openAnyNode } from "./kernel/nodes.ts";
-import { statOf } from "./sys/libc.ts";
+import { statOf } from "./sys/stat.ts";
 import type { LoopConfig } from "./sys/loop_uapi.ts";
 import { DEFAULT_TIMEOUT } from "./waiting.ts";
 

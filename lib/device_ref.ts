@@ -1,4 +1,5 @@
 /** How callers name a device. */
+import { majorMinor, S_IFBLK, S_IFMT, type Stat } from "./sys/stat.ts";
 import { checkMinor, checkPath, type FilePath } from "./arguments.ts";
 import {
   LoopError,
@@ -15,13 +16,7 @@ import {
   LOOP_MAJOR,
 } from "./kernel/loop_sysfs.ts";
 import { ENOENT } from "./sys/errno.ts";
-import {
-  AT_FDCWD,
-  majorMinor,
-  S_IFBLK,
-  S_IFMT,
-  type Stat,
-} from "./sys/libc.ts";
+import { AT_FDCWD } from "./sys/libc.ts";
 import { readLink } from "./sys/sysfs.ts";
 
 /**

@@ -1,4 +1,5 @@
 /** Which loop devices are attached, and to what. */
+import { statAt } from "./sys/stat.ts";
 import {
   checkBoolean,
   checkBytes,
@@ -20,7 +21,7 @@ import { checkStat, FileDescriptor } from "./kernel/file_descriptor.ts";
 import { pathOf } from "./kernel/found_file.ts";
 import { loopNumbers } from "./kernel/loop_sysfs.ts";
 import { ENOENT, ENOTDIR } from "./sys/errno.ts";
-import { AT_FDCWD, O_DIRECTORY, O_PATH, openAt, statAt } from "./sys/libc.ts";
+import { AT_FDCWD, O_DIRECTORY, O_PATH, openAt } from "./sys/libc.ts";
 import { readLinkBytes } from "./sys/sysfs.ts";
 
 export type { LoopDevice } from "./kernel/attached_devices.ts";

@@ -1,4 +1,5 @@
 /** What the doctor looks at. */
+import { majorMinor, S_IFBLK, S_IFMT, statAt } from "./sys/stat.ts";
 import { list } from "./devices.ts";
 import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
 import { configureNothing, type Loop } from "./kernel/loop.ts";
@@ -22,14 +23,7 @@ import {
   errnoMessage,
   errnoName,
 } from "./sys/errno.ts";
-import {
-  AT_FDCWD,
-  cString,
-  majorMinor,
-  S_IFBLK,
-  S_IFMT,
-  statAt,
-} from "./sys/libc.ts";
+import { AT_FDCWD, cString } from "./sys/libc.ts";
 import { listDirectory, readBytes, readText, readWhole } from "./sys/sysfs.ts";
 
 /** What {@linkcode doctor} found out about one thing. Plain data. */

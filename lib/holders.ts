@@ -1,4 +1,11 @@
 /** Who keeps a device busy. */
+import {
+  AT_STATX_DONT_SYNC,
+  deviceNumber,
+  S_IFBLK,
+  S_IFMT,
+  statAt,
+} from "./sys/stat.ts";
 import { checkNotRecycled, type DeviceRef, minorOf } from "./device_ref.ts";
 import { devicesBackedBy } from "./kernel/attached_devices.ts";
 import { LoopError, quote } from "./errors.ts";
@@ -17,16 +24,7 @@ import {
 import { MountLine, unescapeOctal } from "./kernel/mounts.ts";
 import { allProcesses, Pace, type Process } from "./kernel/processes.ts";
 import { EACCES, EINVAL, ENODEV, EPERM, ESRCH } from "./sys/errno.ts";
-import {
-  AT_STATX_DONT_SYNC,
-  cString,
-  deviceNumber,
-  O_PATH,
-  S_IFBLK,
-  S_IFMT,
-  statAt,
-  transientCString,
-} from "./sys/libc.ts";
+import { cString, O_PATH, transientCString } from "./sys/libc.ts";
 import {
   listDirectory,
   namesIn,

@@ -1,4 +1,5 @@
 /** The file of an attachment to be. */
+import { S_IFBLK, S_IFMT, type Stat, statOf } from "../sys/stat.ts";
 import { checkDescriptor } from "../arguments.ts";
 import { check, LoopError, quote } from "../errors.ts";
 import {
@@ -29,10 +30,6 @@ import {
   openAt,
   openFlags,
   pageCacheOf,
-  S_IFBLK,
-  S_IFMT,
-  type Stat,
-  statOf,
 } from "../sys/libc.ts";
 import { abortable } from "../waiting.ts";
 import { MAX_INLINE_BYTES, MAX_INLINE_PAGES } from "./inline_limits.ts";

@@ -1,11 +1,12 @@
 /** Whether a device is what was asked for: the kernel drops some wishes in silence, and has had bugs. */
+import { directIoAlignment } from "../sys/stat.ts";
 import { type ConfigureOptions, decodeFlags } from "../kernel/configuration.ts";
 import type { Backing } from "./backing.ts";
 import { check, LoopError, quote } from "../errors.ts";
 import { exactSize, fitPageCache, type Loop } from "../kernel/loop.ts";
 import { BLKROSET } from "../sys/blk_uapi.ts";
 import { EINVAL, EIO } from "../sys/errno.ts";
-import { directIoAlignment, ioctlPointer } from "../sys/libc.ts";
+import { ioctlPointer } from "../sys/libc.ts";
 import type { LoopConfig, LoopInfo64 } from "../sys/loop_uapi.ts";
 
 /** The block size that the kernel chooses, unless it raises it for direct I/O. */

@@ -1,10 +1,11 @@
 /** What a device leaves out of its file, where the user may not have meant that. */
+import { S_IFMT, S_IFREG, statAt } from "../sys/stat.ts";
 import { checkPath } from "../arguments.ts";
 import { inspect } from "../devices.ts";
 import { quote } from "../errors.ts";
 import type { Loop } from "../kernel/loop.ts";
 import { hasSysfs } from "../kernel/loop_sysfs.ts";
-import { AT_FDCWD, S_IFMT, S_IFREG, statAt } from "../sys/libc.ts";
+import { AT_FDCWD } from "../sys/libc.ts";
 import { warn } from "./output.ts";
 
 /** Warns of what a device leaves out of the file that it was attached to. */

@@ -1,4 +1,5 @@
 /** What sysfs says of attached devices, row by row; and which of them a file is attached to. */
+import { S_IFBLK, S_IFMT, S_IFREG, type Stat } from "../sys/stat.ts";
 import { LoopError } from "../errors.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
 import { Loop } from "./loop.ts";
@@ -12,16 +13,7 @@ import {
 import { isOurs, Lookup } from "./lookup.ts";
 import { openLoop } from "./nodes.ts";
 import { ENAMETOOLONG, ENOENT } from "../sys/errno.ts";
-import {
-  type CString,
-  cString,
-  O_RDONLY,
-  openAt,
-  S_IFBLK,
-  S_IFMT,
-  S_IFREG,
-  type Stat,
-} from "../sys/libc.ts";
+import { type CString, cString, O_RDONLY, openAt } from "../sys/libc.ts";
 import {
   openDirectoryAt,
   readBytes,

@@ -1,7 +1,8 @@
 /** Which Btrfs is on which devices: its mounts have a device number of their own. */
+import { deviceNumber, S_IFBLK, S_IFMT } from "../sys/stat.ts";
 import { Lookup } from "./lookup.ts";
 import type { MountLine } from "./mounts.ts";
-import { cString, deviceNumber, S_IFBLK, S_IFMT } from "../sys/libc.ts";
+import { cString } from "../sys/libc.ts";
 import { listDirectory, readText } from "../sys/sysfs.ts";
 
 const SYSFS = "/sys/fs/btrfs";

@@ -1,5 +1,13 @@
 /** Open files: the backing files of loop devices, and directories of device nodes. */
 import {
+  S_IFBLK,
+  S_IFCHR,
+  S_IFDIR,
+  S_IFMT,
+  S_IFREG,
+  type Stat,
+} from "../sys/stat.ts";
+import {
   checkBoolean,
   checkDescriptor,
   checkOptions,
@@ -21,12 +29,6 @@ import {
   O_RDWR,
   openAt,
   pwrite,
-  S_IFBLK,
-  S_IFCHR,
-  S_IFDIR,
-  S_IFMT,
-  S_IFREG,
-  type Stat,
 } from "../sys/libc.ts";
 
 /**

@@ -2,6 +2,7 @@
  * Files that are examined before they are opened. A name may lead to something else a
  * moment later: what was examined is held, and that is opened.
  */
+import { type Stat, statOf } from "../sys/stat.ts";
 import { ELOOP, ENOENT, ENOSYS, ENOTDIR, ESTALE } from "../sys/errno.ts";
 import {
   AT_FDCWD,
@@ -13,8 +14,6 @@ import {
   openAt,
   openAt2,
   RESOLVE_NO_SYMLINKS,
-  type Stat,
-  statOf,
   transientCString,
 } from "../sys/libc.ts";
 

@@ -1,4 +1,11 @@
 /** Looking at paths that others have chosen, without waiting for their file systems. */
+import {
+  AT_STATX_DONT_SYNC,
+  deviceNumber,
+  type Stat,
+  statAt,
+  statOf,
+} from "../sys/stat.ts";
 import { LoopError } from "../errors.ts";
 import { MAX_MOUNTS, ownMounts } from "./mounts.ts";
 import {
@@ -12,17 +19,12 @@ import {
 } from "../sys/errno.ts";
 import {
   AT_FDCWD,
-  AT_STATX_DONT_SYNC,
   close,
   type CString,
-  deviceNumber,
   O_PATH,
   openAt2,
   RESOLVE_CACHED,
   RESOLVE_NO_SYMLINKS,
-  type Stat,
-  statAt,
-  statOf,
 } from "../sys/libc.ts";
 import { listDirectory, readWhole } from "../sys/sysfs.ts";
 

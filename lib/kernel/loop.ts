@@ -1,4 +1,5 @@
 /** The device: one method, one ioctl, synchronous. */
+import { S_IFBLK, statOf } from "../sys/stat.ts";
 import {
   checkBoolean,
   checkDescriptor,
@@ -62,8 +63,6 @@ import {
   O_RDONLY,
   O_RDWR,
   openAt,
-  S_IFBLK,
-  statOf,
   tryLock,
 } from "../sys/libc.ts";
 import { checkTransfer, READ, transfer, WRITE } from "./transfer.ts";

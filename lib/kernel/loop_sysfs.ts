@@ -1,12 +1,8 @@
 /** What sysfs says of loop devices, without opening them. */
+import { deviceNumber, statAt } from "../sys/stat.ts";
 import { LoopError, quote } from "../errors.ts";
 import { ENODEV, ENOENT, ENXIO } from "../sys/errno.ts";
-import {
-  AT_FDCWD,
-  deviceNumber,
-  statAt,
-  transientCString,
-} from "../sys/libc.ts";
+import { AT_FDCWD, transientCString } from "../sys/libc.ts";
 import { hasEntry, listDirectory, readBytes, readText } from "../sys/sysfs.ts";
 
 const encoder = new TextEncoder();

@@ -1,10 +1,16 @@
 /** Device nodes that are made here. Others may write to the directory: what is at their names is looked at before it is touched. */
+import {
+  AT_SYMLINK_NOFOLLOW,
+  S_IFMT,
+  type Stat,
+  statAt,
+  statOf,
+} from "../sys/stat.ts";
 import type { FilePath } from "../arguments.ts";
 import { check, type Failure, quote } from "../errors.ts";
 import { EEXIST, ENOENT } from "../sys/errno.ts";
 import {
   AT_FDCWD,
-  AT_SYMLINK_NOFOLLOW,
   chmodAt,
   close,
   type CString,
@@ -12,10 +18,6 @@ import {
   O_NOFOLLOW,
   O_PATH,
   openAt,
-  S_IFMT,
-  type Stat,
-  statAt,
-  statOf,
   transientCString,
   unlinkAt,
 } from "../sys/libc.ts";

@@ -1,6 +1,6 @@
 /** The tables of mounts in `/proc`. */
 import { throwUnless } from "./loop_sysfs.ts";
-import { deviceNumber } from "../sys/libc.ts";
+import { deviceNumber } from "../sys/stat.ts";
 import { openLines } from "../sys/sysfs.ts";
 
 /** A line of `mountinfo`, as bytes: proc(5). Its fields are looked for when they are asked for. */

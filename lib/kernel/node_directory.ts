@@ -1,4 +1,12 @@
 /** Directories in which device nodes are made for others. */
+import {
+  AT_SYMLINK_NOFOLLOW,
+  S_IFBLK,
+  S_IFMT,
+  type Stat,
+  statAt,
+  statOf,
+} from "../sys/stat.ts";
 import type { FilePath } from "../arguments.ts";
 import { check, LoopError, quote } from "../errors.ts";
 import { checkFound, checkStat, FileDescriptor } from "./file_descriptor.ts";
@@ -9,18 +17,12 @@ import { makePrivateDirectory, PARENTS } from "./private_directory.ts";
 import { EBADF, EINVAL, ENOENT, ESTALE } from "../sys/errno.ts";
 import {
   AT_FDCWD,
-  AT_SYMLINK_NOFOLLOW,
   cString,
   O_DIRECTORY,
   O_PATH,
   O_RDONLY,
   openAt,
   removeDirectoryAt,
-  S_IFBLK,
-  S_IFMT,
-  type Stat,
-  statAt,
-  statOf,
 } from "../sys/libc.ts";
 import { readLink } from "../sys/sysfs.ts";
 

@@ -1,4 +1,5 @@
 /** Opening devices also where `/dev` has no nodes: in a container. */
+import { S_IFBLK, S_IFCHR } from "../sys/stat.ts";
 import { checkMinor } from "../arguments.ts";
 import { locate } from "../device_ref.ts";
 import { LoopError } from "../errors.ts";
@@ -8,8 +9,6 @@ import {
   cString,
   mknodAt,
   removeDirectoryAt,
-  S_IFBLK,
-  S_IFCHR,
   unlinkAt,
 } from "../sys/libc.ts";
 import { Loop, type LoopOpenOptions, openNode } from "./loop.ts";

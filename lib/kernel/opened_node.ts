@@ -1,18 +1,15 @@
 /** Device nodes that are examined, and then opened: that very node, and no other. */
-import type { FilePath } from "../arguments.ts";
-import { check, quote, UnexpectedDevice } from "../errors.ts";
-import { EACCES, ENODEV, ENOENT } from "../sys/errno.ts";
 import {
-  AT_FDCWD,
-  cString,
   deviceNumber,
-  O_RDONLY,
-  O_RDWR,
   S_IFBLK,
   S_IFCHR,
   S_IFMT,
   type Stat,
-} from "../sys/libc.ts";
+} from "../sys/stat.ts";
+import type { FilePath } from "../arguments.ts";
+import { check, quote, UnexpectedDevice } from "../errors.ts";
+import { EACCES, ENODEV, ENOENT } from "../sys/errno.ts";
+import { AT_FDCWD, cString, O_RDONLY, O_RDWR } from "../sys/libc.ts";
 import { readLink } from "../sys/sysfs.ts";
 import { checkFound, fileType } from "./file_descriptor.ts";
 import { FoundFile, pathOf } from "./found_file.ts";

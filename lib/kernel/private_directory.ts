@@ -1,11 +1,17 @@
 /** Directories of our own for device nodes, where `/dev` has none. */
+import {
+  AT_STATX_DONT_SYNC,
+  AT_SYMLINK_NOFOLLOW,
+  S_IFBLK,
+  S_IFMT,
+  statAt,
+  statOf,
+} from "../sys/stat.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
 import { pathOf } from "./found_file.ts";
 import { hasSysfs, isBound } from "./loop_sysfs.ts";
 import {
   AT_FDCWD,
-  AT_STATX_DONT_SYNC,
-  AT_SYMLINK_NOFOLLOW,
   cString,
   mkdirAt,
   O_DIRECTORY,
@@ -13,10 +19,6 @@ import {
   O_PATH,
   openAt,
   removeDirectoryAt,
-  S_IFBLK,
-  S_IFMT,
-  statAt,
-  statOf,
   unlinkAt,
 } from "../sys/libc.ts";
 import { namesIn, openDirectoryAt } from "../sys/sysfs.ts";

@@ -1,8 +1,9 @@
 /** The processes in `/proc`, one after the other, without stopping the event loop. */
+import { statAt } from "../sys/stat.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
 import { throwUnless } from "./loop_sysfs.ts";
 import { EACCES, ENOENT, ESRCH } from "../sys/errno.ts";
-import { AT_FDCWD, cString, statAt } from "../sys/libc.ts";
+import { AT_FDCWD, cString } from "../sys/libc.ts";
 import {
   listDirectory,
   namesIn,

@@ -1,5 +1,5 @@
 /** The columns of losetup's tables. */
-import { majorMinor } from "../sys/libc.ts";
+import { majorMinor } from "../sys/stat.ts";
 import type { ByteString } from "./byte_string.ts";
 import type { Device } from "./device.ts";
 import { Failure } from "./failure.ts";

@@ -1,4 +1,5 @@
 /** Attaching a file as losetup does, without the harm that a failure does there. */
+import { S_IFBLK, S_IFDIR, S_IFMT, statAt } from "../sys/stat.ts";
 import { bindFirstFree } from "../attaching/allocation.ts";
 import { checkBytes, MAX_MINOR } from "../arguments.ts";
 import { Backing } from "../attaching/backing.ts";
@@ -21,16 +22,7 @@ import {
   EOVERFLOW,
   EROFS,
 } from "../sys/errno.ts";
-import {
-  AT_FDCWD,
-  O_ACCMODE,
-  O_RDONLY,
-  openFlags,
-  S_IFBLK,
-  S_IFDIR,
-  S_IFMT,
-  statAt,
-} from "../sys/libc.ts";
+import { AT_FDCWD, O_ACCMODE, O_RDONLY, openFlags } from "../sys/libc.ts";
 import {
   LO_FLAGS_DIRECT_IO,
   LO_FLAGS_READ_ONLY,

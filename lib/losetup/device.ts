@@ -1,7 +1,8 @@
 /** A loop device by a path, as losetup looks at it. */
+import { majorMinor, S_IFBLK, S_IFMT, statAt } from "../sys/stat.ts";
 import { LoopError } from "../errors.ts";
 import { Loop, openNode as openLoopNode } from "../kernel/loop.ts";
-import { AT_FDCWD, majorMinor, S_IFBLK, S_IFMT, statAt } from "../sys/libc.ts";
+import { AT_FDCWD } from "../sys/libc.ts";
 import {
   LO_NAME_SIZE,
   LOOP_INFO64_OFFSETS,

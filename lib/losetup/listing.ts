@@ -1,6 +1,7 @@
 /** Which devices there are, and how they are told. */
+import { type Stat, statAt } from "../sys/stat.ts";
 import { overlap } from "../attaching/overlap.ts";
-import { AT_FDCWD, cString, type Stat, statAt } from "../sys/libc.ts";
+import { AT_FDCWD, cString } from "../sys/libc.ts";
 import { listDirectory } from "../sys/sysfs.ts";
 import { type ByteString, toCString } from "./byte_string.ts";
 import type { Column } from "./columns.ts";

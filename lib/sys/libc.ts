@@ -7,7 +7,7 @@
  * what was tried on what, writes the message.
  */
 
-import { CACHESTAT, FLOCK, OPEN_HOW, STATX } from "./layouts.ts";
+import { CACHESTAT, FLOCK, OPEN_HOW } from "./layouts.ts";
 
 const SYMBOLS = {
   /** `int openat(int directory, const char *path, int flags, mode_t mode)` */
@@ -112,11 +112,13 @@ export const SYSTEM_CALLS = {
   },
 } as const;
 
-const NUMBERS = SYSTEM_CALLS[Deno.build.arch as keyof typeof SYSTEM_CALLS];
+/** Those of this machine. */
+export const SYSCALL_NUMBERS =
+  SYSTEM_CALLS[Deno.build.arch as keyof typeof SYSTEM_CALLS];
 
 type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
 /** The same with buffers of any kind: before Deno 2.8.3 the types wanted an `ArrayBuffer` behind them. */
-type Libc = {
+export type Libc = {
   readonly [Name in keyof Symbols]: Symbols[Name] extends
     (...args: infer Args) => infer Result ? (
       ...args: {
@@ -162,52 +164,52 @@ function grantedLibrary(): string | undefined {
   return libraryPaths(musl).find(granted);
 }
 
-let libc: Libc | undefined;
+let library: Libc | undefined;
 let errnoPointer: Deno.PointerValue = null;
 const errnoSlot = new Int32Array(1);
 
-function open(library: string): Libc {
-  const symbols = Deno.dlopen(library, SYMBOLS).symbols as Libc;
+function openLibrary(path: string): Libc {
+  const symbols = Deno.dlopen(path, SYMBOLS).symbols as Libc;
   // Constant for a thread, so that reading errno takes one call only.
   errnoPointer = symbols.errnoLocation();
-  return libc = symbols;
+  return library = symbols;
 }
 
 /** The library, opened at the first use if it was not at import. */
-function lib(): Libc {
-  return libc ?? openNow();
+export function libc(): Libc {
+  return library ?? openNow();
 }
 
 function openNow(): Libc {
-  if (Deno.build.os !== "linux" || NUMBERS === undefined) {
+  if (Deno.build.os !== "linux" || SYSCALL_NUMBERS === undefined) {
     throw new Deno.errors.NotSupported(
       `Cannot use loop devices on ${Deno.build.os} ${Deno.build.arch}: they exist on Linux, and this module knows x86_64 and aarch64`,
     );
   }
-  let library = grantedLibrary();
-  if (library === undefined) {
+  let path = grantedLibrary();
+  if (path === undefined) {
     // The prompt, where there is one. If it is denied, dlopen throws Deno's own error.
     Deno.permissions.requestSync({ name: "ffi" });
-    library = grantedLibrary() ?? libraryPaths(false)[0]!;
+    path = grantedLibrary() ?? libraryPaths(false)[0]!;
   }
-  return open(library);
+  return openLibrary(path);
 }
 
 // Opening a library during a test looks like a leak to Deno's sanitizers, so it
 // is done at import, but only where that can neither prompt nor throw.
-if (Deno.build.os === "linux" && NUMBERS !== undefined) {
-  const library = grantedLibrary();
+if (Deno.build.os === "linux" && SYSCALL_NUMBERS !== undefined) {
+  const path = grantedLibrary();
   try {
-    if (library !== undefined) open(library);
+    if (path !== undefined) openLibrary(path);
   } catch {
     // Reported at the first use.
   }
 }
 
 /** The result of a call, or its negative error number. Must be the very next thing after the call. */
-function answer(result: number): number {
+export function errnoResult(result: number): number {
   if (result !== -1) return result;
-  libc!.memcpy(errnoSlot, errnoPointer, 4n);
+  library!.memcpy(errnoSlot, errnoPointer, 4n);
   return -errnoSlot[0]!;
 }
 
@@ -272,7 +274,7 @@ export function openAt(
   path: CString,
   flags: number,
 ): number {
-  return answer(lib().openat(directory, path, flags | O_CLOEXEC, 0));
+  return errnoResult(libc().openat(directory, path, flags | O_CLOEXEC, 0));
 }
 
 // linux/openat2.h
@@ -294,9 +296,9 @@ export function openAt2(
   const view = new DataView(how.buffer);
   view.setBigUint64(OPEN_HOW.flags, BigInt(flags | O_CLOEXEC), true);
   view.setBigUint64(OPEN_HOW.resolve, BigInt(resolve), true);
-  return answer(
-    lib().syscallTwoPointers(
-      NUMBERS.openat2,
+  return errnoResult(
+    libc().syscallTwoPointers(
+      SYSCALL_NUMBERS.openat2,
       BigInt(directory),
       path,
       how,
@@ -307,7 +309,7 @@ export function openAt2(
 
 /** `close(2)`. Its error is of no use: the descriptor is gone in any case. */
 export function close(fd: number): void {
-  lib().close(fd);
+  libc().close(fd);
 }
 
 /** `ioctl(2)` whose argument is a number. */
@@ -316,7 +318,7 @@ export function ioctlValue(
   request: number,
   value: bigint,
 ): number {
-  return answer(lib().ioctlValue(fd, request, value));
+  return errnoResult(libc().ioctlValue(fd, request, value));
 }
 
 /** `ioctl(2)` whose argument points to a structure. */
@@ -325,7 +327,7 @@ export function ioctlPointer(
   request: number,
   argument: Uint8Array,
 ): number {
-  return answer(lib().ioctlPointer(fd, request, argument));
+  return errnoResult(libc().ioctlPointer(fd, request, argument));
 }
 
 /**
@@ -333,7 +335,7 @@ export function ioctlPointer(
  * as long, and have more than 64 bytes: V8 moves smaller ones about.
  */
 export function addressOf(bytes: Uint8Array): bigint {
-  return lib().memcpy(bytes, null, 0n);
+  return libc().memcpy(bytes, null, 0n);
 }
 
 // linux/fcntl.h
@@ -350,17 +352,17 @@ export const F_UNLCK = 2;
 
 /** The flags that a descriptor was opened with: `fcntl(fd, F_GETFL)`. */
 export function openFlags(fd: number): number {
-  return answer(lib().fcntl(fd, F_GETFL, null));
+  return errnoResult(libc().fcntl(fd, F_GETFL, null));
 }
 
 /** Another descriptor of the same open file: `fcntl(fd, F_DUPFD_CLOEXEC)`. */
 export function duplicate(fd: number): number {
-  return answer(lib().fcntl(fd, F_DUPFD_CLOEXEC, null));
+  return errnoResult(libc().fcntl(fd, F_DUPFD_CLOEXEC, null));
 }
 
 /** Whether a file in memory is sealed against writing. Other files cannot be sealed. */
 export function isSealed(fd: number): boolean {
-  const seals = answer(lib().fcntl(fd, F_GET_SEALS, null));
+  const seals = errnoResult(libc().fcntl(fd, F_GET_SEALS, null));
   return seals > 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) !== 0;
 }
 
@@ -380,12 +382,12 @@ export function lockBytes(
   view.setInt16(FLOCK.l_type, kind, true);
   view.setBigInt64(FLOCK.l_start, start, true);
   view.setBigInt64(FLOCK.l_len, length, true);
-  return answer(lib().fcntl(fd, F_OFD_SETLK, lock));
+  return errnoResult(libc().fcntl(fd, F_OFD_SETLK, lock));
 }
 
 /** `fsync(2)`. */
 export function fsync(fd: number): number {
-  return answer(lib().fsync(fd));
+  return errnoResult(libc().fsync(fd));
 }
 
 // linux/fs.h
@@ -395,8 +397,8 @@ const SYNC_FILE_RANGE_WRITE_AND_WAIT = 7;
 
 /** Writes dirty pages back and waits for them: `sync_file_range(2)` over the whole file. */
 export function writeBack(fd: number): number {
-  return answer(
-    lib().syncFileRange(fd, 0n, 0n, SYNC_FILE_RANGE_WRITE_AND_WAIT),
+  return errnoResult(
+    libc().syncFileRange(fd, 0n, 0n, SYNC_FILE_RANGE_WRITE_AND_WAIT),
   );
 }
 
@@ -408,8 +410,8 @@ const BEYOND_ALL_PAGES = 2n ** 62n;
  * writing or waiting: `sync_file_range(2)` over a page that does not exist.
  */
 export function writeBackError(fd: number): number {
-  return answer(
-    lib().syncFileRange(
+  return errnoResult(
+    libc().syncFileRange(
       fd,
       BEYOND_ALL_PAGES,
       1n,
@@ -423,8 +425,8 @@ export function writeBackError(fd: number): number {
  * worked is not known: ask `writeBackError` on a descriptor that was open before.
  */
 export async function writeBackAsync(fd: number): Promise<void> {
-  await lib().syscallNonblocking(
-    NUMBERS.sync_file_range,
+  await libc().syscallNonblocking(
+    SYSCALL_NUMBERS.sync_file_range,
     BigInt(fd),
     null, // offset 0
     0n,
@@ -434,12 +436,24 @@ export async function writeBackAsync(fd: number): Promise<void> {
 
 /** `fsync(2)` on another thread. Whether it worked is not known. */
 export async function fsyncAsync(fd: number): Promise<void> {
-  await lib().syscallNonblocking(NUMBERS.fsync, BigInt(fd), null, 0n, 0n);
+  await libc().syscallNonblocking(
+    SYSCALL_NUMBERS.fsync,
+    BigInt(fd),
+    null,
+    0n,
+    0n,
+  );
 }
 
 /** `close(2)` on another thread: the last one of a device writes back what is dirty. */
 export async function closeAsync(fd: number): Promise<void> {
-  await lib().syscallNonblocking(NUMBERS.close, BigInt(fd), null, 0n, 0n);
+  await libc().syscallNonblocking(
+    SYSCALL_NUMBERS.close,
+    BigInt(fd),
+    null,
+    0n,
+    0n,
+  );
 }
 
 /** `pread(2)`: how many bytes were read. */
@@ -448,8 +462,8 @@ export function pread(
   buffer: Uint8Array,
   offset: number,
 ): number {
-  return answer(
-    lib().pread(
+  return errnoResult(
+    libc().pread(
       fd,
       buffer,
       BigInt(Math.min(buffer.length, MAX_TRANSFER)),
@@ -464,9 +478,9 @@ export function pwrite(
   bytes: Uint8Array,
   offset: number,
 ): number {
-  return answer(
-    lib().syscall(
-      NUMBERS.pwrite64,
+  return errnoResult(
+    libc().syscall(
+      SYSCALL_NUMBERS.pwrite64,
       BigInt(fd),
       bytes,
       BigInt(Math.min(bytes.length, MAX_TRANSFER)),
@@ -485,7 +499,7 @@ export async function preadAsync(
   buffer: Uint8Array,
   offset: number,
 ): Promise<number> {
-  return await transferAsync(NUMBERS.pread64, fd, buffer, offset);
+  return await transferAsync(SYSCALL_NUMBERS.pread64, fd, buffer, offset);
 }
 
 /** `pwrite(2)` on another thread: how many bytes were written, or -1. The error is not known. */
@@ -494,7 +508,7 @@ export async function pwriteAsync(
   bytes: Uint8Array,
   offset: number,
 ): Promise<number> {
-  return await transferAsync(NUMBERS.pwrite64, fd, bytes, offset);
+  return await transferAsync(SYSCALL_NUMBERS.pwrite64, fd, bytes, offset);
 }
 
 async function transferAsync(
@@ -503,7 +517,7 @@ async function transferAsync(
   bytes: Uint8Array,
   offset: number,
 ): Promise<number> {
-  return await lib().syscallNonblocking(
+  return await libc().syscallNonblocking(
     number,
     BigInt(fd),
     bytes,
@@ -519,8 +533,8 @@ const LOCK_NB = 4;
 
 /** `flock(2)`, without waiting. */
 export function tryLock(fd: number, exclusive: boolean): number {
-  return answer(
-    lib().flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB),
+  return errnoResult(
+    libc().flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB),
   );
 }
 
@@ -528,127 +542,7 @@ const MFD_CLOEXEC = 1;
 
 /** `memfd_create(2)`, always with `MFD_CLOEXEC`. */
 export function memfdCreate(name: CString): number {
-  return answer(lib().memfdCreate(name, MFD_CLOEXEC));
-}
-
-/** What `statx(2)` tells of a file. */
-export interface Stat {
-  /** Type and permissions, as in `st_mode`. */
-  readonly mode: number;
-  /** How many names it has. */
-  readonly links: number;
-  /** The user who owns it. */
-  readonly owner: number;
-  /** Size in bytes; 0 for a device. */
-  readonly size: bigint;
-  readonly inode: bigint;
-  /** Number of the file system that holds the file, encoded as in `st_dev`. */
-  readonly device: number;
-  /** Number of the device that a device node stands for, encoded as in `st_rdev`. */
-  readonly rdevice: number;
-}
-
-export const S_IFMT = 0o170000;
-export const S_IFCHR = 0o020000;
-export const S_IFDIR = 0o040000;
-export const S_IFBLK = 0o060000;
-export const S_IFREG = 0o100000;
-
-/** A device number as `stat(2)` gives it: `makedev(3)`. */
-export function deviceNumber(major: number, minor: number): number {
-  // Of 64 bits; the kernel's own numbers, 12 and 20 bits wide, fill the lower 32.
-  return ((minor & 0xff) | ((major & 0xfff) << 8) |
-    ((minor & 0xfff00) << 12)) >>>
-    0;
-}
-
-/** Major and minor of a device number. */
-export function majorMinor(device: number): [major: number, minor: number] {
-  return [
-    (device >>> 8) & 0xfff,
-    (device & 0xff) | ((device >>> 12) & 0xfff00),
-  ];
-}
-
-// linux/stat.h: struct statx
-const STATX_BASIC_STATS = 0x7ff;
-const STATX_DIOALIGN = 0x2000;
-const AT_EMPTY_PATH = 0x1000;
-/** A symbolic link itself is examined. */
-export const AT_SYMLINK_NOFOLLOW = 0x100;
-/** No file server is asked: what is known of the file has to do. */
-export const AT_STATX_DONT_SYNC = 0x4000;
-const statxBytes = new Uint8Array(STATX.size);
-const statxView = new DataView(statxBytes.buffer);
-
-function statxCall(
-  directory: number,
-  path: CString,
-  flags: number,
-  mask: number,
-): number {
-  return answer(
-    lib().syscall(
-      NUMBERS.statx,
-      BigInt(directory),
-      path,
-      BigInt(flags),
-      BigInt(mask),
-      statxBytes,
-    ),
-  );
-}
-
-function statx(
-  directory: number,
-  path: CString,
-  flags: number,
-): Stat | number {
-  const result = statxCall(directory, path, flags, STATX_BASIC_STATS);
-  if (result < 0) return result;
-  return {
-    mode: statxView.getUint16(STATX.stx_mode, true),
-    links: statxView.getUint32(STATX.stx_nlink, true),
-    owner: statxView.getUint32(STATX.stx_uid, true),
-    inode: statxView.getBigUint64(STATX.stx_ino, true),
-    size: statxView.getBigUint64(STATX.stx_size, true),
-    rdevice: deviceNumber(
-      statxView.getUint32(STATX.stx_rdev_major, true),
-      statxView.getUint32(STATX.stx_rdev_minor, true),
-    ),
-    device: deviceNumber(
-      statxView.getUint32(STATX.stx_dev_major, true),
-      statxView.getUint32(STATX.stx_dev_minor, true),
-    ),
-  };
-}
-
-/** `statx(2)` of a path; symbolic links are followed unless the flags say otherwise. */
-export function statAt(
-  directory: number,
-  path: CString,
-  flags = 0,
-): Stat | number {
-  return statx(directory, path, flags);
-}
-
-const EMPTY = cString("");
-
-/** `statx(2)` of a descriptor. */
-export function statOf(fd: number, flags = 0): Stat | number {
-  return statx(fd, EMPTY, AT_EMPTY_PATH | flags);
-}
-
-/**
- * What offsets of direct I/O to a file must be multiples of, in bytes: 0 when it has no
- * direct I/O, `undefined` when that cannot be told (before Linux 6.1, and on some file
- * systems).
- */
-export function directIoAlignment(fd: number): number | undefined {
-  const result = statxCall(fd, EMPTY, AT_EMPTY_PATH, STATX_DIOALIGN);
-  const mask = statxView.getUint32(STATX.stx_mask, true);
-  if (result < 0 || (mask & STATX_DIOALIGN) === 0) return undefined;
-  return statxView.getUint32(STATX.stx_dio_offset_align, true);
+  return errnoResult(libc().memfdCreate(name, MFD_CLOEXEC));
 }
 
 /** `readlinkat(2)`: how many bytes of the target were put into the buffer. */
@@ -657,9 +551,9 @@ export function readLinkAt(
   path: CString,
   buffer: Uint8Array,
 ): number {
-  return answer(
-    lib().syscallTwoPointers(
-      NUMBERS.readlinkat,
+  return errnoResult(
+    libc().syscallTwoPointers(
+      SYSCALL_NUMBERS.readlinkat,
       BigInt(directory),
       path,
       buffer,
@@ -673,9 +567,9 @@ export function getDents(
   fd: number,
   buffer: Uint8Array,
 ): number {
-  return answer(
-    lib().syscall(
-      NUMBERS.getdents64,
+  return errnoResult(
+    libc().syscall(
+      SYSCALL_NUMBERS.getdents64,
       BigInt(fd),
       buffer,
       BigInt(buffer.length),
@@ -693,8 +587,8 @@ function pathCall(
   value: number,
   second = 0,
 ): number {
-  return answer(
-    lib().syscall(
+  return errnoResult(
+    libc().syscall(
       number,
       BigInt(directory),
       path,
@@ -712,7 +606,7 @@ export function mknodAt(
   mode: number,
   rdevice: number,
 ): number {
-  return pathCall(NUMBERS.mknodat, directory, path, mode, rdevice);
+  return pathCall(SYSCALL_NUMBERS.mknodat, directory, path, mode, rdevice);
 }
 
 /** `fchmodat(2)`; symbolic links are followed. */
@@ -721,7 +615,7 @@ export function chmodAt(
   path: CString,
   mode: number,
 ): number {
-  return pathCall(NUMBERS.fchmodat, directory, path, mode);
+  return pathCall(SYSCALL_NUMBERS.fchmodat, directory, path, mode);
 }
 
 /** `mkdirat(2)`. The umask takes bits from its mode. */
@@ -730,19 +624,19 @@ export function mkdirAt(
   path: CString,
   mode: number,
 ): number {
-  return pathCall(NUMBERS.mkdirat, directory, path, mode);
+  return pathCall(SYSCALL_NUMBERS.mkdirat, directory, path, mode);
 }
 
 /** `unlinkat(2)` of a file. */
 export function unlinkAt(directory: number, path: CString): number {
-  return pathCall(NUMBERS.unlinkat, directory, path, 0);
+  return pathCall(SYSCALL_NUMBERS.unlinkat, directory, path, 0);
 }
 
 const AT_REMOVEDIR = 0x200;
 
 /** `unlinkat(2)` of an empty directory. */
 export function removeDirectoryAt(directory: number, path: CString): number {
-  return pathCall(NUMBERS.unlinkat, directory, path, AT_REMOVEDIR);
+  return pathCall(SYSCALL_NUMBERS.unlinkat, directory, path, AT_REMOVEDIR);
 }
 
 // linux/mman.h: struct cachestat_range, from the start, no end
@@ -759,9 +653,9 @@ export interface PageCache {
 
 /** What is cached of a file: `cachestat(2)`, Linux 6.5; or a negative error number. */
 export function pageCacheOf(fd: number): PageCache | number {
-  const result = answer(
-    lib().syscallTwoPointers(
-      NUMBERS.cachestat,
+  const result = errnoResult(
+    libc().syscallTwoPointers(
+      SYSCALL_NUMBERS.cachestat,
       BigInt(fd),
       WHOLE_FILE,
       cacheStatBytes,
@@ -782,7 +676,7 @@ const UTSNAME_FIELD = 65;
 /** Version of the running kernel, `[6, 18]`; `undefined` when it cannot be read. */
 export function kernelVersion(): [major: number, minor: number] | undefined {
   const bytes = new Uint8Array(6 * UTSNAME_FIELD);
-  if (answer(lib().uname(bytes)) < 0) return undefined;
+  if (errnoResult(libc().uname(bytes)) < 0) return undefined;
   const release = new TextDecoder().decode(
     bytes.subarray(2 * UTSNAME_FIELD, 3 * UTSNAME_FIELD),
   );

@@ -23,6 +23,7 @@ import {
 } from "@loopdev/loopdev";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { deviceNumber, majorMinor } from "../../lib/sys/stat.ts";
 import {
   BLKFLSBUF,
   BLKGETDISKSEQ,
@@ -31,7 +32,7 @@ import {
   BLKROSET,
   BLKSSZGET,
 } from "../../lib/sys/blk_uapi.ts";
-import { deviceNumber, majorMinor, SYSTEM_CALLS } from "../../lib/sys/libc.ts";
+import { SYSTEM_CALLS } from "../../lib/sys/libc.ts";
 
 describe("constants", () => {
   it("have the numbers of linux/loop.h", () => {

@@ -1,0 +1,129 @@
+/** What files are: `statx(2)`, kinds of files and device numbers. */
+import { STATX } from "./layouts.ts";
+import {
+  type CString,
+  cString,
+  errnoResult,
+  libc,
+  SYSCALL_NUMBERS,
+} from "./libc.ts";
+
+/** What `statx(2)` tells of a file. */
+export interface Stat {
+  /** Type and permissions, as in `st_mode`. */
+  readonly mode: number;
+  /** How many names it has. */
+  readonly links: number;
+  /** The user who owns it. */
+  readonly owner: number;
+  /** Size in bytes; 0 for a device. */
+  readonly size: bigint;
+  readonly inode: bigint;
+  /** Number of the file system that holds the file, encoded as in `st_dev`. */
+  readonly device: number;
+  /** Number of the device that a device node stands for, encoded as in `st_rdev`. */
+  readonly rdevice: number;
+}
+
+export const S_IFMT = 0o170000;
+export const S_IFCHR = 0o020000;
+export const S_IFDIR = 0o040000;
+export const S_IFBLK = 0o060000;
+export const S_IFREG = 0o100000;
+
+/** A device number as `stat(2)` gives it: `makedev(3)`. */
+export function deviceNumber(major: number, minor: number): number {
+  // Of 64 bits; the kernel's own numbers, 12 and 20 bits wide, fill the lower 32.
+  return ((minor & 0xff) | ((major & 0xfff) << 8) |
+    ((minor & 0xfff00) << 12)) >>>
+    0;
+}
+
+/** Major and minor of a device number. */
+export function majorMinor(device: number): [major: number, minor: number] {
+  return [
+    (device >>> 8) & 0xfff,
+    (device & 0xff) | ((device >>> 12) & 0xfff00),
+  ];
+}
+
+// linux/stat.h: struct statx
+const STATX_BASIC_STATS = 0x7ff;
+const STATX_DIOALIGN = 0x2000;
+const AT_EMPTY_PATH = 0x1000;
+/** A symbolic link itself is examined. */
+export const AT_SYMLINK_NOFOLLOW = 0x100;
+/** No file server is asked: what is known of the file has to do. */
+export const AT_STATX_DONT_SYNC = 0x4000;
+const statxBytes = new Uint8Array(STATX.size);
+const statxView = new DataView(statxBytes.buffer);
+
+function statxCall(
+  directory: number,
+  path: CString,
+  flags: number,
+  mask: number,
+): number {
+  return errnoResult(
+    libc().syscall(
+      SYSCALL_NUMBERS.statx,
+      BigInt(directory),
+      path,
+      BigInt(flags),
+      BigInt(mask),
+      statxBytes,
+    ),
+  );
+}
+
+function statx(
+  directory: number,
+  path: CString,
+  flags: number,
+): Stat | number {
+  const result = statxCall(directory, path, flags, STATX_BASIC_STATS);
+  if (result < 0) return result;
+  return {
+    mode: statxView.getUint16(STATX.stx_mode, true),
+    links: statxView.getUint32(STATX.stx_nlink, true),
+    owner: statxView.getUint32(STATX.stx_uid, true),
+    inode: statxView.getBigUint64(STATX.stx_ino, true),
+    size: statxView.getBigUint64(STATX.stx_size, true),
+    rdevice: deviceNumber(
+      statxView.getUint32(STATX.stx_rdev_major, true),
+      statxView.getUint32(STATX.stx_rdev_minor, true),
+    ),
+    device: deviceNumber(
+      statxView.getUint32(STATX.stx_dev_major, true),
+      statxView.getUint32(STATX.stx_dev_minor, true),
+    ),
+  };
+}
+
+/** `statx(2)` of a path; symbolic links are followed unless the flags say otherwise. */
+export function statAt(
+  directory: number,
+  path: CString,
+  flags = 0,
+): Stat | number {
+  return statx(directory, path, flags);
+}
+
+const EMPTY = cString("");
+
+/** `statx(2)` of a descriptor. */
+export function statOf(fd: number, flags = 0): Stat | number {
+  return statx(fd, EMPTY, AT_EMPTY_PATH | flags);
+}
+
+/**
+ * What offsets of direct I/O to a file must be multiples of, in bytes: 0 when it has no
+ * direct I/O, `undefined` when that cannot be told (before Linux 6.1, and on some file
+ * systems).
+ */
+export function directIoAlignment(fd: number): number | undefined {
+  const result = statxCall(fd, EMPTY, AT_EMPTY_PATH, STATX_DIOALIGN);
+  const mask = statxView.getUint32(STATX.stx_mask, true);
+  if (result < 0 || (mask & STATX_DIOALIGN) === 0) return undefined;
+  return statxView.getUint32(STATX.stx_dio_offset_align, true);
+}
