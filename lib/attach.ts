@@ -31,11 +31,10 @@ import {
 } from "./attaching/verification.ts";
 import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { quote } from "./errors.ts";
-import { findHolders } from "./holders.ts";
 import { checkStat, checkSymlinks } from "./kernel/file_descriptor.ts";
 import type { Symlinks } from "./kernel/found_file.ts";
 import { exactSize, type Loop } from "./kernel/loop.ts";
-import { hasNode, NodeDirectory } from "./kernel/node_directory.ts";
+import type { NodeDirectory } from "./kernel/node_directory.ts";
 import { openAnyNode } from "./kernel/nodes.ts";
 import { statOf } from "./sys/stat.ts";
 import type { LoopConfig } from "./sys/loop_uapi.ts";
@@ -161,7 +160,7 @@ export async function attach(
   using cleanup = new DisposableStack();
   using unfinished = new DisposableStack();
   let nodes = request.nodes &&
-    unfinished.use(NodeDirectory.open(request.nodes));
+    unfinished.use(await openNodeDirectory(request.nodes));
   const claim = cleanup.use(await prepare(file, request));
   const device = {
     options: request.wanted,
@@ -177,7 +176,7 @@ export async function attach(
       await refuseRivals(claim, loop, request.signal);
     }
     if (nodes !== undefined) nodes.add(loop.name, rdeviceOf(loop));
-    else if (loop.isWithoutNode) nodes = privateNodes(loop);
+    else if (loop.isWithoutNode) nodes = await privateNodes(loop);
   });
   unfinished.move();
   if (request.overlap !== "allow") {
@@ -289,6 +288,7 @@ async function prepare(
 /** Whether nobody uses an autoclear device any more: its owner was killed a moment ago. */
 async function isBeingFreed(device: LoopDevice): Promise<boolean> {
   if (!device.autoclear) return false;
+  const { findHolders } = await import("./holder_search.ts");
   const { holders, complete } = await findHolders(device.minor);
   return complete && holders.length === 0;
 }
@@ -306,8 +306,16 @@ async function bindDevice(
     : bindMinor(tryDevice, minor);
 }
 
+// Loaded when they are needed: where /dev has nodes they seldom are.
+
+async function openNodeDirectory(path: FilePath): Promise<NodeDirectory> {
+  const { NodeDirectory } = await import("./kernel/node_directory.ts");
+  return NodeDirectory.open(path);
+}
+
 /** A directory with the node of a device that has none in `/dev`. It may have appeared there meanwhile. */
-function privateNodes(loop: Loop): NodeDirectory | undefined {
+async function privateNodes(loop: Loop): Promise<NodeDirectory | undefined> {
+  const { hasNode, NodeDirectory } = await import("./kernel/node_directory.ts");
   const rdevice = rdeviceOf(loop);
   return hasNode(loop.name, rdevice)
     ? undefined

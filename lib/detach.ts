@@ -11,10 +11,11 @@ import { isFreeWithin, release, type Released } from "./attaching/release.ts";
 import type { DeviceRef } from "./device_ref.ts";
 import { LoopBusyError, quote } from "./errors.ts";
 import { describeHolders } from "./describe_holder.ts";
-import { findHolders, type Holders } from "./holders.ts";
+import type { Holders } from "./holder.ts";
 import type { Loop } from "./kernel/loop.ts";
-import { removeLeftNodes } from "./kernel/private_directory.ts";
 import { EBUSY } from "./sys/errno.ts";
+import { AT_FDCWD, cString } from "./sys/libc.ts";
+import { statAt } from "./sys/stat.ts";
 import { DEFAULT_TIMEOUT, type WaitOptions } from "./waiting.ts";
 
 /** How {@linkcode detach} waits. The limits are for the waiting for others, not for writing back. */
@@ -120,7 +121,15 @@ export async function detachBinding(
   const released = await release(loop);
   if (!waiting.lazy) await untilFree(released, waiting);
   if (released.failure !== undefined) throw released.failure;
-  removeLeftNodes(released.minor);
+  await removeLeftNodes(released.minor);
+}
+
+/** Removes the private nodes of a device that another process attached, where `/dev` has none. */
+async function removeLeftNodes(minor: number): Promise<void> {
+  const node = statAt(AT_FDCWD, cString(`/dev/loop${minor}`));
+  if (typeof node !== "number") return;
+  const left = await import("./kernel/left_nodes.ts");
+  left.removeLeftNodes(minor);
 }
 
 /** Waits until others have closed the device. */
@@ -169,6 +178,7 @@ async function busyError(
 /** That nobody can be found must not hide that the device is busy. */
 async function holdersOrNone(minor: number): Promise<Holders> {
   try {
+    const { findHolders } = await import("./holder_search.ts");
     return await findHolders(minor);
   } catch {
     return { holders: [], complete: false };

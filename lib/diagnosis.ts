@@ -12,7 +12,7 @@ import {
 } from "./kernel/loop_sysfs.ts";
 import { ownMounts } from "./kernel/mounts.ts";
 import { openControl, openLoop } from "./kernel/nodes.ts";
-import { leftDirectories } from "./kernel/private_directory.ts";
+import { leftDirectories } from "./kernel/left_nodes.ts";
 import {
   EBADF,
   EBUSY,

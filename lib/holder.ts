@@ -58,3 +58,11 @@ export type Holder =
     /** Its descriptor; -1 for a mapping whose descriptor was closed. */
     fd: number;
   };
+
+/** What {@linkcode holders} found. */
+export interface Holders {
+  /** Who keeps the device or a partition of it busy. */
+  holders: Holder[];
+  /** Whether everything could be looked at: not the doings of other users, without root, nor more than a few seconds allow. */
+  complete: boolean;
+}

@@ -32,7 +32,7 @@ import {
   pageCacheOf,
 } from "../sys/libc.ts";
 import { abortable } from "../waiting.ts";
-import { MAX_INLINE_BYTES, MAX_INLINE_PAGES } from "./inline_limits.ts";
+import { MAX_INLINE_BYTES, MAX_INLINE_PAGES } from "./release.ts";
 
 /** The backing file of an attachment to be. */
 export class Backing implements Disposable {

@@ -1,8 +1,10 @@
 /** Binding a file to a device: in one step, verified, or nothing stays attached. */
-import { bind, type Loop } from "../kernel/loop.ts";
+import { removePartitions } from "../kernel/kernel_partitions.ts";
+import { bind, type Loop, reopen } from "../kernel/loop.ts";
+import { hasPartitions, isBound } from "../kernel/loop_sysfs.ts";
+import { O_EXCL, O_RDONLY } from "../sys/libc.ts";
 import { LO_FLAGS_PARTSCAN, type LoopInfo64 } from "../sys/loop_uapi.ts";
 import { rollBack } from "./release.ts";
-import { removeStalePartitions } from "./stale_partitions.ts";
 import { verify, type Wanted } from "./verification.ts";
 
 /** Binds the file to an open device, which is closed when that fails: it may be somebody else's by then. */
@@ -41,4 +43,29 @@ export async function completeBinding(
     await rollBack(loop);
     throw error;
   }
+}
+
+/**
+ * Removes the partitions that the last user of a device left behind. The kernel drops
+ * partitions at a detach only where it was told to scan for them; others stay, and would
+ * show parts of the next file, or be in the way of its partitions. The device is held
+ * exclusively while they are removed, so that nobody can attach a file to it.
+ *
+ * @throws {LoopError} `EBUSY` when somebody uses the device or one of them
+ */
+function removeStalePartitions(loop: Loop): void {
+  if (!hasPartitions(loop.minor)) return;
+  // Held for a moment, partitions that somebody uses could not be formatted or mounted.
+  if (isBound(loop.minor)) return;
+  using exclusive = reopen(
+    loop,
+    O_RDONLY | O_EXCL,
+    "remove old partitions of",
+  );
+  if (isBound(loop.minor)) return; // somebody else was faster
+  const { minor, path } = loop;
+  removePartitions(
+    { fd: exclusive.fd, minor, path },
+    "remove the partitions that an earlier user left on",
+  );
 }

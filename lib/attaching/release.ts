@@ -18,12 +18,18 @@ import {
   LO_FLAGS_PARTSCAN,
   LOOP_CLR_FD,
 } from "../sys/loop_uapi.ts";
-import {
-  MAX_INLINE_BYTES,
-  MAX_INLINE_CACHED_PAGES,
-  MAX_INLINE_PAGES,
-} from "./inline_limits.ts";
 import { DEFAULT_TIMEOUT, pollUntil, type WaitOptions } from "../waiting.ts";
+
+// How much is done at once, in a few milliseconds. More of it goes to another thread.
+
+/** Bytes that are written to the page cache of a backing file. */
+export const MAX_INLINE_BYTES: bigint = 8n << 20n;
+
+/** Pages of the smallest size that hold so many bytes. */
+export const MAX_INLINE_PAGES = 2048;
+
+/** Clean pages that the last close of a device drops: 64 MiB. */
+export const MAX_INLINE_CACHED_PAGES = 16384;
 
 /** A device, and which binding of it. */
 export interface Binding {

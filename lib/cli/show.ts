@@ -1,7 +1,7 @@
 import { inspect } from "../devices.ts";
 import { escapeControls, LoopError, quote } from "../errors.ts";
 import { describeHolder } from "../describe_holder.ts";
-import { findHolders } from "../holders.ts";
+import { findHolders } from "../holder_search.ts";
 import { deviceNumberOf, partitionsOf } from "../kernel/loop_sysfs.ts";
 import { openLoop } from "../kernel/nodes.ts";
 import { EACCES, ENODEV, ENOENT, ENXIO, EPERM } from "../sys/errno.ts";

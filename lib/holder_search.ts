@@ -1,0 +1,521 @@
+/** The search for those who keep a device busy: bounded, whatever others do. */
+import {
+  AT_STATX_DONT_SYNC,
+  deviceNumber,
+  S_IFBLK,
+  S_IFMT,
+  statAt,
+} from "./sys/stat.ts";
+import { devicesBackedBy } from "./kernel/attached_devices.ts";
+import { LoopError, quote } from "./errors.ts";
+import type { Holder, Holders } from "./holder.ts";
+import { Btrfs } from "./kernel/btrfs.ts";
+import { FileDescriptor } from "./kernel/file_descriptor.ts";
+import { Lookup } from "./kernel/lookup.ts";
+import {
+  BLOCK,
+  deviceNumberOf,
+  GONE,
+  partitionNumberOf,
+  partitionsOf,
+  throwUnless,
+} from "./kernel/loop_sysfs.ts";
+import { MountLine, unescapeOctal } from "./kernel/mounts.ts";
+import { allProcesses, Pace, type Process } from "./kernel/processes.ts";
+import { EACCES, EINVAL, ENODEV, EPERM, ESRCH } from "./sys/errno.ts";
+import { cString, O_PATH, transientCString } from "./sys/libc.ts";
+import {
+  listDirectory,
+  namesIn,
+  openDirectoryAt,
+  openLines,
+  readLink,
+  readLinkBytes,
+  readText,
+  readWhole,
+} from "./sys/sysfs.ts";
+
+// What bounds a search, beside its time: others decide how much there is.
+/** Of one kind: many of one must not hide the others. */
+const MAX_HOLDERS = 1000;
+/** Of one process. */
+const MAX_DESCRIPTORS = 50_000;
+/** Of one process: no more mappings are allowed by default. */
+const MAX_MAPPINGS = 65_536;
+/** Bytes of all tables of mounts. */
+const MAX_MOUNT_BYTES = 64 << 20;
+
+/** Finds the holders of a device. */
+export async function findHolders(minor: number): Promise<Holders> {
+  return await new Search(new Targets(minor)).run();
+}
+
+/** A disk and its partitions: what can be held. */
+class Targets {
+  readonly minor: number;
+  /** The paths by device number. */
+  readonly #paths = new Map<number, string>();
+
+  constructor(minor: number) {
+    this.minor = minor;
+    const path = `/dev/loop${minor}`;
+    const number = deviceNumberOf(minor);
+    if (number === undefined) {
+      throw new LoopError(`Cannot examine ${quote(path)}`, {
+        errno: ENODEV,
+        operation: "open",
+        path,
+        hint: `the kernel has no loop${minor}`,
+      });
+    }
+    this.#add(number, path);
+    for (const partition of partitionsOf(minor)) {
+      this.#add(
+        partitionNumberOf(minor, partition),
+        `/dev/${partition.name}`,
+      );
+    }
+  }
+
+  #add(number: number | undefined, path: string): void {
+    if (number !== undefined) this.#paths.set(number, path);
+  }
+
+  /** The path of the disk or partition that has this device number. */
+  byNumber(number: number): string | undefined {
+    return this.#paths.get(number);
+  }
+
+  /** Paths and device numbers. */
+  entries(): [number: number, path: string][] {
+    return [...this.#paths];
+  }
+}
+
+/** A process that has ended; the mounts of one that its parent has not noticed yet are `EINVAL`. */
+const ENDED = [...GONE, ESRCH, EINVAL];
+/** A process of somebody else. */
+const FORBIDDEN = [EACCES, EPERM];
+
+/** Of a process namespace. */
+const FIRST_PROCESS = 1;
+
+/** One search, and what it has found. */
+class Search {
+  readonly #targets: Targets;
+  readonly #found: Holder[] = [];
+  readonly #counts = new Map<Holder["kind"], number>();
+  readonly #pace = new Pace();
+  readonly #btrfs: Btrfs;
+  readonly #ownNamespace: string | number = readLink("/proc/self/ns/mnt");
+  /** The process that is being looked into. */
+  #current: Process | undefined;
+  #isComplete = true;
+
+  /** Mount namespaces that were looked at, as seen from a root directory. */
+  readonly #views = new Set<string>();
+  #mountBytes = 0;
+  /** Mounts that are known: each namespace has copies of most. */
+  readonly #mounts = new Set<string>();
+  /** What is no block device, by mount namespace and path: many have `/dev/null` open. */
+  readonly #harmless = new Set<string>();
+  /** Files that are mapped, by file system and inode: the path of the disk or partition whose node it is. */
+  readonly #mapped = new Map<string, string | undefined>();
+  /** Processes in a file system on the device, which count only when it is mounted nowhere. */
+  readonly #files = new Map<string, Holder>();
+
+  constructor(targets: Targets) {
+    this.#targets = targets;
+    this.#btrfs = new Btrfs(targets.entries());
+  }
+
+  async run(): Promise<Holders> {
+    this.#blocks();
+    this.#swaps();
+    // Descriptors first: they are what keeps a device busy mostly.
+    for await (const process of this.#processes()) {
+      await this.#mountsOf(process);
+      await this.#descriptorsOf(process);
+    }
+    for await (const process of this.#processes()) {
+      this.#directoriesOf(process);
+      await this.#mappingsOf(process);
+    }
+    this.#unmounted();
+    // Messages name the first of them: not those that others made in a namespace of theirs.
+    const isElsewhere = (holder: Holder): boolean =>
+      holder.kind === "mount" && holder.pid !== undefined;
+    const holders = [
+      ...this.#found.filter((holder) => !isElsewhere(holder)),
+      ...this.#found.filter(isElsewhere),
+    ];
+    return { holders, complete: this.#isComplete };
+  }
+
+  async *#processes(): AsyncGenerator<Process> {
+    for await (const process of allProcesses(this.#pace)) {
+      if (this.#pace.isOver) break;
+      if (typeof process === "number") {
+        this.#maySkip(process, "/proc");
+        continue;
+      }
+      this.#current = process;
+      yield process;
+      this.#current = undefined;
+    }
+    if (this.#pace.isOver) this.#isComplete = false;
+  }
+
+  #add(holder: Holder): void {
+    const count = this.#counts.get(holder.kind) ?? 0;
+    if (count === MAX_HOLDERS) {
+      this.#isComplete = false;
+      return;
+    }
+    this.#counts.set(holder.kind, count + 1);
+    this.#found.push(holder);
+  }
+
+  /** Notes that something may not be seen. What has ended is nobody's; everything else is thrown. */
+  #maySkip(result: number, path: string): void {
+    throwUnless([...ENDED, ...FORBIDDEN], result, path);
+    this.#note(result);
+  }
+
+  /** Notes that something cannot be seen, whatever the reason, unless it has gone. */
+  #note(result: number): void {
+    // Of a process that has ended meanwhile the kernel says EACCES too. The first one of a
+    // container may belong to what runs it, and be out of reach even for root: then
+    // nothing could ever be called complete there.
+    const isUnimportant = ENDED.includes(-result) ||
+      this.#current?.pid === FIRST_PROCESS || this.#current?.hasGone;
+    if (!isUnimportant) this.#isComplete = false;
+  }
+
+  /** Device-mapper and md enter themselves in sysfs, loop devices do not. */
+  #blocks(): void {
+    const disk = `loop${this.#targets.minor}`;
+    for (const [number, device] of this.#targets.entries()) {
+      const own = device.replace("/dev/", "");
+      const directory = own === disk
+        ? `${BLOCK}/${own}/holders`
+        : `${BLOCK}/${disk}/${own}/holders`;
+      const names = listDirectory(directory);
+      if (typeof names === "number") throwUnless(GONE, names, directory);
+      else {
+        for (const name of names) {
+          const label = readText(`/sys/class/block/${name}/dm/name`);
+          this.#add({
+            kind: "block",
+            device,
+            name,
+            ...(typeof label === "string" && { label }),
+          });
+        }
+      }
+      const node = { device: 0, inode: 0n, rdevice: number, mode: S_IFBLK };
+      for (const { device: { name } } of devicesBackedBy(node)) {
+        this.#add({ kind: "block", device, name });
+      }
+    }
+  }
+
+  #swaps(): void {
+    const path = "/proc/swaps";
+    const text = readWhole(path);
+    if (typeof text === "number") {
+      throwUnless(GONE, text, path); // a kernel without swap
+      return;
+    }
+    const lookup = new Lookup();
+    for (const line of text.split("\n").slice(1)) {
+      const [name = "", type] = line.split(/\s+/);
+      if (type !== "partition") continue;
+      const stat = lookup.examine(cString(unescapeOctal(name)));
+      const device = stat && this.#targets.byNumber(stat.rdevice);
+      if (device !== undefined) this.#add({ kind: "swap", device });
+    }
+  }
+
+  /** Adds the mounts that a process sees, if it is the first that sees them. */
+  async #mountsOf({ pid, directory }: Process): Promise<void> {
+    const namespace = readLink("ns/mnt", directory);
+    // Who has another root directory sees only what is below that.
+    const view = typeof namespace === "number"
+      ? `${pid}`
+      : `${namespace} ${readLink("root", directory)}`;
+    if (this.#views.has(view)) return;
+    this.#views.add(view);
+    const lines = openLines("mountinfo", directory);
+    if (typeof lines === "number") {
+      return this.#maySkip(lines, `/proc/${pid}/mountinfo`);
+    }
+    using reader = lines;
+    const whose = namespace === this.#ownNamespace ? undefined : pid;
+    while (!this.#pace.isOver) {
+      const line = reader.next();
+      if (line === undefined) break;
+      if (typeof line === "number") {
+        this.#maySkip(line, `/proc/${pid}/mountinfo`);
+        break;
+      }
+      this.#mount(new MountLine(line), whose);
+      if (this.#mountBytes + reader.bytesRead > MAX_MOUNT_BYTES) {
+        this.#isComplete = false;
+        break;
+      }
+      if (this.#pace.isTired) await this.#pace.breathe();
+    }
+    if (reader.hasSkipped) this.#isComplete = false;
+    this.#mountBytes += reader.bytesRead;
+  }
+
+  #mount(mount: MountLine, pid: number | undefined): void {
+    const number = mount.device;
+    const device = this.#targets.byNumber(number);
+    const devices = device === undefined
+      ? this.#btrfs.devicesOf(number, mount, pid)
+      : [device];
+    for (const device of devices) {
+      this.#addMount(device, mount.target, pid);
+    }
+  }
+
+  #addMount(device: string, target: string, pid: number | undefined): void {
+    const key = `${device} ${target}`;
+    if (this.#mounts.has(key) || this.#mounts.size > MAX_HOLDERS) {
+      if (!this.#mounts.has(key)) this.#isComplete = false;
+      return;
+    }
+    this.#mounts.add(key);
+    this.#add({
+      kind: "mount",
+      device,
+      target,
+      ...(pid !== undefined && { pid }),
+    });
+  }
+
+  /** Adds the descriptors of a process. */
+  async #descriptorsOf(process: Process): Promise<void> {
+    const { pid, directory } = process;
+    const fd = openDirectoryAt("fd", directory);
+    if (fd < 0) {
+      if (FORBIDDEN.includes(-fd) && !process.hasGone) this.#isComplete = false;
+      return this.#maySkip(fd, `/proc/${pid}/fd`);
+    }
+    using descriptors = new FileDescriptor(fd);
+    const namespace = readLink("ns/mnt", directory);
+    let count = 0;
+    for (const names of namesIn(descriptors.fd)) {
+      if (typeof names === "number") {
+        return this.#maySkip(names, `/proc/${pid}/fd`);
+      }
+      for (const name of names) {
+        this.#descriptor(process, descriptors.fd, name, namespace);
+      }
+      count += names.length;
+      if (count > MAX_DESCRIPTORS) this.#isComplete = false;
+      if (count > MAX_DESCRIPTORS || this.#pace.isOver) return;
+      if (this.#pace.isTired) await this.#pace.breathe();
+    }
+  }
+
+  #descriptor(
+    process: Process,
+    descriptors: number,
+    name: string,
+    namespace: string | number,
+  ): void {
+    // What the link says is known without a look at the file: sockets and pipes are none.
+    const link = readLinkBytes(name, descriptors);
+    if (typeof link === "number") return this.#note(link);
+    if (link[0] !== SLASH) return;
+    const key = startsWith(link, DEV)
+      ? `${namespace} ${decoder.decode(link)}`
+      : undefined;
+    if (key !== undefined && this.#harmless.has(key)) return;
+    const stat = this.#examine(process, descriptors, name);
+    if (stat === undefined) return;
+    const isBlock = (stat.mode & S_IFMT) === S_IFBLK;
+    if (key !== undefined && !isBlock) this.#harmless.add(key);
+    const device = isBlock ? this.#targets.byNumber(stat.rdevice) : undefined;
+    if (device === undefined || isPathOnly(process, name)) return;
+    this.#add({
+      kind: "process",
+      device,
+      pid: process.pid,
+      command: process.command,
+      fd: Number(name),
+    });
+  }
+
+  /**
+   * What a link of `/proc/PID` leads to, as far as that is known without asking a file
+   * server; and notes the process when that is on the device.
+   */
+  #examine(
+    process: Process,
+    directory: number,
+    name: string,
+  ): { mode: number; rdevice: number } | undefined {
+    const stat = statAt(directory, transientCString(name), AT_STATX_DONT_SYNC);
+    if (typeof stat === "number") {
+      this.#note(stat);
+      return undefined;
+    }
+    const device = this.#targets.byNumber(stat.device);
+    if (device !== undefined) {
+      this.#file(device, process, () => readLink(name, directory));
+    }
+    return stat;
+  }
+
+  #file(device: string, process: Process, path: () => string | number): void {
+    const { pid, command } = process;
+    const key = `${device} ${pid}`;
+    if (this.#files.has(key) || this.#files.size >= MAX_HOLDERS) return;
+    const name = path();
+    this.#files.set(key, {
+      kind: "file",
+      device,
+      pid,
+      command,
+      path: typeof name === "string" ? name : "",
+    });
+  }
+
+  /** Notes a process whose directories or program are on the device. */
+  #directoriesOf(process: Process): void {
+    for (const name of ["cwd", "root", "exe"]) {
+      this.#examine(process, process.directory, name);
+    }
+  }
+
+  /** Adds a process that has the device mapped, and notes one that has a file on it mapped. */
+  async #mappingsOf(process: Process): Promise<void> {
+    const { pid, directory } = process;
+    const lines = openLines("maps", directory);
+    if (typeof lines === "number") {
+      return this.#maySkip(lines, `/proc/${pid}/maps`);
+    }
+    using reader = lines;
+    const own = new Set<string>();
+    for (let count = 0; !this.#pace.isOver; count++) {
+      const line = reader.next();
+      if (line === undefined) break;
+      if (typeof line === "number") {
+        this.#maySkip(line, `/proc/${pid}/maps`);
+        break;
+      }
+      if (count === MAX_MAPPINGS) {
+        this.#isComplete = false;
+        break;
+      }
+      const device = this.#mapping(process, line);
+      if (device !== undefined) own.add(device);
+      if (this.#pace.isTired) await this.#pace.breathe();
+    }
+    for (const device of own) this.#addMapping(device, process);
+  }
+
+  /** The disk or partition whose node a line of `maps` shows; notes a process whose mapping lies on one. */
+  #mapping(process: Process, line: Uint8Array): string | undefined {
+    const number = fieldAfter(line, 0, 3);
+    const inode = line.indexOf(BLANK, number) + 1;
+    if (number === 0 || inode === 0 || line[inode] === ZERO) return undefined; // of no file
+    const end = line.indexOf(BLANK, inode);
+    const file = decoder.decode(line.subarray(number, end));
+    const path = (): string =>
+      decoder.decode(line.subarray(line.indexOf(SLASH, end)));
+    if (!this.#mapped.has(file)) {
+      if (this.#mapped.size >= MAX_MAPPINGS) this.#mapped.clear();
+      this.#mapped.set(file, this.#mappedNode(process, line, path));
+    }
+    const [major = "", minor = ""] = file.split(/[: ]/);
+    const device = this.#targets.byNumber(
+      deviceNumber(parseInt(major, 16), parseInt(minor, 16)),
+    );
+    if (device !== undefined) this.#file(device, process, path);
+    return this.#mapped.get(file);
+  }
+
+  #mappedNode(
+    { directory }: Process,
+    line: Uint8Array,
+    path: () => string,
+  ): string | undefined {
+    // "00400000-00452000" is "400000-452000" there.
+    const range = decoder.decode(line.subarray(0, line.indexOf(BLANK)))
+      .replace(/\b0+(?=.)/g, "");
+    const stat = statAt(
+      directory,
+      transientCString(`map_files/${range}`),
+      AT_STATX_DONT_SYNC,
+    );
+    if (typeof stat !== "number") {
+      return (stat.mode & S_IFMT) === S_IFBLK
+        ? this.#targets.byNumber(stat.rdevice)
+        : undefined;
+    }
+    // Only root of the system may follow these links. The path has to do then.
+    if (!FORBIDDEN.includes(-stat)) return undefined;
+    const name = path();
+    return this.#targets.entries().find(([, path]) => path === name)?.[1];
+  }
+
+  #addMapping(device: string, { pid, command }: Process): void {
+    const isKnown = this.#found.some((holder) =>
+      holder.kind === "process" && holder.pid === pid &&
+      holder.device === device
+    );
+    if (isKnown) return; // it has the node open too
+    this.#add({ kind: "process", device, pid, command, fd: -1 });
+  }
+
+  /** Adds who keeps a file system of which no mount is seen. */
+  #unmounted(): void {
+    for (const { device, target, pid } of this.#btrfs.mountsLeft()) {
+      this.#addMount(device, target, pid);
+    }
+    const mounted = new Set(
+      this.#found.filter(({ kind }) => kind === "mount")
+        .map(({ device }) => device),
+    );
+    for (const file of this.#files.values()) {
+      if (!mounted.has(file.device)) this.#add(file);
+    }
+    for (const { device, uuid } of this.#btrfs.unseen()) {
+      if (mounted.has(device)) continue;
+      this.#add({ kind: "block", device, name: "btrfs", label: uuid });
+    }
+  }
+}
+
+const SLASH = "/".charCodeAt(0);
+const BLANK = " ".charCodeAt(0);
+const ZERO = "0".charCodeAt(0);
+const DEV = new TextEncoder().encode("/dev/");
+const decoder = new TextDecoder();
+
+/** Where the field begins that stands so many blanks after a position. */
+function fieldAfter(line: Uint8Array, start: number, count: number): number {
+  let at = start;
+  for (let blank = 0; blank < count; blank++) {
+    at = line.indexOf(BLANK, at) + 1;
+    if (at === 0) return 0;
+  }
+  return at;
+}
+
+function startsWith(bytes: Uint8Array, prefix: Uint8Array): boolean {
+  return prefix.every((byte, index) => bytes[index] === byte);
+}
+
+/** Whether a descriptor only stands for a name (`O_PATH`), and keeps no device busy. */
+function isPathOnly({ directory }: Process, name: string): boolean {
+  const text = readText(`fdinfo/${name}`, directory);
+  if (typeof text === "number") return false;
+  const flags = /^flags:\s+(\d+)/m.exec(text)?.[1] ?? "0";
+  return (parseInt(flags, 8) & O_PATH) !== 0;
+}

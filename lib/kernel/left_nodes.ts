@@ -1,0 +1,122 @@
+/** Private nodes that were left: of processes that were killed, or of devices that were left to live on. */
+import {
+  AT_STATX_DONT_SYNC,
+  AT_SYMLINK_NOFOLLOW,
+  S_IFBLK,
+  S_IFMT,
+  statAt,
+  statOf,
+} from "../sys/stat.ts";
+import { FileDescriptor } from "./file_descriptor.ts";
+import { pathOf } from "./found_file.ts";
+import { hasSysfs, isBound } from "./loop_sysfs.ts";
+import {
+  AT_FDCWD,
+  cString,
+  O_DIRECTORY,
+  O_NOFOLLOW,
+  O_PATH,
+  openAt,
+  removeDirectoryAt,
+  unlinkAt,
+} from "../sys/libc.ts";
+import { namesIn, openDirectoryAt } from "../sys/sysfs.ts";
+import { PARENTS } from "./private_directory.ts";
+
+/**
+ * Private directories that are left: of a process that was killed, or of a device that
+ * was left to live on and detached since. A file is attached to none of the devices.
+ */
+export function leftDirectories(): string[] {
+  if (!hasSysfs()) return [];
+  const left: string[] = [];
+  for (const { path, names } of privateDirectories()) {
+    const minors = names
+      .map((name) => /^loop(\d{1,7})(?:p\d+)?$/.exec(name)?.[1])
+      .filter((digits) => digits !== undefined);
+    if (!minors.some((minor) => isBound(Number(minor)))) left.push(path);
+  }
+  return left;
+}
+
+/**
+ * Removes the private nodes of a device that was attached by another process, and is
+ * free. Directories of those who attach to it now are not among them: they are made for
+ * a device to which a file is attached, and what was found is older than the look at that.
+ */
+export function removeLeftNodes(minor: number): void {
+  if (!hasSysfs()) return;
+  const ours = new RegExp(`^loop${minor}(p\\d+)?$`);
+  for (const { path, fd, names } of privateDirectories()) {
+    if (!names.some((name) => ours.test(name)) || isBound(minor)) continue;
+    for (const name of names.map(cString)) {
+      const stat = statAt(fd, name, AT_SYMLINK_NOFOLLOW);
+      const isNode = typeof stat !== "number" &&
+        (stat.mode & S_IFMT) === S_IFBLK;
+      if (isNode) unlinkAt(fd, name);
+    }
+    removeDirectoryAt(AT_FDCWD, cString(path));
+  }
+}
+
+/** A private directory that is there, open while it is looked at. */
+interface Found {
+  readonly path: string;
+  readonly fd: number;
+  readonly names: string[];
+}
+
+/** So many names are looked at: in `/tmp` anybody makes any number of them. */
+const MAX_NAMES = 10_000;
+
+/**
+ * Private directories of the user who runs this. Others may make directories of such
+ * names in `/tmp`, and mount what does not answer there: theirs are not read.
+ */
+function* privateDirectories(): Generator<Found> {
+  const self = statAt(AT_FDCWD, cString("/proc/self"));
+  if (typeof self === "number") return;
+  for (const parent of PARENTS) {
+    const stat = statAt(AT_FDCWD, cString(parent), AT_STATX_DONT_SYNC);
+    const fd = openDirectoryAt(parent);
+    if (fd < 0) continue;
+    using directory = new FileDescriptor(fd);
+    for (const entry of someNames(directory.fd)) {
+      if (!/^\.?loopdev-[0-9a-f-]{36}$/.test(entry)) continue;
+      const found = openPrivate(directory.fd, entry);
+      if (found === undefined) continue;
+      using held = found;
+      const own = statOf(held.fd, AT_STATX_DONT_SYNC);
+      const isOurs = typeof own !== "number" && typeof stat !== "number" &&
+        own.owner === self.owner && own.device === stat.device;
+      if (!isOurs) continue;
+      const names = openDirectoryAt(pathOf(held.fd));
+      if (names < 0) continue;
+      using listed = new FileDescriptor(names);
+      yield {
+        path: `${parent}/${entry}`,
+        fd: held.fd,
+        names: [...someNames(listed.fd)],
+      };
+    }
+  }
+}
+
+function openPrivate(
+  directory: number,
+  name: string,
+): FileDescriptor | undefined {
+  const flags = O_PATH | O_DIRECTORY | O_NOFOLLOW;
+  const fd = openAt(directory, cString(name), flags);
+  return fd < 0 ? undefined : new FileDescriptor(fd);
+}
+
+function* someNames(fd: number): Generator<string> {
+  let count = 0;
+  for (const names of namesIn(fd)) {
+    if (typeof names === "number") return;
+    yield* names;
+    count += names.length;
+    if (count >= MAX_NAMES) return;
+  }
+}
