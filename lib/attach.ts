@@ -31,7 +31,7 @@ import {
 } from "./attaching/verification.ts";
 import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { quote } from "./errors.ts";
-import { checkStat, checkSymlinks } from "./kernel/file_descriptor.ts";
+import { checkSymlinks, unwrapStat } from "./kernel/file_descriptor.ts";
 import type { Symlinks } from "./kernel/found_file.ts";
 import { exactSize, type Loop } from "./kernel/loop.ts";
 import type { NodeDirectory } from "./kernel/node_directory.ts";
@@ -175,7 +175,7 @@ export async function attach(
     if (request.overlap === "refuse") {
       await refuseRivals(claim, loop, request.signal);
     }
-    if (nodes !== undefined) nodes.add(loop.name, rdeviceOf(loop));
+    if (nodes !== undefined) nodes.add(loop.name, rdevOfOpen(loop));
     else if (loop.isWithoutNode) nodes = await privateNodes(loop);
   });
   unfinished.move();
@@ -316,14 +316,14 @@ async function openNodeDirectory(path: FilePath): Promise<NodeDirectory> {
 /** A directory with the node of a device that has none in `/dev`. It may have appeared there meanwhile. */
 async function privateNodes(loop: Loop): Promise<NodeDirectory | undefined> {
   const { hasNode, NodeDirectory } = await import("./kernel/node_directory.ts");
-  const rdevice = rdeviceOf(loop);
-  return hasNode(loop.name, rdevice)
+  const rdev = rdevOfOpen(loop);
+  return hasNode(loop.name, rdev)
     ? undefined
-    : NodeDirectory.makePrivate(loop.name, rdevice);
+    : NodeDirectory.makePrivate(loop.name, rdev);
 }
 
-function rdeviceOf({ fd, path }: Loop): number {
-  return checkStat(statOf(fd), `Cannot examine ${quote(path)}`, path).rdevice;
+function rdevOfOpen({ fd, path }: Loop): number {
+  return unwrapStat(statOf(fd), `Cannot examine ${quote(path)}`, path).rdev;
 }
 
 /** The sector size of the GPT in the part of the file that will be the device. */

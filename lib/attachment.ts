@@ -20,7 +20,7 @@ import {
   untilFree,
 } from "./detach.ts";
 import { readDevice } from "./kernel/attached_devices.ts";
-import { check, LoopError, quote } from "./errors.ts";
+import { LoopError, quote, unwrap } from "./errors.ts";
 import { FileDescriptor } from "./kernel/file_descriptor.ts";
 import { exactSize, type Loop } from "./kernel/loop.ts";
 import { bindingOf, diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
@@ -190,7 +190,7 @@ export class Attachment implements AsyncDisposable {
     this.#checkAttached(`${direction.verb} ${quote(path)}`);
     // The number of a descriptor that is closed meanwhile may soon be a stranger's file.
     const own = new FileDescriptor(
-      check(duplicate(this.#loop.fd), () => ({
+      unwrap(duplicate(this.#loop.fd), () => ({
         action: `Cannot ${direction.verb} ${quote(path)}`,
         operation: "fcntl",
         path,

@@ -1,5 +1,5 @@
 /** How callers name a device. */
-import { majorMinor, S_IFBLK, S_IFMT, type Stat } from "./sys/stat.ts";
+import { isBlockDevice, majorMinor, type Stat } from "./sys/stat.ts";
 import { checkMinor, checkPath, type FilePath } from "./arguments.ts";
 import {
   LoopError,
@@ -7,7 +7,7 @@ import {
   StaleDeviceError,
   UnexpectedDevice,
 } from "./errors.ts";
-import { checkFound, fileType } from "./kernel/file_descriptor.ts";
+import { fileType, unwrapFound } from "./kernel/file_descriptor.ts";
 import { FoundFile } from "./kernel/found_file.ts";
 import {
   diskSequenceOf,
@@ -109,7 +109,7 @@ export function minorOfNode(node: FilePath): number {
 
 /** Finds a node by its path, without opening it. */
 export function findNode(node: FilePath): FoundFile {
-  return checkFound(FoundFile.find(AT_FDCWD, node.bytes), () => ({
+  return unwrapFound(FoundFile.find(AT_FDCWD, node.bytes), () => ({
     action: `Cannot open ${quote(node.text)}`,
     operation: "open",
     path: node.text,
@@ -120,11 +120,11 @@ export function findNode(node: FilePath): FoundFile {
 export function minorOfStat(text: string, stat: Stat): number {
   const name = quote(text);
   const unexpected = (hint: string) =>
-    new UnexpectedDevice(-1, stat.rdevice, stat.mode, { path: text, hint });
-  if ((stat.mode & S_IFMT) !== S_IFBLK) {
+    new UnexpectedDevice(-1, stat.rdev, stat.mode, { path: text, hint });
+  if (!isBlockDevice(stat)) {
     throw unexpected(`it is ${fileType(stat.mode)}`);
   }
-  const [major, minor] = majorMinor(stat.rdevice);
+  const [major, minor] = majorMinor(stat.rdev);
   const path = `/sys/dev/block/${major}:${minor}`;
   const target = readLink(path);
   if (typeof target === "string") {

@@ -17,9 +17,9 @@ import {
   readDevices,
   referenceOf,
 } from "./kernel/attached_devices.ts";
-import { checkStat, FileDescriptor } from "./kernel/file_descriptor.ts";
+import { FileDescriptor, unwrapStat } from "./kernel/file_descriptor.ts";
 import { pathOf } from "./kernel/found_file.ts";
-import { loopNumbers } from "./kernel/loop_sysfs.ts";
+import { existingMinors } from "./kernel/loop_sysfs.ts";
 import { ENOENT, ENOTDIR } from "./sys/errno.ts";
 import { AT_FDCWD, O_DIRECTORY, O_PATH, openAt } from "./sys/libc.ts";
 import { readLinkBytes } from "./sys/sysfs.ts";
@@ -115,7 +115,7 @@ function canonicalDirectory({ text, bytes }: FilePath): Uint8Array {
   if (fd < 0) {
     // It may have been deleted, with the files in it.
     if (fd === -ENOENT || fd === -ENOTDIR) return asPrefix(absolute(bytes));
-    checkStat(fd, `Cannot examine ${quote(text)}`, text, "open");
+    unwrapStat(fd, `Cannot examine ${quote(text)}`, text, "open");
   }
   using directory = new FileDescriptor(fd);
   const path = readLinkBytes(pathOf(directory.fd));
@@ -165,7 +165,7 @@ function beginsWith(path: Uint8Array, prefix: Uint8Array): boolean {
 export function inspect(device: DeviceRef): LoopDevice | undefined {
   checkNotRecycled("examine", device);
   const record = readDevice(minorOf(device));
-  if (record === undefined) loopNumbers(); // which says so where there is no sysfs
+  if (record === undefined) existingMinors(); // which says so where there is no sysfs
   return record?.device;
 }
 
@@ -211,7 +211,7 @@ export function find(
     ? undefined
     : checkBytes(options.offset, "offset");
   const path = checkPath(file);
-  const stat = checkStat(
+  const stat = unwrapStat(
     statAt(AT_FDCWD, path.bytes),
     `Cannot examine ${quote(path.text)}`,
     path.text,

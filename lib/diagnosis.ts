@@ -1,14 +1,14 @@
 /** What the doctor looks at. */
-import { majorMinor, S_IFBLK, S_IFMT, statAt } from "./sys/stat.ts";
+import { isBlockDevice, majorMinor, statAt } from "./sys/stat.ts";
 import { list } from "./devices.ts";
 import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
 import { configureNothing, type Loop } from "./kernel/loop.ts";
 import {
-  deviceNumberOf,
+  existingMinors,
   hasSysfs,
   isBound,
-  loopNumbers,
   partitionsOf,
+  rdevOf,
 } from "./kernel/loop_sysfs.ts";
 import { ownMounts } from "./kernel/mounts.ts";
 import { openControl, openLoop } from "./kernel/nodes.ts";
@@ -39,27 +39,27 @@ export interface Check {
 }
 
 /** Looks at everything; problems come first. */
-export async function examine(): Promise<Check[]> {
+export async function diagnose(): Promise<Check[]> {
   const self = examineProcess();
-  if (typeof self === "number") return [checkProc(self)];
-  const driver = checkDriver();
-  const descriptors = checkDescriptors(self);
+  if (typeof self === "number") return [diagnoseProc(self)];
+  const driver = diagnoseDriver();
+  const descriptors = diagnoseDescriptors(self);
   // What it would say follows from these; and opening a node would load a driver.
   const isClear = driver.status === "ok" && descriptors.status === "ok";
   const checks = [
     descriptors,
-    checkKernel(),
+    diagnoseKernel(),
     driver,
-    ...isClear ? checkAccess(self) : [],
-    ...attempt("sysfs", checkSysfs),
-    ...attempt("/dev", () => checkDevDirectory(self)),
-    ...attempt("nodes", checkNodes),
-    ...attempt("left nodes", checkLeftNodes),
-    ...attempt("capabilities", () => checkCapabilities(self)),
-    ...attempt("stale partitions", checkStalePartitions),
-    ...attempt("deleted files", checkDeletedFiles),
-    checkUdev(),
-    await checkParsers(),
+    ...isClear ? diagnoseAccess(self) : [],
+    ...attempt("sysfs", diagnoseSysfs),
+    ...attempt("/dev", () => diagnoseDevDirectory(self)),
+    ...attempt("nodes", diagnoseNodes),
+    ...attempt("left nodes", diagnoseLeftNodes),
+    ...attempt("capabilities", () => diagnoseCapabilities(self)),
+    ...attempt("stale partitions", diagnoseStalePartitions),
+    ...attempt("deleted files", diagnoseDeletedFiles),
+    diagnoseUdev(),
+    await diagnoseParsers(),
   ];
   const order = ["problem", "warning", "ok"];
   return checks.sort((a, b) =>
@@ -156,7 +156,7 @@ function findDevMount(): DevMount | undefined | number {
 }
 
 /** Without `/proc` little can be told, and nothing should be guessed. */
-function checkProc(result: number): Check {
+function diagnoseProc(result: number): Check {
   return result === -EMFILE || result === -ENFILE
     ? noDescriptors(-result)
     : problem(
@@ -185,7 +185,7 @@ function can({ capabilities }: Process, capability: bigint): boolean {
 /** What attaching opens at once: file, loop-control, device, the device again, an attribute. */
 const DESCRIPTORS = 5;
 
-function checkDescriptors(
+function diagnoseDescriptors(
   { descriptorLimit, openDescriptors }: Process,
 ): Check {
   const left = descriptorLimit - openDescriptors;
@@ -198,7 +198,7 @@ function checkDescriptors(
   );
 }
 
-function checkKernel(): Check {
+function diagnoseKernel(): Check {
   const release = readText("/proc/sys/kernel/osrelease");
   return ok(
     "kernel",
@@ -211,7 +211,7 @@ function checkKernel(): Check {
 const CONTROL = "/dev/loop-control";
 
 /** Whether there is a driver, and with what parameters. */
-function checkDriver(): Check {
+function diagnoseDriver(): Check {
   const module = "/sys/module/loop";
   const isThere = (path: string): boolean =>
     typeof statAt(AT_FDCWD, cString(path)) !== "number";
@@ -243,7 +243,7 @@ function checkDriver(): Check {
 }
 
 /** Opens what attaching opens. */
-function checkAccess(self: Process): Check[] {
+function diagnoseAccess(self: Process): Check[] {
   try {
     openControl().close();
   } catch (error) {
@@ -252,7 +252,7 @@ function checkAccess(self: Process): Check[] {
   const checks = [ok("loop-control", `${CONTROL} can be opened`)];
   let minors;
   try {
-    minors = loopNumbers();
+    minors = existingMinors();
   } catch (error) {
     if (error instanceof LoopError) return checks; // said of sysfs
     throw error;
@@ -269,7 +269,7 @@ function checkAccess(self: Process): Check[] {
       const isTaken = error instanceof LoopError &&
         (error.errno === ENXIO || error.errno === EBUSY);
       if (isTaken) continue;
-      const number = majorMinor(deviceNumberOf(minor) ?? 0).join(":");
+      const number = majorMinor(rdevOf(minor) ?? 0).join(":");
       refused ??= explain(error, `/dev/loop${minor}`, `b ${number}`, self);
     }
   }
@@ -385,7 +385,7 @@ function probe(loop: Loop): Check {
     );
 }
 
-function checkSysfs(): Check[] {
+function diagnoseSysfs(): Check[] {
   if (hasSysfs()) return [ok("sysfs", "mounted on /sys")];
   return [warning(
     "sysfs",
@@ -394,7 +394,7 @@ function checkSysfs(): Check[] {
   )];
 }
 
-function checkDevDirectory({ devMount: mount }: Process): Check[] {
+function diagnoseDevDirectory({ devMount: mount }: Process): Check[] {
   if (mount === undefined) {
     return [warning(
       "/dev",
@@ -414,22 +414,22 @@ function checkDevDirectory({ devMount: mount }: Process): Check[] {
 }
 
 /** The nodes of all devices that the kernel has. */
-function checkNodes(): Check[] {
+function diagnoseNodes(): Check[] {
   if (!hasSysfs()) return [];
   const missing: string[] = [];
   const checks: Check[] = [];
-  const minors = loopNumbers();
+  const minors = existingMinors();
   for (const minor of minors) {
     const path = `/dev/loop${minor}`;
     const stat = statAt(AT_FDCWD, cString(path));
-    const number = deviceNumberOf(minor);
-    if (number === undefined) continue; // removed meanwhile
+    const rdev = rdevOf(minor);
+    if (rdev === undefined) continue; // removed meanwhile
     if (typeof stat === "number") missing.push(path);
-    else if ((stat.mode & S_IFMT) !== S_IFBLK || stat.rdevice !== number) {
+    else if (!isBlockDevice(stat) || stat.rdev !== rdev) {
       checks.push(warning(
         "nodes",
         `${path} is not the node of loop${minor}`,
-        `rm ${path} && mknod ${path} b ${majorMinor(number).join(" ")}`,
+        `rm ${path} && mknod ${path} b ${majorMinor(rdev).join(" ")}`,
       ));
     }
   }
@@ -448,7 +448,7 @@ function checkNodes(): Check[] {
 }
 
 /** Nodes in private directories that nobody will remove: each gives access to later devices of its number. */
-function checkLeftNodes(): Check[] {
+function diagnoseLeftNodes(): Check[] {
   const left = leftDirectories();
   if (left.length === 0) return [ok("left nodes", "none")];
   return [warning(
@@ -464,7 +464,7 @@ function some(items: string[]): string {
   return items.length > 3 ? `${shown} …` : shown;
 }
 
-function checkCapabilities(self: Process): Check[] {
+function diagnoseCapabilities(self: Process): Check[] {
   if (can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace) {
     return [ok("capabilities", "CAP_SYS_ADMIN: partitions and mounts work")];
   }
@@ -485,9 +485,9 @@ function checkCapabilities(self: Process): Check[] {
   ];
 }
 
-function checkStalePartitions(): Check[] {
+function diagnoseStalePartitions(): Check[] {
   if (!hasSysfs()) return [];
-  const stale = loopNumbers().filter((minor) => !isBound(minor))
+  const stale = existingMinors().filter((minor) => !isBound(minor))
     .flatMap((minor) => partitionsOf(minor))
     .map(({ name }) => `/dev/${name}`);
   if (stale.length === 0) return [ok("stale partitions", "none")];
@@ -498,7 +498,7 @@ function checkStalePartitions(): Check[] {
   )];
 }
 
-function checkDeletedFiles(): Check[] {
+function diagnoseDeletedFiles(): Check[] {
   if (!hasSysfs()) return [];
   // Files in memory have no name to lose.
   const deleted = list().filter(({ deleted, backingFile }) =>
@@ -514,14 +514,14 @@ function checkDeletedFiles(): Check[] {
   );
 }
 
-function checkUdev(): Check {
+function diagnoseUdev(): Check {
   const isRunning = typeof statAt(AT_FDCWD, cString("/run/udev/control")) !==
     "number";
   return ok("udev", isRunning ? "running" : "not running, and not needed");
 }
 
 /** Whether the kernel reads partition tables itself. */
-async function checkParsers(): Promise<Check> {
+async function diagnoseParsers(): Promise<Check> {
   const config = await kernelConfig();
   if (config === undefined) {
     return ok("partition tables", "read by loopdev where the kernel does not");

@@ -22,6 +22,6 @@ export type { Check } from "./diagnosis.ts";
  */
 export async function doctor(): Promise<Check[]> {
   // Loaded when it is needed: most programs never do.
-  const { examine } = await import("./diagnosis.ts");
-  return await examine();
+  const { diagnose } = await import("./diagnosis.ts");
+  return await diagnose();
 }

@@ -171,7 +171,7 @@ export interface Failure extends Omit<LoopErrorDetails, "errno" | "hint"> {
 }
 
 /** The result of a system call; a negative one, which is an error number, is thrown as `LoopError`. */
-export function check(result: number, failure: () => Failure): number {
+export function unwrap(result: number, failure: () => Failure): number {
   if (result >= 0) return result;
   const errno = -result;
   const { action, hint, ...details } = failure();

@@ -1,9 +1,9 @@
 /** The search for those who keep a device busy: bounded, whatever others do. */
 import {
   AT_STATX_DONT_SYNC,
-  deviceNumber,
+  isBlockDevice,
+  makedev,
   S_IFBLK,
-  S_IFMT,
   statAt,
 } from "./sys/stat.ts";
 import { devicesBackedBy } from "./kernel/attached_devices.ts";
@@ -14,10 +14,10 @@ import { FileDescriptor } from "./kernel/file_descriptor.ts";
 import { Lookup } from "./kernel/lookup.ts";
 import {
   BLOCK,
-  deviceNumberOf,
   GONE,
-  partitionNumberOf,
   partitionsOf,
+  rdevOf,
+  rdevOfPartition,
   throwUnless,
 } from "./kernel/loop_sysfs.ts";
 import { MountLine, unescapeOctal } from "./kernel/mounts.ts";
@@ -59,7 +59,7 @@ class Targets {
   constructor(minor: number) {
     this.minor = minor;
     const path = `/dev/loop${minor}`;
-    const number = deviceNumberOf(minor);
+    const number = rdevOf(minor);
     if (number === undefined) {
       throw new LoopError(`Cannot examine ${quote(path)}`, {
         errno: ENODEV,
@@ -71,7 +71,7 @@ class Targets {
     this.#add(number, path);
     for (const partition of partitionsOf(minor)) {
       this.#add(
-        partitionNumberOf(minor, partition),
+        rdevOfPartition(minor, partition),
         `/dev/${partition.name}`,
       );
     }
@@ -213,7 +213,7 @@ class Search {
           });
         }
       }
-      const node = { device: 0, inode: 0n, rdevice: number, mode: S_IFBLK };
+      const node = { device: 0, inode: 0n, rdev: number, mode: S_IFBLK };
       for (const { device: { name } } of devicesBackedBy(node)) {
         this.#add({ kind: "block", device, name });
       }
@@ -232,7 +232,7 @@ class Search {
       const [name = "", type] = line.split(/\s+/);
       if (type !== "partition") continue;
       const stat = lookup.examine(cString(unescapeOctal(name)));
-      const device = stat && this.#targets.byNumber(stat.rdevice);
+      const device = stat && this.#targets.byNumber(stat.rdev);
       if (device !== undefined) this.#add({ kind: "swap", device });
     }
   }
@@ -337,9 +337,9 @@ class Search {
     if (key !== undefined && this.#harmless.has(key)) return;
     const stat = this.#examine(process, descriptors, name);
     if (stat === undefined) return;
-    const isBlock = (stat.mode & S_IFMT) === S_IFBLK;
+    const isBlock = isBlockDevice(stat);
     if (key !== undefined && !isBlock) this.#harmless.add(key);
-    const device = isBlock ? this.#targets.byNumber(stat.rdevice) : undefined;
+    const device = isBlock ? this.#targets.byNumber(stat.rdev) : undefined;
     if (device === undefined || isPathOnly(process, name)) return;
     this.#add({
       kind: "process",
@@ -358,7 +358,7 @@ class Search {
     process: Process,
     directory: number,
     name: string,
-  ): { mode: number; rdevice: number } | undefined {
+  ): { mode: number; rdev: number } | undefined {
     const stat = statAt(directory, transientCString(name), AT_STATX_DONT_SYNC);
     if (typeof stat === "number") {
       this.#note(stat);
@@ -434,7 +434,7 @@ class Search {
     }
     const [major = "", minor = ""] = file.split(/[: ]/);
     const device = this.#targets.byNumber(
-      deviceNumber(parseInt(major, 16), parseInt(minor, 16)),
+      makedev(parseInt(major, 16), parseInt(minor, 16)),
     );
     if (device !== undefined) this.#file(device, process, path);
     return this.#mapped.get(file);
@@ -454,8 +454,8 @@ class Search {
       AT_STATX_DONT_SYNC,
     );
     if (typeof stat !== "number") {
-      return (stat.mode & S_IFMT) === S_IFBLK
-        ? this.#targets.byNumber(stat.rdevice)
+      return isBlockDevice(stat)
+        ? this.#targets.byNumber(stat.rdev)
         : undefined;
     }
     // Only root of the system may follow these links. The path has to do then.

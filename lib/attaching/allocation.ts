@@ -3,10 +3,10 @@ import { sleep } from "../waiting.ts";
 import { LoopError } from "../errors.ts";
 import type { LoopControl } from "../kernel/loop_control.ts";
 import {
-  deviceNumberOf,
+  existingMinors,
   hasSysfs,
   isBound,
-  loopNumbers,
+  rdevOf,
 } from "../kernel/loop_sysfs.ts";
 import { openControl } from "../kernel/nodes.ts";
 import {
@@ -34,7 +34,7 @@ export function bindMinor<T>(
   tryDevice: (minor: number) => T,
   minor: number,
 ): T {
-  if (deviceNumberOf(minor) === undefined) {
+  if (rdevOf(minor) === undefined) {
     using control = openControl();
     try {
       control.add(minor);
@@ -113,7 +113,7 @@ class Candidates {
   next(): number {
     const free = this.#control.getUnbound();
     if (this.#isEligible(free)) return free;
-    const others = hasSysfs() ? loopNumbers() : [];
+    const others = hasSysfs() ? existingMinors() : [];
     const other = others.find((minor) =>
       this.#isEligible(minor) && !isBound(minor)
     );

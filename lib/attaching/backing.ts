@@ -1,12 +1,12 @@
 /** The file of an attachment to be. */
-import { S_IFBLK, S_IFMT, type Stat, statOf } from "../sys/stat.ts";
+import { isBlockDevice, type Stat, statOf } from "../sys/stat.ts";
 import { checkDescriptor } from "../arguments.ts";
-import { check, LoopError, quote } from "../errors.ts";
+import { LoopError, quote, unwrap } from "../errors.ts";
 import {
   checkBackingFile,
-  checkStat,
   FileDescriptor,
   openFile,
+  unwrapStat,
 } from "../kernel/file_descriptor.ts";
 import { pathOf, type Symlinks } from "../kernel/found_file.ts";
 import { BLKGETSIZE64 } from "../sys/blk_uapi.ts";
@@ -64,12 +64,12 @@ export class Backing implements Disposable {
    */
   reopen(readOnly: boolean): Backing {
     const action = `Cannot open ${this.name} again, to lock its bytes`;
-    const flags = check(openFlags(this.fd), () => ({
+    const flags = unwrap(openFlags(this.fd), () => ({
       action,
       operation: "fcntl",
     }));
     const access = readOnly ? O_RDONLY : O_RDWR;
-    const fd = check(
+    const fd = unwrap(
       openAt(
         AT_FDCWD,
         cString(pathOf(this.fd)),
@@ -93,7 +93,7 @@ export class Backing implements Disposable {
   /** A descriptor to read the file with, through the page cache. */
   openForReading(): FileDescriptor {
     return new FileDescriptor(
-      check(
+      unwrap(
         openAt(AT_FDCWD, cString(pathOf(this.fd)), O_RDONLY),
         () => ({
           action: `Cannot open ${this.name} again`,
@@ -109,16 +109,16 @@ export class Backing implements Disposable {
   }
 
   get #isBlockDevice(): boolean {
-    return (this.stat.mode & S_IFMT) === S_IFBLK;
+    return isBlockDevice(this.stat);
   }
 
   #examine(): Stat {
-    return checkStat(statOf(this.fd), `Cannot attach ${this.name}`);
+    return unwrapStat(statOf(this.fd), `Cannot attach ${this.name}`);
   }
 
   #deviceSize(): bigint {
     const size = new BigUint64Array(1);
-    check(
+    unwrap(
       ioctlPointer(this.fd, BLKGETSIZE64, new Uint8Array(size.buffer)),
       () => ({
         action: `Cannot find the size of ${this.name}`,
@@ -233,7 +233,7 @@ function canRead(file: string | URL, symlinks: Symlinks): boolean {
 function borrowed(fd: number, readOnly: boolean): Backing {
   const backing = new Backing(fd, `descriptor ${fd}`);
   const action = `Cannot attach ${backing.name}`;
-  const flags = check(openFlags(fd), () => ({ action, operation: "fcntl" }));
+  const flags = unwrap(openFlags(fd), () => ({ action, operation: "fcntl" }));
   const access = flags & O_ACCMODE;
   if ((flags & O_PATH) !== 0 || access === O_WRONLY) {
     throw new LoopError(action, {

@@ -1,5 +1,5 @@
 /** Releasing a device: what was written is in the file, and the descriptor is closed, whatever fails. */
-import { check, LoopError, quote } from "../errors.ts";
+import { LoopError, quote, unwrap } from "../errors.ts";
 import { exactSize, Loop, reopen } from "../kernel/loop.ts";
 import { bindingOf, hasSysfs, isBound } from "../kernel/loop_sysfs.ts";
 import { EINVAL, ENOTTY, ENXIO } from "../sys/errno.ts";
@@ -182,7 +182,7 @@ export function reportWriteBack(
   loop: Loop,
   flush: (fd: number) => number,
 ): void {
-  check(flush(loop.fd), () => ({
+  unwrap(flush(loop.fd), () => ({
     action: `Cannot write back ${quote(loop.path)}`,
     operation: "sync_file_range",
     path: loop.path,

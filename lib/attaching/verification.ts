@@ -2,7 +2,7 @@
 import { directIoAlignment } from "../sys/stat.ts";
 import { type ConfigureOptions, decodeFlags } from "../kernel/configuration.ts";
 import type { Backing } from "./backing.ts";
-import { check, LoopError, quote } from "../errors.ts";
+import { LoopError, quote, unwrap } from "../errors.ts";
 import { exactSize, fitPageCache, type Loop } from "../kernel/loop.ts";
 import { BLKROSET } from "../sys/blk_uapi.ts";
 import { EINVAL, EIO } from "../sys/errno.ts";
@@ -148,7 +148,7 @@ export function deviceSize(
 
 /** `BLKROSET` of an earlier owner outlives the binding. */
 function makeWritable(loop: Loop): void {
-  check(
+  unwrap(
     ioctlPointer(loop.fd, BLKROSET, new Uint8Array(4)),
     () => ({
       action: `Cannot make ${quote(loop.path)} writable`,

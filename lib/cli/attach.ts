@@ -99,7 +99,7 @@ async function run(args: string[]): Promise<number> {
   await using unprinted = new AsyncDisposableStack();
   for (const file of files) {
     try {
-      await interruptible.check();
+      await interruptible.throwIfInterrupted();
       await using attached = new AsyncDisposableStack();
       const attachment = attached.adopt(
         await attachFile(file, options),
@@ -109,7 +109,7 @@ async function run(args: string[]): Promise<number> {
       if (options.partscan) await attachment.partitions({ signal });
       const device = asJson ? listed(attachment) : undefined;
       await attachment.persist();
-      await interruptible.check();
+      await interruptible.throwIfInterrupted();
       if (device === undefined) {
         print(attachment.path);
         attached.move(); // it stays
@@ -123,7 +123,7 @@ async function run(args: string[]): Promise<number> {
     }
   }
   if (asJson) {
-    await interruptible.check();
+    await interruptible.throwIfInterrupted();
     printJson({ devices });
     unprinted.move(); // they stay
   }

@@ -2,7 +2,7 @@ import { inspect } from "../devices.ts";
 import { escapeControls, LoopError, quote } from "../errors.ts";
 import { describeHolder } from "../describe_holder.ts";
 import { findHolders } from "../holder_search.ts";
-import { deviceNumberOf, partitionsOf } from "../kernel/loop_sysfs.ts";
+import { partitionsOf, rdevOf } from "../kernel/loop_sysfs.ts";
 import { openLoop } from "../kernel/nodes.ts";
 import { EACCES, ENODEV, ENOENT, ENXIO, EPERM } from "../sys/errno.ts";
 import { only, parse, parseDeviceNumber } from "./arguments.ts";
@@ -34,7 +34,7 @@ async function run(args: string[]): Promise<number> {
   const device = inspect(minor);
   if (device === undefined) {
     const path = `/dev/loop${minor}`;
-    const isThere = deviceNumberOf(minor) !== undefined;
+    const isThere = rdevOf(minor) !== undefined;
     throw new LoopError(`Cannot show ${quote(path)}`, {
       errno: isThere ? ENXIO : ENOENT,
       operation: "open",

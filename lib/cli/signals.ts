@@ -83,7 +83,7 @@ export class Interruptible implements Disposable {
    *
    * @throws {Interruption}
    */
-  async check(): Promise<void> {
+  async throwIfInterrupted(): Promise<void> {
     await handlersHaveRun();
     this.signal.throwIfAborted();
   }

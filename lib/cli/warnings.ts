@@ -1,5 +1,5 @@
 /** What a device leaves out of its file, where the user may not have meant that. */
-import { S_IFMT, S_IFREG, statAt } from "../sys/stat.ts";
+import { isRegularFile, statAt } from "../sys/stat.ts";
 import { checkPath } from "../arguments.ts";
 import { inspect } from "../devices.ts";
 import { quote } from "../errors.ts";
@@ -12,7 +12,7 @@ import { warn } from "./output.ts";
 export function warnOfRest(loop: Loop, file: string | URL): void {
   const path = checkPath(file);
   const stat = statAt(AT_FDCWD, path.bytes);
-  if (typeof stat === "number" || (stat.mode & S_IFMT) !== S_IFREG) return;
+  if (typeof stat === "number" || !isRegularFile(stat)) return;
   const info = loop.getInfo();
   // A path that sysfs tells may lead to another file from here.
   if (BigInt(stat.device) !== info.device || stat.inode !== info.inode) return;

@@ -1,13 +1,13 @@
 /** What sysfs says of attached devices, row by row; and which of them a file is attached to. */
-import { S_IFBLK, S_IFMT, S_IFREG, type Stat } from "../sys/stat.ts";
+import { isBlockDevice, isRegularFile, type Stat } from "../sys/stat.ts";
 import { LoopError } from "../errors.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
 import { Loop } from "./loop.ts";
 import {
   BLOCK,
+  existingMinors,
   GONE,
   isBound,
-  loopNumbers,
   throwUnless,
 } from "./loop_sysfs.ts";
 import { isOurs, Lookup } from "./lookup.ts";
@@ -86,11 +86,11 @@ export interface DeviceRecord {
  * may never answer, another than that of `file`, is none of them.
  */
 export function devicesBackedBy(
-  file: Pick<Stat, "device" | "inode" | "rdevice" | "mode">,
+  file: Pick<Stat, "device" | "inode" | "rdev" | "mode">,
 ): DeviceRecord[] {
   const wanted = identityOf(file);
   const lookup = new Lookup(file.device);
-  return loopNumbers()
+  return existingMinors()
     .filter((minor) => mayBeBackedBy(minor, wanted, lookup))
     .map((minor) => readDevice(minor, lookup))
     .filter((found) => found !== undefined)
@@ -136,22 +136,21 @@ interface Identity {
   readonly device: number;
   readonly inode: bigint;
   /** Of a block device: it may have several nodes. */
-  readonly rdevice: number;
+  readonly rdev: number;
 }
 
 function identityOf(
-  { device, inode, rdevice, mode }: Pick<
+  { device, inode, rdev, mode }: Pick<
     Stat,
-    "device" | "inode" | "rdevice" | "mode"
+    "device" | "inode" | "rdev" | "mode"
   >,
 ): Identity {
-  const isBlockDevice = (mode & S_IFMT) === S_IFBLK;
-  return { device, inode, rdevice: isBlockDevice ? rdevice : 0 };
+  return { device, inode, rdev: isBlockDevice({ mode }) ? rdev : 0 };
 }
 
 function isSameFile(a: Identity, b: Identity): boolean {
-  return a.rdevice === b.rdevice &&
-    (a.rdevice !== 0 || (a.device === b.device && a.inode === b.inode));
+  return a.rdev === b.rdev &&
+    (a.rdev !== 0 || (a.device === b.device && a.inode === b.inode));
 }
 
 /** The backing file of a device, asked of the device itself; or that it was detached, or may not be asked. */
@@ -165,7 +164,7 @@ function backingOf(
     if (diskSequence !== 0 && loop.getDiskSequence() !== diskSequence) {
       return "gone";
     }
-    return { device: Number(device), inode, rdevice: Number(rdevice) };
+    return { device: Number(device), inode, rdev: Number(rdevice) };
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
     // Bound still: there is no node of it here, or not of it.
@@ -178,7 +177,7 @@ function backingOf(
 /** All attached devices, in the order of their numbers. */
 export function readDevices(): DeviceRecord[] {
   const lookup = new Lookup();
-  return loopNumbers()
+  return existingMinors()
     .map((minor) => readDevice(minor, lookup))
     .filter((found) => found !== undefined);
 }
@@ -214,7 +213,7 @@ function isTooSmall(
   lookup: Lookup,
 ): boolean {
   const stat = lookup.examine(backingPath);
-  return stat !== undefined && (stat.mode & S_IFMT) === S_IFREG &&
+  return stat !== undefined && isRegularFile(stat) &&
     stat.size < offset + BigInt(SECTOR);
 }
 

@@ -1,5 +1,5 @@
 /** Which Btrfs is on which devices: its mounts have a device number of their own. */
-import { deviceNumber, S_IFBLK, S_IFMT } from "../sys/stat.ts";
+import { isBlockDevice, makedev } from "../sys/stat.ts";
 import { Lookup } from "./lookup.ts";
 import type { MountLine } from "./mounts.ts";
 import { cString } from "../sys/libc.ts";
@@ -68,9 +68,9 @@ export class Btrfs {
     const found = this.#all.find(({ names }) => names.has(name));
     if (found !== undefined) return found;
     const stat = new Lookup().examine(cString(source)); // a node elsewhere
-    return stat === undefined || (stat.mode & S_IFMT) !== S_IFBLK
+    return stat === undefined || !isBlockDevice(stat)
       ? undefined
-      : this.#all.find(({ numbers }) => numbers.has(stat.rdevice));
+      : this.#all.find(({ numbers }) => numbers.has(stat.rdev));
   }
 
   #devicesOn({ numbers }: FileSystem): string[] {
@@ -118,7 +118,7 @@ function fileSystems(): FileSystem[] {
       .filter((text) => typeof text === "string")
       .map((text) => {
         const [major, minor] = text.split(":").map(Number);
-        return deviceNumber(major!, minor!);
+        return makedev(major!, minor!);
       });
     found.push({ uuid, names: new Set(names), numbers: new Set(numbers) });
   }

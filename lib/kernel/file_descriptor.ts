@@ -13,7 +13,7 @@ import {
   checkOptions,
   checkPath,
 } from "../arguments.ts";
-import { check, type Failure, LoopError, quote } from "../errors.ts";
+import { type Failure, LoopError, quote, unwrap } from "../errors.ts";
 import { EINVAL, EISDIR } from "../sys/errno.ts";
 import { FoundFile, SYMLINK_HINTS, type Symlinks } from "./found_file.ts";
 import {
@@ -136,7 +136,7 @@ export function openFile(
   const file = checkPath(path);
   const action = `Cannot open ${quote(file.text)}`;
 
-  using found = checkFound(
+  using found = unwrapFound(
     FoundFile.find(AT_FDCWD, file.bytes, symlinks),
     () => ({
       action,
@@ -152,7 +152,7 @@ export function openFile(
       O_NONBLOCK | O_NOCTTY,
   );
   return new FileDescriptor(
-    check(fd, () => ({
+    unwrap(fd, () => ({
       action: `${action} for ${readOnly ? "reading" : "writing"}`,
       operation: "open",
       path: file.text,
@@ -171,16 +171,16 @@ export function checkSymlinks(value: unknown): Symlinks {
 }
 
 /** A file that was found; or throws the error number that was given in its place. */
-export function checkFound(
+export function unwrapFound(
   found: FoundFile | number,
   failure: () => Failure,
 ): FoundFile {
-  if (typeof found === "number") check(found, failure);
+  if (typeof found === "number") unwrap(found, failure);
   return found as FoundFile;
 }
 
 /** A `Stat`, or the error that was given in its place. */
-export function checkStat(
+export function unwrapStat(
   stat: Stat | number,
   action: string,
   path?: string,
@@ -248,7 +248,7 @@ export function fileType(mode: number): string {
 export function openDirectory(path: string | URL): FileDescriptor {
   const directory = checkPath(path);
   return new FileDescriptor(
-    check(
+    unwrap(
       openAt(AT_FDCWD, directory.bytes, O_RDONLY | O_DIRECTORY),
       () => ({
         action: `Cannot open directory ${quote(directory.text)}`,
@@ -293,7 +293,7 @@ export function openMemory(content: Uint8Array | number): FileDescriptor {
     );
   }
   const memory = new FileDescriptor(
-    check(memfdCreate(cString("loopdev")), () => ({
+    unwrap(memfdCreate(cString("loopdev")), () => ({
       action: "Cannot make a file in memory",
       operation: "memfd_create",
     })),
@@ -311,7 +311,7 @@ export function openMemory(content: Uint8Array | number): FileDescriptor {
 
 function write(fd: number, bytes: Uint8Array, offset: number): void {
   for (let done = 0; done < bytes.length;) {
-    done += check(
+    done += unwrap(
       pwrite(fd, bytes.subarray(done), offset + done),
       () => ({
         action: `Cannot put ${offset + bytes.length} bytes into memory`,

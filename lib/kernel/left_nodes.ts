@@ -2,8 +2,7 @@
 import {
   AT_STATX_DONT_SYNC,
   AT_SYMLINK_NOFOLLOW,
-  S_IFBLK,
-  S_IFMT,
+  isBlockDevice,
   statAt,
   statOf,
 } from "../sys/stat.ts";
@@ -52,7 +51,7 @@ export function removeLeftNodes(minor: number): void {
     for (const name of names.map(cString)) {
       const stat = statAt(fd, name, AT_SYMLINK_NOFOLLOW);
       const isNode = typeof stat !== "number" &&
-        (stat.mode & S_IFMT) === S_IFBLK;
+        isBlockDevice(stat);
       if (isNode) unlinkAt(fd, name);
     }
     removeDirectoryAt(AT_FDCWD, cString(path));

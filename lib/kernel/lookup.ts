@@ -1,7 +1,7 @@
 /** Looking at paths that others have chosen, without waiting for their file systems. */
 import {
   AT_STATX_DONT_SYNC,
-  deviceNumber,
+  makedev,
   type Stat,
   statAt,
   statOf,
@@ -166,7 +166,7 @@ class MountTable {
     for (const { device } of this.#byTarget.values()) seen.add(device);
     return names.some((name) => {
       const number = Number(name); // major and minor, of 12 and 20 bits
-      return !seen.has(deviceNumber(number >>> 20, number & 0xfffff));
+      return !seen.has(makedev(number >>> 20, number & 0xfffff));
     });
   }
 }

@@ -8,7 +8,7 @@ import {
   checkOptions,
   type FilePath,
 } from "../arguments.ts";
-import { check, type Failure, LoopError, quote } from "../errors.ts";
+import { type Failure, LoopError, quote, unwrap } from "../errors.ts";
 import { findNode, locate, minorOfStat } from "../device_ref.ts";
 import { checkBlockSize } from "./block_size.ts";
 import {
@@ -21,8 +21,8 @@ import {
 } from "./configuration.ts";
 import {
   checkBackingFile,
-  checkStat,
   FileDescriptor,
+  unwrapStat,
 } from "./file_descriptor.ts";
 import { pathOf } from "./found_file.ts";
 import { removePartitions } from "./kernel_partitions.ts";
@@ -176,7 +176,7 @@ export class Loop implements Disposable {
   /** The path that it was opened by: `/dev/loop3`, or the path of the directory `dirFd` and the name. */
   readonly path: string;
   readonly #readOnly: boolean;
-  readonly #rdevice: number;
+  readonly #rdev: number;
   #fd: number;
   /** A second descriptor, which holds the lock of {@linkcode Loop.lock}. */
   #lock: FileDescriptor | undefined;
@@ -212,7 +212,7 @@ export class Loop implements Disposable {
     this.name = `loop${node.minor}`;
     this.path = node.path;
     this.#readOnly = node.readOnly;
-    this.#rdevice = node.rdevice;
+    this.#rdev = node.rdev;
     this.#fd = node.fd;
   }
 
@@ -312,11 +312,11 @@ export class Loop implements Disposable {
     const second = reopen(this, O_RDONLY, "clear");
     try {
       const written = fsync(fd);
-      check(
+      unwrap(
         ioctlValue(second.fd, LOOP_CLR_FD, 0n),
         this.#failure("LOOP_CLR_FD", "clear"),
       );
-      check(written, this.#failure("fsync", "write back", "it was cleared"));
+      unwrap(written, this.#failure("fsync", "write back", "it was cleared"));
     } finally {
       second.close();
     }
@@ -462,7 +462,7 @@ export class Loop implements Disposable {
     const what = "change the block size of";
     using exclusive = this.#exclusive(what);
     const set = () => ioctlValue(exclusive.fd, LOOP_SET_BLOCK_SIZE, size);
-    check(
+    unwrap(
       repeatWhileAgain(set, exclusive.fd),
       this.#failure("LOOP_SET_BLOCK_SIZE", what),
     );
@@ -535,7 +535,7 @@ export class Loop implements Disposable {
    */
   getInfo(): LoopInfo64 {
     const info = new LoopInfo64();
-    check(
+    unwrap(
       ioctlPointer(
         this.#open("LOOP_GET_STATUS64"),
         LOOP_GET_STATUS64,
@@ -646,7 +646,7 @@ export class Loop implements Disposable {
 
   #setInfo(fd: number, info: LoopInfo64, what: string): void {
     const set = () => ioctlPointer(fd, LOOP_SET_STATUS64, info.bytes);
-    check(
+    unwrap(
       repeatWhileAgain(set, fd),
       this.#failure("LOOP_SET_STATUS64", what, NOT_BOUND),
     );
@@ -813,7 +813,7 @@ export class Loop implements Disposable {
    * ```
    */
   sync(): void {
-    check(
+    unwrap(
       fsync(this.#open("fsync")),
       this.#failure("fsync", "write back"),
     );
@@ -871,7 +871,7 @@ export class Loop implements Disposable {
     this.#lock = undefined;
     lock.close();
     if (result === -EAGAIN) return false;
-    check(result, this.#failure("flock", "lock"));
+    unwrap(result, this.#failure("flock", "lock"));
     return false;
   }
 
@@ -931,7 +931,7 @@ export class Loop implements Disposable {
       : checkDescriptor(options.dirFd, "dirFd");
     this.#open("mknod");
     const { node } = placeIn(dirFd, this.name);
-    makeNode(dirFd, node, S_IFBLK | mode, this.#rdevice);
+    makeNode(dirFd, node, S_IFBLK | mode, this.#rdev);
   }
 
   /**
@@ -984,7 +984,7 @@ export class Loop implements Disposable {
     this.#open(operation);
     const action = `Cannot attach descriptor ${fd} to ${quote(this.path)}`;
     checkBackingFile(
-      checkStat(statOf(fd), action, this.path, operation),
+      unwrapStat(statOf(fd), action, this.path, operation),
       action,
       this.path,
     );
@@ -997,7 +997,7 @@ export class Loop implements Disposable {
     what: string,
     hints: Failure["hint"] = NOT_BOUND,
   ): void {
-    check(
+    unwrap(
       ioctlValue(this.#open(operation), request, value),
       this.#failure(operation, what, hints),
     );
@@ -1035,7 +1035,7 @@ function readNumber(loop: Loop, operation: string, request: number): bigint {
   const { fd, path } = loop;
   const hint = fd === -1 ? "it is closed" : undefined;
   u64View.setBigUint64(0, 0n, true);
-  check(ioctlPointer(fd, request, u64), () => ({
+  unwrap(ioctlPointer(fd, request, u64), () => ({
     action: `Cannot examine ${quote(path)}`,
     operation,
     path,
@@ -1070,11 +1070,11 @@ export function fitPageCache(
     operation: "BLKBSZSET",
     path,
   };
-  check(ioctlPointer(fd, BLKBSZSET, size), () => ({
+  unwrap(ioctlPointer(fd, BLKBSZSET, size), () => ({
     ...failure,
     hint: { [EBUSY]: "another program holds the device exclusively" },
   }));
-  check(pageCacheBlockSize(loop) >= blockSize ? 0 : -EIO, () => failure);
+  unwrap(pageCacheBlockSize(loop) >= blockSize ? 0 : -EIO, () => failure);
 }
 
 /** The block size of the page cache of an open device, in bytes. */
@@ -1090,7 +1090,7 @@ export function reopen(
 ): FileDescriptor {
   const isClosed = loop.fd === -1;
   return new FileDescriptor(
-    check(
+    unwrap(
       isClosed ? -EBADF : openAt(AT_FDCWD, cString(pathOf(loop.fd)), flags),
       () => ({
         action: `Cannot ${what} ${quote(loop.path)}`,

@@ -1,9 +1,9 @@
 /** `/dev/loop-control`: adding, removing and finding loop devices. */
 import { checkDescriptor, checkMinor, checkOptions } from "../arguments.ts";
-import { check, LoopError, quote } from "../errors.ts";
+import { LoopError, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
 import { openControlNode, OpenedNode, placeIn } from "./opened_node.ts";
-import { isBound, loopNumbers } from "./loop_sysfs.ts";
+import { existingMinors, isBound } from "./loop_sysfs.ts";
 import { EBADF, EBUSY, EEXIST, EINVAL, ENODEV } from "../sys/errno.ts";
 import { AT_FDCWD, ioctlValue } from "../sys/libc.ts";
 import {
@@ -121,7 +121,7 @@ export class LoopControl implements Disposable {
       return minor;
     }
     this.#open("LOOP_CTL_REMOVE");
-    for (const candidate of loopNumbers()) {
+    for (const candidate of existingMinors()) {
       if (isBound(candidate)) continue;
       try {
         this.#remove(candidate);
@@ -214,7 +214,7 @@ export class LoopControl implements Disposable {
     what: string,
     hint?: Record<number, string>,
   ): number {
-    return check(
+    return unwrap(
       ioctlValue(this.#open(operation), request, BigInt(value)),
       () => ({ action: `Cannot ${what}`, operation, path: this.#path, hint }),
     );

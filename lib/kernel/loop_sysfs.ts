@@ -1,5 +1,5 @@
 /** What sysfs says of loop devices, without opening them. */
-import { deviceNumber, statAt } from "../sys/stat.ts";
+import { makedev, statAt } from "../sys/stat.ts";
 import { LoopError, quote } from "../errors.ts";
 import { ENODEV, ENOENT, ENXIO } from "../sys/errno.ts";
 import { AT_FDCWD, transientCString } from "../sys/libc.ts";
@@ -50,20 +50,20 @@ export function hasSysfs(): boolean {
  * kernel has no such device. With the module parameter `max_part` it is not 7:minor.
  * Without sysfs it is taken to be that.
  */
-export function deviceNumberOf(minor: number): number | undefined {
-  const number = readDeviceNumber(`${BLOCK}/loop${minor}/dev`);
-  if (number !== undefined || hasSysfs()) return number;
-  return deviceNumber(LOOP_MAJOR, minor);
+export function rdevOf(minor: number): number | undefined {
+  const rdev = readRdev(`${BLOCK}/loop${minor}/dev`);
+  if (rdev !== undefined || hasSysfs()) return rdev;
+  return makedev(LOOP_MAJOR, minor);
 }
 
-function readDeviceNumber(path: string): number | undefined {
+function readRdev(path: string): number | undefined {
   const bytes = readBytes(path);
   if (typeof bytes === "number") {
     throwUnless(GONE, bytes, path);
     return undefined;
   }
   const colon = bytes.indexOf(COLON);
-  return deviceNumber(
+  return makedev(
     decimal(bytes, 0, colon),
     decimal(bytes, colon + 1, bytes.length),
   );
@@ -132,11 +132,11 @@ export function extentOf(
 }
 
 /** The device number of a partition, as `st_rdev` has it; `undefined` when it has gone. */
-export function partitionNumberOf(
+export function rdevOfPartition(
   minor: number,
   { name }: KernelPartition,
 ): number | undefined {
-  return readDeviceNumber(`${BLOCK}/loop${minor}/${name}/dev`);
+  return readRdev(`${BLOCK}/loop${minor}/${name}/dev`);
 }
 
 /** Whether a file is attached to a device. That it is being detached does not count as free. */
@@ -168,9 +168,9 @@ export function diskSequenceOf(minor: number): number | undefined {
 }
 
 /** The numbers of the loop devices that exist, in order. */
-export function loopNumbers(): number[] {
+export function existingMinors(): number[] {
   const names = listDirectory(BLOCK);
-  if (typeof names !== "number") return numbersAmong(names);
+  if (typeof names !== "number") return minorsAmong(names);
   // There may be no virtual block device; but there must be sysfs.
   const missing = names === -ENOENT;
   if (missing && hasSysfs() && !exists(BLOCK)) return [];
@@ -183,7 +183,7 @@ export function loopNumbers(): number[] {
 }
 
 /** The numbers of the names that loop devices have, in order. */
-export function numbersAmong(names: readonly string[]): number[] {
+export function minorsAmong(names: readonly string[]): number[] {
   return names
     .map((name) => /^loop(0|[1-9]\d*)$/.exec(name)?.[1])
     .filter((digits) => digits !== undefined)

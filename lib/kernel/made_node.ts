@@ -7,7 +7,7 @@ import {
   statOf,
 } from "../sys/stat.ts";
 import type { FilePath } from "../arguments.ts";
-import { check, type Failure, quote } from "../errors.ts";
+import { type Failure, quote, unwrap } from "../errors.ts";
 import { EEXIST, ENOENT } from "../sys/errno.ts";
 import {
   AT_FDCWD,
@@ -21,7 +21,7 @@ import {
   transientCString,
   unlinkAt,
 } from "../sys/libc.ts";
-import { checkStat } from "./file_descriptor.ts";
+import { unwrapStat } from "./file_descriptor.ts";
 import { pathOf } from "./found_file.ts";
 
 const PERMISSIONS = 0o7777;
@@ -34,7 +34,7 @@ export function makeNode(
   directory: number,
   node: FilePath,
   mode: number,
-  rdevice: number,
+  rdev: number,
 ): Stat {
   const action = `Cannot make node ${quote(node.text)}`;
   const failure = (operation: string) => (): Failure => ({
@@ -48,18 +48,18 @@ export function makeNode(
       },
     },
   });
-  check(mknodAt(directory, node.bytes, mode, rdevice), failure("mknod"));
+  unwrap(mknodAt(directory, node.bytes, mode, rdev), failure("mknod"));
   const isOurs = (stat: Stat): boolean =>
-    (stat.mode & S_IFMT) === (mode & S_IFMT) && stat.rdevice === rdevice &&
+    (stat.mode & S_IFMT) === (mode & S_IFMT) && stat.rdev === rdev &&
     stat.links === 1;
   const fd = openAt(directory, node.bytes, O_PATH | O_NOFOLLOW);
   try {
-    check(fd, failure("open"));
-    const stat = checkStat(statOf(fd), action, node.text);
-    check(isOurs(stat) ? 0 : -EEXIST, failure("stat"));
+    unwrap(fd, failure("open"));
+    const stat = unwrapStat(statOf(fd), action, node.text);
+    unwrap(isOurs(stat) ? 0 : -EEXIST, failure("stat"));
     if ((stat.mode & PERMISSIONS) !== (mode & PERMISSIONS)) {
       const path = transientCString(pathOf(fd));
-      check(chmodAt(AT_FDCWD, path, mode & PERMISSIONS), failure("chmod"));
+      unwrap(chmodAt(AT_FDCWD, path, mode & PERMISSIONS), failure("chmod"));
     }
     return stat;
   } catch (error) {
@@ -86,7 +86,7 @@ export function removeNode(
   const stat = statAt(directory, name, AT_SYMLINK_NOFOLLOW);
   if (typeof stat === "number") return stat === -ENOENT ? 0 : stat;
   const isIt = stat.device === made.device && stat.inode === made.inode &&
-    stat.rdevice === made.rdevice &&
+    stat.rdev === made.rdev &&
     (stat.mode & S_IFMT) === (made.mode & S_IFMT);
   const result = isIt ? unlinkAt(directory, name) : 0;
   return result === -ENOENT ? 0 : result;

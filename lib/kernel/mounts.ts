@@ -1,6 +1,6 @@
 /** The tables of mounts in `/proc`. */
 import { throwUnless } from "./loop_sysfs.ts";
-import { deviceNumber } from "../sys/stat.ts";
+import { makedev } from "../sys/stat.ts";
 import { openLines } from "../sys/sysfs.ts";
 
 /** A line of `mountinfo`, as bytes: proc(5). Its fields are looked for when they are asked for. */
@@ -21,7 +21,7 @@ export class MountLine {
   get device(): number {
     const start = this.#field(2);
     const colon = this.#bytes.indexOf(COLON, start);
-    return deviceNumber(
+    return makedev(
       decimal(this.#bytes, start),
       decimal(this.#bytes, colon + 1),
     );

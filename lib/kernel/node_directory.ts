@@ -1,15 +1,15 @@
 /** Directories in which device nodes are made for others. */
 import {
   AT_SYMLINK_NOFOLLOW,
+  isBlockDevice,
   S_IFBLK,
-  S_IFMT,
   type Stat,
   statAt,
   statOf,
 } from "../sys/stat.ts";
 import type { FilePath } from "../arguments.ts";
-import { check, LoopError, quote } from "../errors.ts";
-import { checkFound, checkStat, FileDescriptor } from "./file_descriptor.ts";
+import { LoopError, quote, unwrap } from "../errors.ts";
+import { FileDescriptor, unwrapFound, unwrapStat } from "./file_descriptor.ts";
 import { FoundFile } from "./found_file.ts";
 import { makeNode, removeNode } from "./made_node.ts";
 import { ownMounts } from "./mounts.ts";
@@ -41,7 +41,7 @@ export class NodeDirectory implements Disposable {
     isPrivate: boolean,
   ) {
     const action = `Cannot make nodes in ${quote(path)}`;
-    this.#identity = checkStat(statOf(descriptor.fd), action, path);
+    this.#identity = unwrapStat(statOf(descriptor.fd), action, path);
     this.#path = absolute(path).replace(/\/+$/, "");
     this.#descriptor = descriptor;
     this.#isPrivate = isPrivate;
@@ -60,7 +60,7 @@ export class NodeDirectory implements Disposable {
     const isText = encoded.length === bytes.length &&
       encoded.every((byte, index) => byte === bytes[index]);
     if (!isText) throw new TypeError(`${action}: its name must be UTF-8`);
-    const fd = check(openAt(AT_FDCWD, bytes, O_PATH | O_DIRECTORY), () => ({
+    const fd = unwrap(openAt(AT_FDCWD, bytes, O_PATH | O_DIRECTORY), () => ({
       action,
       operation: "open",
       path: text,
@@ -82,7 +82,7 @@ export class NodeDirectory implements Disposable {
   }
 
   /** Makes a directory for the nodes of one device, with its node, where that can be opened. It is removed with the nodes. */
-  static makePrivate(name: string, number: number): NodeDirectory {
+  static makePrivate(name: string, rdev: number): NodeDirectory {
     let failure: unknown;
     for (const parent of PARENTS) {
       const made = makePrivateDirectory(parent, "loopdev-");
@@ -96,7 +96,7 @@ export class NodeDirectory implements Disposable {
         const directory = unfinished.use(
           new NodeDirectory(made.path, made.descriptor, true),
         );
-        directory.add(name, number);
+        directory.add(name, rdev);
         checkOpens(directory.#open(), directory.#node(name));
         unfinished.move();
         return directory;
@@ -121,22 +121,22 @@ export class NodeDirectory implements Disposable {
   }
 
   /** Makes a node, unless there is one of that device: that is used as it is, whoever made it. */
-  add(name: string, number: number): void {
+  add(name: string, rdev: number): void {
     const directory = this.#open();
     const node = this.#node(name);
     const there = statAt(directory, node.bytes, AT_SYMLINK_NOFOLLOW);
-    if (typeof there !== "number" && isNodeOf(there, number)) return;
+    if (typeof there !== "number" && isNodeOf(there, rdev)) return;
     const made = this.#made.get(name);
     if (made !== undefined) this.#remove(directory, name, made);
     this.#made.set(
       name,
-      makeNode(directory, node, S_IFBLK | 0o600, number),
+      makeNode(directory, node, S_IFBLK | 0o600, rdev),
     );
   }
 
   /** Whether the node of that name is one of that device, and can be opened. */
-  canOpen(name: string, number: number): boolean {
-    return canOpenNode(this.#open(), this.#node(name), number);
+  canOpen(name: string, rdev: number): boolean {
+    return canOpenNode(this.#open(), this.#node(name), rdev);
   }
 
   /**
@@ -192,7 +192,7 @@ export class NodeDirectory implements Disposable {
 
   #remove(directory: number, name: string, made: Stat): void {
     const path = this.pathOf(name);
-    check(removeNode(directory, cString(name), made), () => ({
+    unwrap(removeNode(directory, cString(name), made), () => ({
       action: `Cannot remove node ${quote(path)}`,
       operation: "unlink",
       path,
@@ -204,7 +204,7 @@ export class NodeDirectory implements Disposable {
   #removePrivate(): void {
     if (!this.#isPrivate) return;
     const result = removeDirectoryAt(AT_FDCWD, cString(this.#path));
-    check(result === -ENOENT ? 0 : result, () => ({
+    unwrap(result === -ENOENT ? 0 : result, () => ({
       action: `Cannot remove ${quote(this.#path)}`,
       operation: "rmdir",
       path: this.#path,
@@ -228,42 +228,42 @@ export class NodeDirectory implements Disposable {
     };
     const fd = openAt(AT_FDCWD, cString(path), O_PATH | O_DIRECTORY);
     if (fd === -ENOENT) return undefined;
-    const directory = new FileDescriptor(check(fd, () => failure));
+    const directory = new FileDescriptor(unwrap(fd, () => failure));
     const stat = statOf(fd);
     const isSame = typeof stat !== "number" &&
       stat.device === this.#identity.device &&
       stat.inode === this.#identity.inode;
     if (!isSame) {
       directory.close();
-      check(typeof stat === "number" ? stat : -ESTALE, () => failure);
+      unwrap(typeof stat === "number" ? stat : -ESTALE, () => failure);
     }
     return directory;
   }
 }
 
-function isNodeOf({ mode, rdevice }: Stat, number: number): boolean {
-  return (mode & S_IFMT) === S_IFBLK && rdevice === number;
+function isNodeOf(stat: Stat, rdev: number): boolean {
+  return isBlockDevice(stat) && stat.rdev === rdev;
 }
 
 /** Whether a node is one of that device, and can be opened. */
 export function canOpenNode(
   directory: number,
   { bytes }: FilePath,
-  number: number,
+  rdev: number,
 ): boolean {
   const found = FoundFile.find(directory, bytes);
   if (typeof found === "number") return false;
   using node = found;
-  if (!isNodeOf(node.stat, number)) return false;
+  if (!isNodeOf(node.stat, rdev)) return false;
   const fd = node.open(O_RDONLY);
   if (fd >= 0) new FileDescriptor(fd).close();
   return fd >= 0;
 }
 
 /** Whether the node that a device should have in `/dev` is there, and can be opened. */
-export function hasNode(name: string, number: number): boolean {
+export function hasNode(name: string, rdev: number): boolean {
   const text = `/dev/${name}`;
-  return canOpenNode(AT_FDCWD, { text, bytes: cString(text) }, number);
+  return canOpenNode(AT_FDCWD, { text, bytes: cString(text) }, rdev);
 }
 
 /** Throws why a node cannot be opened: `EACCES` on a mount with the option nodev. */
@@ -273,8 +273,8 @@ function checkOpens(directory: number, { text, bytes }: FilePath): void {
     operation: "open",
     path: text,
   };
-  using found = checkFound(FoundFile.find(directory, bytes), () => failure);
-  new FileDescriptor(check(found.open(O_RDONLY), () => failure)).close();
+  using found = unwrapFound(FoundFile.find(directory, bytes), () => failure);
+  new FileDescriptor(unwrap(found.open(O_RDONLY), () => failure)).close();
 }
 
 /** The working directory may be another when the path is used. */

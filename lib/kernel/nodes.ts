@@ -13,7 +13,7 @@ import {
 } from "../sys/libc.ts";
 import { Loop, type LoopOpenOptions, openNode } from "./loop.ts";
 import { LoopControl } from "./loop_control.ts";
-import { deviceNumberOf, hasSysfs } from "./loop_sysfs.ts";
+import { hasSysfs, rdevOf } from "./loop_sysfs.ts";
 import {
   CONTROL_DEVICE,
   type NodePlace,
@@ -51,12 +51,10 @@ export function openAnyNode(minor: number, readOnly: boolean): OpenedNode {
     return openLoopNode(minor, placeIn(AT_FDCWD, name), readOnly);
   } catch (error) {
     // Without sysfs nobody tells whether the device exists, and a node creates it.
-    const number = isMissing(error) && hasSysfs()
-      ? deviceNumberOf(minor)
-      : undefined;
-    if (number === undefined) throw error;
+    const rdev = isMissing(error) && hasSysfs() ? rdevOf(minor) : undefined;
+    if (rdev === undefined) throw error;
     return throughOwnNode(
-      { name, mode: S_IFBLK, number },
+      { name, mode: S_IFBLK, rdev },
       (place) => openLoopNode(minor, place, readOnly),
       error,
     );
@@ -70,7 +68,7 @@ export function openControl(): LoopControl {
   } catch (error) {
     if (!isMissing(error)) throw error;
     const opened = throughOwnNode(
-      { name: "loop-control", mode: S_IFCHR, number: CONTROL_DEVICE },
+      { name: "loop-control", mode: S_IFCHR, rdev: CONTROL_DEVICE },
       openControlNode,
       error,
     );
@@ -85,7 +83,7 @@ function isMissing(error: unknown): boolean {
 
 /** Opens a node in a directory that exists only for that. When it cannot, `missing` is thrown, which says that there is none in `/dev`. */
 function throughOwnNode(
-  { name, mode, number }: { name: string; mode: number; number: number },
+  { name, mode, rdev }: { name: string; mode: number; rdev: number },
   open: (place: NodePlace) => OpenedNode,
   missing: unknown,
 ): OpenedNode {
@@ -96,7 +94,7 @@ function throughOwnNode(
     const { fd } = held;
     const bytes = cString(name);
     try {
-      if (mknodAt(fd, bytes, mode | 0o600, number) < 0) continue;
+      if (mknodAt(fd, bytes, mode | 0o600, rdev) < 0) continue;
       const node = { text: `/dev/${name}`, bytes };
       return open({ dirFd: fd, node, isTemporary: true });
     } catch (error) {

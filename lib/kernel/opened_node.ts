@@ -1,19 +1,19 @@
 /** Device nodes that are examined, and then opened: that very node, and no other. */
 import {
-  deviceNumber,
-  S_IFBLK,
+  isBlockDevice,
+  makedev,
   S_IFCHR,
   S_IFMT,
   type Stat,
 } from "../sys/stat.ts";
 import type { FilePath } from "../arguments.ts";
-import { check, quote, UnexpectedDevice } from "../errors.ts";
+import { quote, UnexpectedDevice, unwrap } from "../errors.ts";
 import { EACCES, ENODEV, ENOENT } from "../sys/errno.ts";
 import { AT_FDCWD, cString, O_RDONLY, O_RDWR } from "../sys/libc.ts";
 import { readLink } from "../sys/sysfs.ts";
-import { checkFound, fileType } from "./file_descriptor.ts";
+import { fileType, unwrapFound } from "./file_descriptor.ts";
 import { FoundFile, pathOf } from "./found_file.ts";
-import { deviceNumberOf } from "./loop_sysfs.ts";
+import { rdevOf } from "./loop_sysfs.ts";
 
 /**
  * A node that is open. Who takes it over closes its descriptor. Internal callers give it
@@ -28,17 +28,17 @@ export class OpenedNode {
   readonly path: string;
   readonly fd: number;
   /** As in `st_rdev`. */
-  readonly rdevice: number;
+  readonly rdev: number;
   readonly readOnly: boolean;
   /** It was made for the moment of opening, since `/dev` has none. */
   readonly isTemporary: boolean;
 
   constructor(
-    { minor, path, fd, rdevice, readOnly = false, isTemporary = false }: {
+    { minor, path, fd, rdev, readOnly = false, isTemporary = false }: {
       minor: number;
       path: string;
       fd: number;
-      rdevice: number;
+      rdev: number;
       readOnly?: boolean;
       isTemporary?: boolean;
     },
@@ -46,7 +46,7 @@ export class OpenedNode {
     this.minor = minor;
     this.path = path;
     this.fd = fd;
-    this.rdevice = rdevice;
+    this.rdev = rdev;
     this.readOnly = readOnly;
     this.isTemporary = isTemporary;
   }
@@ -80,7 +80,7 @@ export function openLoopNode(
 ): OpenedNode {
   const path = place.node.text;
   const found = FoundFile.find(place.dirFd, place.node.bytes);
-  using node = checkFound(found, () => ({
+  using node = unwrapFound(found, () => ({
     action: `Cannot open ${quote(path)}`,
     operation: "open",
     path,
@@ -99,19 +99,19 @@ export function openFoundNode(
     isTemporary?: boolean;
   },
 ): OpenedNode {
-  const rdevice = expectLoopDevice(minor, path, found.stat);
-  const fd = check(found.open(readOnly ? O_RDONLY : O_RDWR), () => ({
+  const rdev = expectLoopDevice(minor, path, found.stat);
+  const fd = unwrap(found.open(readOnly ? O_RDONLY : O_RDWR), () => ({
     action: `Cannot open ${quote(path)}`,
     operation: "open",
     path,
     hint: { [EACCES]: "root and the group of the node may open it" },
   }));
-  return new OpenedNode({ minor, path, fd, rdevice, readOnly, isTemporary });
+  return new OpenedNode({ minor, path, fd, rdev, readOnly, isTemporary });
 }
 
 function whyMissing(minor: number): string {
   const name = `loop${minor}`;
-  return deviceNumberOf(minor) === undefined
+  return rdevOf(minor) === undefined
     ? `there is no ${name}; loopdev add ${minor}, or LoopControl.add(${minor}), adds it`
     : `the kernel has ${name}, but there is no node for it here`;
 }
@@ -120,22 +120,22 @@ function whyMissing(minor: number): string {
 function expectLoopDevice(
   minor: number,
   path: string,
-  { mode, rdevice }: Stat,
+  { mode, rdev }: Stat,
 ): number {
-  const expected = deviceNumberOf(minor);
-  const isBlockDevice = (mode & S_IFMT) === S_IFBLK;
-  if (isBlockDevice && rdevice === expected) return rdevice;
+  const expected = rdevOf(minor);
+  const isBlock = isBlockDevice({ mode });
+  if (isBlock && rdev === expected) return rdev;
   let hint = `it is ${fileType(mode)}`;
-  if (isBlockDevice) {
+  if (isBlock) {
     hint = expected === undefined
       ? `the kernel has no loop${minor}`
       : `it is a node of another device`;
   }
-  throw new UnexpectedDevice(minor, rdevice, mode, { path, hint });
+  throw new UnexpectedDevice(minor, rdev, mode, { path, hint });
 }
 
 /** `LOOP_CTRL_MINOR` in linux/miscdevice.h, under `MISC_MAJOR` in linux/major.h. */
-export const CONTROL_DEVICE: number = deviceNumber(10, 237);
+export const CONTROL_DEVICE: number = makedev(10, 237);
 
 /** Opens the node of loop-control. */
 export function openControlNode({ dirFd, node }: NodePlace): OpenedNode {
@@ -150,15 +150,15 @@ export function openControlNode({ dirFd, node }: NodePlace): OpenedNode {
       [EACCES]: "root and the group of the node may open it",
     },
   };
-  using found = checkFound(FoundFile.find(dirFd, node.bytes), () => failure);
-  const { mode, rdevice } = found.stat;
-  if ((mode & S_IFMT) !== S_IFCHR || rdevice !== CONTROL_DEVICE) {
-    throw new UnexpectedDevice(-1, rdevice, mode, {
+  using found = unwrapFound(FoundFile.find(dirFd, node.bytes), () => failure);
+  const { mode, rdev } = found.stat;
+  if ((mode & S_IFMT) !== S_IFCHR || rdev !== CONTROL_DEVICE) {
+    throw new UnexpectedDevice(-1, rdev, mode, {
       path,
       wanted: "loop-control",
       hint: `it is ${fileType(mode)}, not character device 10:237`,
     });
   }
-  const fd = check(found.open(O_RDWR), () => failure);
-  return new OpenedNode({ minor: -1, path, fd, rdevice });
+  const fd = unwrap(found.open(O_RDWR), () => failure);
+  return new OpenedNode({ minor: -1, path, fd, rdev });
 }

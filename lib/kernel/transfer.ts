@@ -1,6 +1,6 @@
 /** Reading and writing bytes of a device, at once or on another thread. */
 import { checkPosition } from "../arguments.ts";
-import { check, quote } from "../errors.ts";
+import { quote, unwrap } from "../errors.ts";
 import { EBADF, ENOSPC } from "../sys/errno.ts";
 import { pread, preadAsync, pwrite, pwriteAsync } from "../sys/libc.ts";
 
@@ -87,7 +87,7 @@ function checkTransferred(
   { path, position, bytes }: Transfer,
   count: number,
 ): number {
-  return check(count, () => ({
+  return unwrap(count, () => ({
     action: `Cannot ${verb} ${bytes.length} bytes at ${position} of ${
       quote(path)
     }`,

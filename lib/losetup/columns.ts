@@ -53,8 +53,8 @@ const pair = (number: number | undefined, width: number) => {
   return `${major!.padStart(width)}:${minor!.padEnd(3)}`;
 };
 
-const part = (index: 0 | 1, rdevice: number | undefined) =>
-  rdevice === undefined ? undefined : majorMinor(rdevice)[index];
+const part = (index: 0 | 1, rdev: number | undefined) =>
+  rdev === undefined ? undefined : majorMinor(rdev)[index];
 
 /** The columns of util-linux 2.38, in the order of `--output-all`. */
 const ALL: readonly Column[] = [
@@ -71,7 +71,7 @@ const ALL: readonly Column[] = [
     "number of the file system of the file",
     ({ backingDevice }) => pair(backingDevice, 8),
   ),
-  text("MAJ:MIN", "number of the device", ({ rdevice }) => pair(rdevice, 3)),
+  text("MAJ:MIN", "number of the device", ({ rdev }) => pair(rdev, 3)),
   number(
     "OFFSET",
     "where in the file it begins",
@@ -90,12 +90,12 @@ const LATER: readonly Column[] = [
   number(
     "MAJ",
     "major number of the device",
-    ({ rdevice }) => part(0, rdevice),
+    ({ rdev }) => part(0, rdev),
   ),
   number(
     "MIN",
     "minor number of the device",
-    ({ rdevice }) => part(1, rdevice),
+    ({ rdev }) => part(1, rdev),
   ),
   text(
     "BACK-MAJ",

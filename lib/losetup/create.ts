@@ -1,5 +1,5 @@
 /** Attaching a file as losetup does, without the harm that a failure does there. */
-import { S_IFBLK, S_IFDIR, S_IFMT, statAt } from "../sys/stat.ts";
+import { isBlockDevice, S_IFDIR, S_IFMT, statAt } from "../sys/stat.ts";
 import { bindFirstFree } from "../attaching/allocation.ts";
 import { checkBytes, MAX_MINOR } from "../arguments.ts";
 import { Backing } from "../attaching/backing.ts";
@@ -10,7 +10,7 @@ import { LoopError, quote, UnexpectedDevice } from "../errors.ts";
 import { openFile } from "../kernel/file_descriptor.ts";
 import { Loop } from "../kernel/loop.ts";
 import { LoopControl } from "../kernel/loop_control.ts";
-import { deviceNumberOf, isBound } from "../kernel/loop_sysfs.ts";
+import { isBound, rdevOf } from "../kernel/loop_sysfs.ts";
 import {
   EACCES,
   EBUSY,
@@ -65,7 +65,7 @@ export function sizeWarning(
   let size = sizelimit;
   if (size === 0n) {
     const stat = statAt(AT_FDCWD, toCString(file));
-    if (typeof stat === "number" || (stat.mode & S_IFMT) === S_IFBLK) return;
+    if (typeof stat === "number" || isBlockDevice(stat)) return;
     // An offset behind the end wraps, and is seldom warned of.
     size = BigInt.asUintN(64, stat.size - offset);
   }
@@ -110,7 +110,7 @@ function addDevice(path: ByteString): boolean {
   const digits = CANONICAL_NAME.exec(path)?.[1];
   const minor = Number(digits);
   if (digits === undefined || minor > MAX_MINOR) return false;
-  if (deviceNumberOf(minor) !== undefined) return false;
+  if (rdevOf(minor) !== undefined) return false;
   try {
     using control = new LoopControl();
     control.add(minor);

@@ -1,5 +1,5 @@
 /** A loop device by a path, as losetup looks at it. */
-import { majorMinor, S_IFBLK, S_IFMT, statAt } from "../sys/stat.ts";
+import { isBlockDevice, majorMinor, statAt } from "../sys/stat.ts";
 import { LoopError } from "../errors.ts";
 import { Loop, openNode as openLoopNode } from "../kernel/loop.ts";
 import { AT_FDCWD } from "../sys/libc.ts";
@@ -31,8 +31,8 @@ export function isLoopNode(path: ByteString): boolean {
 function deviceNumberAt(path: ByteString): number | undefined {
   const stat = statAt(AT_FDCWD, toCString(path));
   if (typeof stat === "number") return undefined;
-  if ((stat.mode & S_IFMT) !== S_IFBLK) return undefined;
-  return majorMinor(stat.rdevice)[0] === Loop.MAJOR ? stat.rdevice : undefined;
+  if (!isBlockDevice(stat)) return undefined;
+  return majorMinor(stat.rdev)[0] === Loop.MAJOR ? stat.rdev : undefined;
 }
 
 /** What can be told of a device. It is looked at anew each time, but for its status. */
@@ -46,13 +46,13 @@ export class Device {
   }
 
   /** As in `st_rdev`. */
-  get rdevice(): number | undefined {
+  get rdev(): number | undefined {
     return deviceNumberAt(this.path);
   }
 
   /** An attribute in sysfs, which is only looked for when the path begins with `/dev/`. */
   #attribute(name: string): ByteString | undefined {
-    const number = this.path.startsWith("/dev/") ? this.rdevice : undefined;
+    const number = this.path.startsWith("/dev/") ? this.rdev : undefined;
     if (number === undefined) return undefined;
     const bytes = readBytes(
       `/sys/dev/block/${majorMinor(number).join(":")}/${name}`,

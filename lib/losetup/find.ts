@@ -1,7 +1,7 @@
 /** Finding a device to which nothing is attached. */
 import { LoopError } from "../errors.ts";
 import { LoopControl } from "../kernel/loop_control.ts";
-import { isBound, numbersAmong } from "../kernel/loop_sysfs.ts";
+import { isBound, minorsAmong } from "../kernel/loop_sysfs.ts";
 import { ENOENT } from "../sys/errno.ts";
 import { listDirectory } from "../sys/sysfs.ts";
 import type { ByteString } from "./byte_string.ts";
@@ -28,7 +28,7 @@ export function findNodeWithoutControl(): ByteString | undefined {
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
     const names = listDirectory("/dev");
-    const minor = numbersAmong(typeof names === "number" ? [] : names)
+    const minor = minorsAmong(typeof names === "number" ? [] : names)
       .find((minor) => isLoopNode(`/dev/loop${minor}`) && !isBound(minor));
     if (minor !== undefined) return `/dev/loop${minor}`;
     throw systemFailure(NONE, ENOENT);

@@ -1,7 +1,7 @@
 /** Does what the command line asks for. */
 import project from "../../deno.json" with { type: "json" };
 import { MAX_MINOR } from "../arguments.ts";
-import { check, quote } from "../errors.ts";
+import { quote, unwrap } from "../errors.ts";
 import { type Loop, reopen } from "../kernel/loop.ts";
 import { LoopControl } from "../kernel/loop_control.ts";
 import { EINVAL, ENODEV, ENOENT } from "../sys/errno.ts";
@@ -201,7 +201,7 @@ function setBlockSize(loop: Loop, size: bigint): void {
   const result = size > MAX_BLOCK_SIZE
     ? -EINVAL
     : ioctlValue(exclusive.fd, LOOP_SET_BLOCK_SIZE, size);
-  check(result, () => ({
+  unwrap(result, () => ({
     action: `Cannot ${what} ${quote(loop.path)}`,
     operation: "LOOP_SET_BLOCK_SIZE",
   }));

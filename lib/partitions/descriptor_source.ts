@@ -1,5 +1,5 @@
 /** An open file or device as the source of a partition table. */
-import { check } from "../errors.ts";
+import { unwrap } from "../errors.ts";
 import { pread } from "../sys/libc.ts";
 import type { ByteSource } from "./byte_source.ts";
 
@@ -28,7 +28,7 @@ export class DescriptorSource implements ByteSource {
     let done = 0;
     while (done < bytes.length) {
       const rest = bytes.subarray(done);
-      const count = check(
+      const count = unwrap(
         pread(this.#fd, rest, this.#start + offset + done),
         () => ({
           action: `Cannot read the partition table of ${this.#name}`,

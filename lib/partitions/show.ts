@@ -1,11 +1,11 @@
 /** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
-import { check, LoopError, quote } from "../errors.ts";
+import { LoopError, quote, unwrap } from "../errors.ts";
 import type { Loop } from "../kernel/loop.ts";
 import {
   extentOf,
   type KernelPartition,
-  partitionNumberOf,
   partitionsOf,
+  rdevOfPartition,
 } from "../kernel/loop_sysfs.ts";
 import { hasNode, type NodeDirectory } from "../kernel/node_directory.ts";
 import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
@@ -124,11 +124,11 @@ function appears(
     remove(loop, entry);
     return false;
   }
-  const number = partitionNumberOf(loop.minor, known);
-  if (number === undefined) return false;
-  if (nodes === undefined) return hasNode(known.name, number);
-  nodes.add(known.name, number);
-  return nodes.canOpen(known.name, number);
+  const rdev = rdevOfPartition(loop.minor, known);
+  if (rdev === undefined) return false;
+  if (nodes === undefined) return hasNode(known.name, rdev);
+  nodes.add(known.name, rdev);
+  return nodes.canOpen(known.name, rdev);
 }
 
 /** Linux shows two sectors of an extended partition, enough for a boot loader. */
@@ -163,7 +163,7 @@ function add(loop: Loop, entry: TableEntry): void {
   // Busy: the kernel has just added it itself, or another one is in the way, which
   // the next look tells.
   if (result === -EBUSY && isKnown(loop, entry)) return;
-  check(result, () => ({
+  unwrap(result, () => ({
     action: `Cannot add partition ${quote(pathOf(loop, entry))}`,
     operation: "BLKPG",
     path: loop.path,
@@ -180,7 +180,7 @@ function isKnown(loop: Loop, entry: TableEntry): boolean {
 function remove(loop: Loop, entry: TableEntry): void {
   const result = deletePartition(loop.fd, entry.number);
   if (result === -ENXIO) return;
-  check(result, () => ({
+  unwrap(result, () => ({
     action: `Cannot move partition ${quote(pathOf(loop, entry))}`,
     operation: "BLKPG",
     path: loop.path,

@@ -604,9 +604,9 @@ export function mknodAt(
   directory: number,
   path: CString,
   mode: number,
-  rdevice: number,
+  rdev: number,
 ): number {
-  return pathCall(SYSCALL_NUMBERS.mknodat, directory, path, mode, rdevice);
+  return pathCall(SYSCALL_NUMBERS.mknodat, directory, path, mode, rdev);
 }
 
 /** `fchmodat(2)`; symbolic links are followed. */

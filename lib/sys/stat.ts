@@ -22,7 +22,7 @@ export interface Stat {
   /** Number of the file system that holds the file, encoded as in `st_dev`. */
   readonly device: number;
   /** Number of the device that a device node stands for, encoded as in `st_rdev`. */
-  readonly rdevice: number;
+  readonly rdev: number;
 }
 
 export const S_IFMT = 0o170000;
@@ -31,8 +31,18 @@ export const S_IFDIR = 0o040000;
 export const S_IFBLK = 0o060000;
 export const S_IFREG = 0o100000;
 
+/** Whether a file is a block device. */
+export function isBlockDevice({ mode }: Pick<Stat, "mode">): boolean {
+  return (mode & S_IFMT) === S_IFBLK;
+}
+
+/** Whether a file is a regular file. */
+export function isRegularFile({ mode }: Pick<Stat, "mode">): boolean {
+  return (mode & S_IFMT) === S_IFREG;
+}
+
 /** A device number as `stat(2)` gives it: `makedev(3)`. */
-export function deviceNumber(major: number, minor: number): number {
+export function makedev(major: number, minor: number): number {
   // Of 64 bits; the kernel's own numbers, 12 and 20 bits wide, fill the lower 32.
   return ((minor & 0xff) | ((major & 0xfff) << 8) |
     ((minor & 0xfff00) << 12)) >>>
@@ -89,11 +99,11 @@ function statx(
     owner: statxView.getUint32(STATX.stx_uid, true),
     inode: statxView.getBigUint64(STATX.stx_ino, true),
     size: statxView.getBigUint64(STATX.stx_size, true),
-    rdevice: deviceNumber(
+    rdev: makedev(
       statxView.getUint32(STATX.stx_rdev_major, true),
       statxView.getUint32(STATX.stx_rdev_minor, true),
     ),
-    device: deviceNumber(
+    device: makedev(
       statxView.getUint32(STATX.stx_dev_major, true),
       statxView.getUint32(STATX.stx_dev_minor, true),
     ),

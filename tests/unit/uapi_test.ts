@@ -23,7 +23,7 @@ import {
 } from "@loopdev/loopdev";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { deviceNumber, majorMinor } from "../../lib/sys/stat.ts";
+import { majorMinor, makedev } from "../../lib/sys/stat.ts";
 import {
   BLKFLSBUF,
   BLKGETDISKSEQ,
@@ -123,15 +123,15 @@ describe("constants", () => {
   });
 });
 
-describe("deviceNumber()", () => {
+describe("makedev()", () => {
   it("encodes as makedev(3), and majorMinor() decodes it", () => {
-    assertEquals(deviceNumber(7, 3), 0x703);
-    assertEquals(deviceNumber(10, 237), 0xaed);
-    assertEquals(deviceNumber(7, 0xfffff), 0xfff007ff);
-    assertEquals(deviceNumber(0xfff, 0x12345), 0x123fff45);
+    assertEquals(makedev(7, 3), 0x703);
+    assertEquals(makedev(10, 237), 0xaed);
+    assertEquals(makedev(7, 0xfffff), 0xfff007ff);
+    assertEquals(makedev(0xfff, 0x12345), 0x123fff45);
     const pairs = [[7, 0], [259, 70000], [4095, 1048575]] as const;
     for (const [major, minor] of pairs) {
-      assertEquals(majorMinor(deviceNumber(major, minor)), [major, minor]);
+      assertEquals(majorMinor(makedev(major, minor)), [major, minor]);
     }
   });
 });
