@@ -14,12 +14,14 @@ import { ownMounts } from "./kernel/mounts.ts";
 import { openControl, openLoop } from "./kernel/nodes.ts";
 import { leftDirectories } from "./kernel/left_nodes.ts";
 import {
+  EACCES,
   EBADF,
   EBUSY,
   EMFILE,
   ENFILE,
   ENOENT,
   ENXIO,
+  EPERM,
   errnoMessage,
   errnoName,
 } from "./sys/errno.ts";
@@ -247,7 +249,8 @@ function diagnoseAccess(self: Process): Check[] {
   try {
     openControl().close();
   } catch (error) {
-    return [explain(error, CONTROL, "c 10:237", self)];
+    const node: RefusedNode = { path: CONTROL, type: "c", numbers: "10:237" };
+    return [diagnoseRefusal(error, node, self)];
   }
   const checks = [ok("loop-control", `${CONTROL} can be opened`)];
   let minors;
@@ -269,8 +272,9 @@ function diagnoseAccess(self: Process): Check[] {
       const isTaken = error instanceof LoopError &&
         (error.errno === ENXIO || error.errno === EBUSY);
       if (isTaken) continue;
-      const number = majorMinor(rdevOf(minor) ?? 0).join(":");
-      refused ??= explain(error, `/dev/loop${minor}`, `b ${number}`, self);
+      const numbers = majorMinor(rdevOf(minor) ?? 0).join(":");
+      const path = `/dev/loop${minor}`;
+      refused ??= diagnoseRefusal(error, { path, type: "b", numbers }, self);
     }
   }
   return [
@@ -280,82 +284,111 @@ function diagnoseAccess(self: Process): Check[] {
   ];
 }
 
-/** Why a node could not be opened. */
-function explain(
+/** A node that cannot be opened. */
+interface RefusedNode {
+  readonly path: string;
+  readonly type: "b" | "c";
+  /** `10:237` */
+  readonly numbers: string;
+}
+
+/** Why a node cannot be opened, and what to do about it. */
+function diagnoseRefusal(
   error: unknown,
-  path: string,
-  number: string,
+  node: RefusedNode,
   self: Process,
 ): Check {
   if (!(error instanceof LoopError)) throw error;
-  const what = `${path} cannot be opened: `;
-  const devices = number.startsWith("b") ? "b 7:*" : number;
-  const rule = `--device-cgroup-rule='${devices} rwm'`;
-  if (error.errno === EMFILE || error.errno === ENFILE) {
-    return noDescriptors(error.errno);
+  switch (error.errno) {
+    case EMFILE:
+    case ENFILE:
+      return noDescriptors(error.errno);
+    case ENOENT:
+      return diagnoseMissing(node, self);
+    case EACCES:
+    case EPERM:
+      return diagnoseForbidden(error, node, self);
   }
-  const isMissing = error.errno === ENOENT;
-  const isForbidden = error.code === "EACCES" || error.code === "EPERM";
-  if (!isMissing && !isForbidden) {
-    const isOther = error instanceof UnexpectedDevice;
-    const [type, numbers = ""] = number.split(" ");
-    return problem(
-      path === CONTROL ? "loop-control" : "nodes",
-      error.message,
-      isOther
-        ? `rm ${path} && mknod ${path} ${type} ${numbers.replace(":", " ")}`
-        : "see dmesg",
-    );
-  }
-  const refusal = isMissing
-    ? `there is no ${path}, and no node of it can be made: `
-    : what;
+  const { path, type, numbers } = node;
+  return problem(
+    nameOf(node),
+    error.message,
+    error instanceof UnexpectedDevice
+      ? `rm ${path} && mknod ${path} ${type} ${numbers.replace(":", " ")}`
+      : "see dmesg",
+  );
+}
+
+function nameOf({ path }: RefusedNode): string {
+  return path === CONTROL ? "loop-control" : "nodes";
+}
+
+/** What has docker allow the devices. */
+function cgroupRule({ type, numbers }: RefusedNode): string {
+  const devices = type === "b" ? "b 7:*" : `c ${numbers}`;
+  return `--device-cgroup-rule='${devices} rwm'`;
+}
+
+function diagnoseMissing(node: RefusedNode, self: Process): Check {
+  const { path } = node;
+  const refusal = `there is no ${path}, and no node of it can be made: `;
   if (self.isInUserNamespace) {
     return problem(
       "user namespace",
       `${refusal}root of a user namespace has no right to devices`,
-      isMissing
-        ? `give ${path} to the container, and its users the right to open it`
-        : "run outside of it, as root (podman, docker: not rootless)",
+      `give ${path} to the container, and its users the right to open it`,
     );
   }
-  if (isMissing) {
-    return can(self, CAP_MKNOD)
-      ? problem(
-        "device cgroup",
-        `${refusal}making it is forbidden`,
-        `allow it: docker run ${rule}`,
-      )
-      : problem(
-        path === CONTROL ? "loop-control" : "nodes",
-        `${refusal}that takes CAP_MKNOD`,
-        `mknod ${path} as root (in a container: --device ${path})`,
-      );
+  return can(self, CAP_MKNOD)
+    ? problem(
+      "device cgroup",
+      `${refusal}making it is forbidden`,
+      `allow it: docker run ${cgroupRule(node)}`,
+    )
+    : problem(
+      nameOf(node),
+      `${refusal}that takes CAP_MKNOD`,
+      `mknod ${path} as root (in a container: --device ${path})`,
+    );
+}
+
+function diagnoseForbidden(
+  error: LoopError,
+  node: RefusedNode,
+  self: Process,
+): Check {
+  const refusal = `${node.path} cannot be opened: `;
+  if (self.isInUserNamespace) {
+    return problem(
+      "user namespace",
+      `${refusal}root of a user namespace has no right to devices`,
+      "run outside of it, as root (podman, docker: not rootless)",
+    );
   }
   if (self.uid !== 0 && !can(self, CAP_DAC_OVERRIDE)) {
     return problem(
       "rights",
-      `${what}user ${self.uid} has no right to`,
+      `${refusal}user ${self.uid} has no right to`,
       "run it as root, or in the group of the node (often disk)",
     );
   }
   if (self.devMount?.options.includes("nodev")) {
     return problem(
       "/dev",
-      `${what}/dev is mounted with the option nodev`,
+      `${refusal}/dev is mounted with the option nodev`,
       "mount it without: mount -o remount,dev /dev",
     );
   }
-  if (error.code === "EPERM") {
+  if (error.errno === EPERM) {
     return problem(
       "device cgroup",
-      `${what}a rule of the device cgroup forbids it`,
-      `allow it: docker run ${rule}, DeviceAllow= of systemd`,
+      `${refusal}a rule of the device cgroup forbids it`,
+      `allow it: docker run ${cgroupRule(node)}, DeviceAllow= of systemd`,
     );
   }
   return problem(
     "rights",
-    `${what}${error.message}`,
+    `${refusal}${error.message}`,
     "run it as root with CAP_DAC_OVERRIDE; see dmesg for SELinux and AppArmor",
   );
 }

@@ -53,67 +53,81 @@ const OFF = "off";
  * take the word behind a flag for its value, and `-r5` for something else than `-r`.
  */
 function spell(args: string[], options: Options): string[] {
-  const option = (name: string): Option | undefined =>
-    Object.hasOwn(options, name) ? options[name] : undefined;
-  const byLetter = new Map(
-    Object.entries(options).map(([name, { letter }]) => [letter, name]),
-  );
-  const spelled: string[] = [];
-  const rest = [...args];
-  const takeValue = (
-    spelling: string,
-    kind: string,
-    attached: string | undefined,
-  ): string => {
-    const value = attached ?? rest.shift();
+  return new Speller(args, options).spell();
+}
+
+class Speller {
+  readonly #options: Options;
+  readonly #rest: string[];
+  readonly #spelled: string[] = [];
+
+  constructor(args: readonly string[], options: Options) {
+    this.#options = options;
+    this.#rest = [...args];
+  }
+
+  spell(): string[] {
+    for (let arg; (arg = this.#rest.shift()) !== undefined;) {
+      if (arg === "--") return [...this.#spelled, arg, ...this.#rest];
+      const long = /^--([^=]+)(?:=(.*))?$/s.exec(arg);
+      if (long !== null) this.#long(long[1]!, long[2]);
+      else if (/^-./s.test(arg)) this.#letters(arg.slice(1));
+      else this.#spelled.push(arg);
+    }
+    return this.#spelled;
+  }
+
+  #option(name: string): Option | undefined {
+    return Object.hasOwn(this.#options, name) ? this.#options[name] : undefined;
+  }
+
+  #long(name: string, attached: string | undefined): void {
+    const positive = name.replace(/^no-/, "");
+    const kind = this.#option(name)?.value;
+    if (kind !== undefined) {
+      this.#add(name, this.#value(`--${name}`, kind, attached));
+    } else if (attached !== undefined) {
+      throw new UsageError(
+        `there is no option --${printable(name)} with a value`,
+      );
+    } else if (this.#option(name) !== undefined) {
+      this.#add(name, ON);
+    } else if (this.#option(positive)?.negatable) {
+      this.#add(positive, OFF);
+    } else throw new UsageError(`there is no option --${printable(name)}`);
+  }
+
+  /** `rP`, `o4K`, `rPo` with its value in the next word. */
+  #letters(letters: string): void {
+    for (let index = 0; index < letters.length; index++) {
+      const letter = letters[index]!;
+      const name = Object.keys(this.#options)
+        .find((name) => this.#option(name)?.letter === letter);
+      if (name === undefined) {
+        throw new UsageError(`there is no option -${letter}`);
+      }
+      const kind = this.#option(name)?.value;
+      if (kind === undefined) {
+        this.#add(name, ON);
+        continue;
+      }
+      const attached = letters.slice(index + 1).replace(/^=/, "");
+      this.#add(name, this.#value(`-${letter}`, kind, attached || undefined));
+      return;
+    }
+  }
+
+  #value(spelling: string, kind: string, attached?: string): string {
+    const value = attached ?? this.#rest.shift();
     if (value === undefined || value === "") {
       throw new UsageError(`${spelling} takes a value`);
     }
     return kind === FILE ? value : exact(value);
-  };
-  for (let arg; (arg = rest.shift()) !== undefined;) {
-    if (arg === "--") return [...spelled, arg, ...rest];
-    const long = /^--([^=]+)(?:=(.*))?$/s.exec(arg);
-    if (long !== null) {
-      const [, name = "", attached] = long;
-      const positive = name.replace(/^no-/, "");
-      const kind = option(name)?.value;
-      if (kind !== undefined) {
-        spelled.push(`--${name}=${takeValue(`--${name}`, kind, attached)}`);
-      } else if (attached !== undefined) {
-        throw new UsageError(
-          `there is no option --${printable(name)} with a value`,
-        );
-      } else if (option(name) !== undefined) {
-        spelled.push(`--${name}=${ON}`);
-      } else if (option(positive)?.negatable) {
-        spelled.push(`--${positive}=${OFF}`);
-      } else throw new UsageError(`there is no option --${printable(name)}`);
-      continue;
-    }
-    if (!/^-./s.test(arg)) {
-      spelled.push(arg);
-      continue;
-    }
-    // -rP, -o4K, -rPo 4K
-    for (let letters = arg.slice(1); letters !== "";) {
-      const letter = letters[0]!;
-      const name = byLetter.get(letter);
-      letters = letters.slice(1);
-      if (name === undefined) {
-        throw new UsageError(`there is no option -${letter}`);
-      }
-      const kind = option(name)?.value;
-      if (kind === undefined) {
-        spelled.push(`--${name}=${ON}`);
-        continue;
-      }
-      const attached = letters.replace(/^=/, "") || undefined;
-      spelled.push(`--${name}=${takeValue(`-${letter}`, kind, attached)}`);
-      letters = "";
-    }
   }
-  return spelled;
+
+  #add(name: string, value: string): void {
+    this.#spelled.push(`--${name}=${value}`);
+  }
 }
 
 /** Refuses what the library says is a bad argument as wrong usage. */
