@@ -28,7 +28,7 @@ import {
   deviceSize,
   refuseEmptyRange,
   type Wanted,
-} from "./attaching/verification.ts";
+} from "./attaching/device_size.ts";
 import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { quote } from "./errors.ts";
 import { checkSymlinks, unwrapStat } from "./kernel/file_descriptor.ts";

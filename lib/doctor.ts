@@ -1,8 +1,8 @@
 /** Why loop devices do not work here, and what to do about it. */
 
-import type { Check } from "./diagnosis.ts";
+import type { Check } from "./doctor_checks.ts";
 
-export type { Check } from "./diagnosis.ts";
+export type { Check } from "./doctor_checks.ts";
 
 /**
  * Tells why loop devices do not work here, and what to do about it.
@@ -22,6 +22,6 @@ export type { Check } from "./diagnosis.ts";
  */
 export async function doctor(): Promise<Check[]> {
   // Loaded when it is needed: most programs never do.
-  const { diagnose } = await import("./diagnosis.ts");
+  const { diagnose } = await import("./doctor_checks.ts");
   return await diagnose();
 }

@@ -1,11 +1,12 @@
 /** Binding a file to a device: in one step, verified, or nothing stays attached. */
+import type { Wanted } from "./device_size.ts";
 import { removePartitions } from "../kernel/kernel_partitions.ts";
 import { bind, type Loop, reopen } from "../kernel/loop.ts";
 import { hasPartitions, isBound } from "../kernel/loop_sysfs.ts";
 import { O_EXCL, O_RDONLY } from "../sys/libc.ts";
 import { LO_FLAGS_PARTSCAN, type LoopInfo64 } from "../sys/loop_uapi.ts";
 import { rollBack } from "./release.ts";
-import { verify, type Wanted } from "./verification.ts";
+import { verify } from "./verification.ts";
 
 /** Binds the file to an open device, which is closed when that fails: it may be somebody else's by then. */
 export function bindOrClose<L extends Loop>(

@@ -1,6 +1,7 @@
 /** Whether a device is what was asked for: the kernel drops some wishes in silence, and has had bugs. */
+import { deviceSize, type Wanted } from "./device_size.ts";
 import { directIoAlignment } from "../sys/stat.ts";
-import { type ConfigureOptions, decodeFlags } from "../kernel/configuration.ts";
+import { decodeFlags } from "../kernel/configuration.ts";
 import type { Backing } from "./backing.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
 import { exactSize, fitPageCache, type Loop } from "../kernel/loop.ts";
@@ -8,16 +9,6 @@ import { BLKROSET } from "../sys/blk_uapi.ts";
 import { EINVAL, EIO } from "../sys/errno.ts";
 import { ioctlPointer } from "../sys/libc.ts";
 import type { LoopConfig, LoopInfo64 } from "../sys/loop_uapi.ts";
-
-/** The block size that the kernel chooses, unless it raises it for direct I/O. */
-export const DEFAULT_BLOCK_SIZE = 512;
-
-/** What was asked for. */
-export interface Wanted {
-  readonly options: ConfigureOptions;
-  readonly config: LoopConfig;
-  readonly backing: Backing;
-}
 
 /** Throws unless the device is what was asked for. */
 export function verify(loop: Loop, wanted: Wanted): LoopInfo64 {
@@ -91,30 +82,6 @@ function mismatch(
   );
 }
 
-/** Throws when a device has no whole block, or would have none when it is bound. */
-export function refuseEmptyRange(
-  { options, config, backing }: Wanted,
-  size: bigint = deviceSize(backing.size, config.info),
-): void {
-  const blockSize = options.blockSize ?? DEFAULT_BLOCK_SIZE;
-  if (size < BigInt(blockSize)) throw emptyRange(backing, config, blockSize);
-}
-
-function emptyRange(
-  { name, size }: Backing,
-  { info: { offset } }: LoopConfig,
-  blockSize: number,
-): LoopError {
-  const isPastEnd = offset > 0n && offset >= size;
-  return new LoopError(`Cannot attach ${name}`, {
-    errno: EINVAL,
-    operation: "attach",
-    hint: isPastEnd
-      ? `offset ${offset} is past the end: the file has ${size} bytes`
-      : `the range holds no whole block of ${blockSize} bytes: the file has ${size} bytes`,
-  });
-}
-
 /** Why direct I/O is not as asked for. The kernel drops the wish in silence. */
 function whyDirectIo(
   backing: Backing,
@@ -134,16 +101,6 @@ function whyDirectIo(
     return `the block size must be at least ${alignment}, that below the file`;
   }
   return "the file has no direct I/O, or offset or block size do not fit the blocks below it";
-}
-
-/** How large a device over a file of that size is: whole sectors of what is left behind the offset. */
-export function deviceSize(
-  fileSize: bigint,
-  { offset, sizelimit }: { offset: bigint; sizelimit: bigint },
-): bigint {
-  let size = fileSize > offset ? fileSize - offset : 0n;
-  if (sizelimit !== 0n && sizelimit < size) size = sizelimit;
-  return size & ~511n;
 }
 
 /** `BLKROSET` of an earlier owner outlives the binding. */

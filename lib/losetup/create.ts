@@ -1,4 +1,5 @@
 /** Attaching a file as losetup does, without the harm that a failure does there. */
+import { LOOP_INFO64_OFFSETS } from "../sys/layouts.ts";
 import { isBlockDevice, S_IFDIR, S_IFMT, statAt } from "../sys/stat.ts";
 import { bindFirstFree } from "../attaching/allocation.ts";
 import { checkBytes, MAX_MINOR } from "../arguments.ts";
@@ -27,10 +28,9 @@ import {
   LO_FLAGS_DIRECT_IO,
   LO_FLAGS_READ_ONLY,
   LO_NAME_SIZE,
-  LOOP_INFO64_OFFSETS,
   LoopConfig,
 } from "../sys/loop_uapi.ts";
-import type { Wanted } from "../attaching/verification.ts";
+import type { Wanted } from "../attaching/device_size.ts";
 import { pollUntil } from "../waiting.ts";
 import { type ByteString, toBytes, toCString, toText } from "./byte_string.ts";
 import { isLoopNode, openNode } from "./device.ts";

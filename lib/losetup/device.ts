@@ -1,13 +1,10 @@
 /** A loop device by a path, as losetup looks at it. */
+import { LOOP_INFO64_OFFSETS } from "../sys/layouts.ts";
 import { isBlockDevice, majorMinor, statAt } from "../sys/stat.ts";
 import { LoopError } from "../errors.ts";
 import { Loop, openNode as openLoopNode } from "../kernel/loop.ts";
 import { AT_FDCWD } from "../sys/libc.ts";
-import {
-  LO_NAME_SIZE,
-  LOOP_INFO64_OFFSETS,
-  type LoopInfo64,
-} from "../sys/loop_uapi.ts";
+import { LO_NAME_SIZE, type LoopInfo64 } from "../sys/loop_uapi.ts";
 import { readBytes } from "../sys/sysfs.ts";
 import {
   type ByteString,

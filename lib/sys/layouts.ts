@@ -51,3 +51,33 @@ export const BLKPG_PARTITION = {
   length: 8,
   pno: 16,
 } as const;
+
+/** `sizeof(struct loop_info64)`. */
+export const LOOP_INFO64_SIZE = 232;
+/** `sizeof(struct loop_config)`. */
+export const LOOP_CONFIG_SIZE = 304;
+
+/** Where the fields of `struct loop_info64` are. */
+export const LOOP_INFO64_OFFSETS = {
+  device: 0,
+  inode: 8,
+  rdevice: 16,
+  offset: 24,
+  sizelimit: 32,
+  number: 40,
+  encryptType: 44,
+  encryptKeySize: 48,
+  flags: 52,
+  fileName: 56,
+  cryptName: 120,
+  encryptKey: 184,
+  init: 216,
+} as const;
+
+/** Where the fields of `struct loop_config` are. */
+export const LOOP_CONFIG_OFFSETS = {
+  fd: 0,
+  blockSize: 4,
+  info: 8,
+  reserved: 240,
+} as const;

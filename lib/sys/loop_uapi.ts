@@ -4,6 +4,12 @@
  * The numbers are plain constants and the layouts the same on every 64-bit
  * architecture.
  */
+import {
+  LOOP_CONFIG_OFFSETS,
+  LOOP_CONFIG_SIZE,
+  LOOP_INFO64_OFFSETS,
+  LOOP_INFO64_SIZE,
+} from "./layouts.ts";
 
 /** `LOOP_SET_FD`, `linux/loop.h`: binds a backing file. */
 export const LOOP_SET_FD = 0x4c00;
@@ -44,39 +50,10 @@ export const LO_FLAGS_PARTSCAN = 8;
 /** `LO_FLAGS_DIRECT_IO`, `linux/loop.h`: the kernel bypasses the page cache of the backing file. */
 export const LO_FLAGS_DIRECT_IO = 16;
 
-/** `sizeof(struct loop_info64)`. */
-export const LOOP_INFO64_SIZE = 232;
-/** `sizeof(struct loop_config)`. */
-export const LOOP_CONFIG_SIZE = 304;
 /** `LO_NAME_SIZE`, the terminating NUL included. */
 export const LO_NAME_SIZE = 64;
 /** `LO_KEY_SIZE`. */
 export const LO_KEY_SIZE = 32;
-
-/** Where the fields of `struct loop_info64` are. */
-export const LOOP_INFO64_OFFSETS = {
-  device: 0,
-  inode: 8,
-  rdevice: 16,
-  offset: 24,
-  sizelimit: 32,
-  number: 40,
-  encryptType: 44,
-  encryptKeySize: 48,
-  flags: 52,
-  fileName: 56,
-  cryptName: 120,
-  encryptKey: 184,
-  init: 216,
-} as const;
-
-/** Where the fields of `struct loop_config` are. */
-export const LOOP_CONFIG_OFFSETS = {
-  fd: 0,
-  blockSize: 4,
-  info: 8,
-  reserved: 240,
-} as const;
 
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();

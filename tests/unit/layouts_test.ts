@@ -19,16 +19,14 @@ import {
   CACHESTAT,
   DIRENT64,
   FLOCK,
-  OPEN_HOW,
-  STATX,
-} from "../../lib/sys/layouts.ts";
-import { libraryPaths, OPEN_FLAGS } from "../../lib/sys/libc.ts";
-import {
   LOOP_CONFIG_OFFSETS,
   LOOP_CONFIG_SIZE,
   LOOP_INFO64_OFFSETS,
   LOOP_INFO64_SIZE,
-} from "../../lib/sys/loop_uapi.ts";
+  OPEN_HOW,
+  STATX,
+} from "../../lib/sys/layouts.ts";
+import { libraryPaths, OPEN_FLAGS } from "../../lib/sys/libc.ts";
 
 /** Size of the types of C, which is their alignment too. */
 const ABIS: Record<string, Record<string, number>> = {
