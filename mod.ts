@@ -6,6 +6,10 @@
  * {@linkcode list} and {@linkcode find} look without touching; {@linkcode Loop} and
  * {@linkcode LoopControl} are the ioctls of `linux/loop.h`, one method each.
  *
+ * What only asks the kernel is synchronous: `Loop`, `LoopControl`, `list`, `find`,
+ * `inspect` and the functions that open files. What waits for others, writes back or
+ * takes long is asynchronous, and lets the event loop run meanwhile.
+ *
  * Requires Linux 5.10 or later and `--allow-ffi` (or
  * `--allow-ffi=<absolute path of libc>`). Importing works everywhere.
  *
@@ -14,7 +18,7 @@
  * import { attach, openMemory } from "@loopdev/loopdev";
  *
  * using image = openMemory(16 * 1024 * 1024); // or a path: attach("disk.img")
- * await using device = await attach(image, { overlap: "refuse" });
+ * await using device = await attach(image);
  * console.log(device.path, device.size);
  * ```
  *
