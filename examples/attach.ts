@@ -9,9 +9,7 @@ import { attach, list, openMemory } from "@loopdev/loopdev";
 
 using memory = openMemory(16 * 1024 * 1024);
 {
-  await using device = await attach(Deno.args[0] ?? memory, {
-    overlap: "refuse",
-  });
+  await using device = await attach(Deno.args[0] ?? memory, {});
   console.log(
     `${device.path} has ${device.size} bytes in blocks of ${device.blockSize}`,
   );

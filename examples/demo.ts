@@ -61,7 +61,6 @@ async function make(directory: string): Promise<void> {
   say("Attach it");
   await using device = await attach(image, {
     reference: "demo",
-    overlap: "refuse",
   });
   console.log(`It is ${device.path} now.`);
 

@@ -21,7 +21,7 @@ if (image === undefined || directory === undefined || command === undefined) {
 }
 
 await using stack = new AsyncDisposableStack();
-const device = stack.use(await attach(image, { overlap: "refuse" }));
+const device = stack.use(await attach(image));
 await run("mount", device.path, directory);
 stack.defer(() => run("umount", directory)); // before the device is detached
 await run(command, ...args);

@@ -29,7 +29,7 @@ async function withData(
 ): Promise<void> {
   await using stack = new AsyncDisposableStack();
   const device = stack.use(
-    await attach(image, { partscan: true, readOnly, overlap: "refuse" }),
+    await attach(image, { partscan: true, readOnly }),
   );
   const partitions = await device.partitions();
   const data = partitions.find(({ name }) => name === "data")!;
