@@ -5,7 +5,7 @@
  *
  * Without a file it attaches one in memory.
  */
-import { attach, list, openMemory } from "@loopdev/loopdev";
+import { attach, inspect, openMemory } from "@loopdev/loopdev";
 
 using memory = openMemory(16 * 1024 * 1024);
 {
@@ -13,6 +13,6 @@ using memory = openMemory(16 * 1024 * 1024);
   console.log(
     `${device.path} has ${device.size} bytes in blocks of ${device.blockSize}`,
   );
-  console.log(list().find(({ minor }) => minor === device.minor));
+  console.log(inspect(device));
 } // detached here, also when the block is left by an exception
 console.log("detached");

@@ -59,9 +59,7 @@ async function make(directory: string): Promise<void> {
   if (!hasFileSystem) console.log("(there is no mkfs.ext4: raw blocks, then)");
 
   say("Attach it");
-  await using device = await attach(image, {
-    reference: "demo",
-  });
+  await using device = await attach(image, { reference: "demo" });
   console.log(`It is ${device.path} now.`);
 
   say("List it, as loopdev list does");

@@ -659,11 +659,14 @@ export class Loop implements Disposable {
    *
    * @example
    * ```ts
-   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using control = new LoopControl();
+   * using memory = openMemory(4096);
    * using loop = new Loop(control.getUnbound());
-   * console.log(loop.getSize());
+   * loop.configure(memory.fd, { autoclear: true });
+   * assertEquals(loop.getSize(), 4096);
    * ```
    */
   getSize(): number {
@@ -675,11 +678,14 @@ export class Loop implements Disposable {
    *
    * @example
    * ```ts
-   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using control = new LoopControl();
+   * using memory = openMemory(8192);
    * using loop = new Loop(control.getUnbound());
-   * console.log(loop.getBlockSize());
+   * loop.configure(memory.fd, { blockSize: 4096, autoclear: true });
+   * assertEquals(loop.getBlockSize(), 4096);
    * ```
    */
   getBlockSize(): number {
@@ -805,10 +811,13 @@ export class Loop implements Disposable {
    *
    * @example
    * ```ts
-   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    *
    * using control = new LoopControl();
+   * using memory = openMemory(4096);
    * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { autoclear: true });
+   * loop.write(new Uint8Array(512).fill(1), 0);
    * loop.sync();
    * ```
    */
@@ -827,10 +836,12 @@ export class Loop implements Disposable {
    *
    * @example
    * ```ts
-   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    *
    * using control = new LoopControl();
+   * using memory = openMemory(4096);
    * using loop = new Loop(control.getUnbound());
+   * loop.configure(memory.fd, { autoclear: true });
    * loop.flushBuffers();
    * ```
    */
