@@ -130,6 +130,8 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
  * @param file The file, or an open descriptor of it, which stays yours and may be
  * closed afterwards. A path is relative to the working directory; a `file:` URL can
  * name files whose names are not UTF-8.
+ * @param options How to attach it.
+ * @returns The attached device, which detaches when it is disposed of.
  * @throws {LoopError} what opening the file gives (`ENOENT`, `EACCES`, `EROFS`,
  * `EISDIR` …); `EBUSY` when the bytes are attached already, or locked; `EBUSY` and
  * others when no device could be had, with the number of those that were tried; `EINVAL`

@@ -66,7 +66,11 @@ export class Attachment implements AsyncDisposable {
   /** What is being read and written. */
   readonly #transfers = new Set<Promise<number>>();
 
-  /** Made by {@linkcode attach}. */
+  /**
+   * Made by {@linkcode attach}.
+   *
+   * @param loop The open device.
+   */
   constructor(
     loop: Loop,
     { nodes, timeout = DEFAULT_TIMEOUT }: Internals = {},
@@ -109,6 +113,8 @@ export class Attachment implements AsyncDisposable {
    * Makes the partitions of the device appear, and tells what they are: as
    * {@linkcode partitions}.
    *
+   * @param options How long to wait for nodes.
+   * @returns The partitions, by number.
    * @throws {LoopError} `EUCLEAN` when the table is damaged; `ETIMEDOUT` when a node
    * does not appear in time
    *
@@ -222,6 +228,7 @@ export class Attachment implements AsyncDisposable {
    * the descriptor is closed, and calling it again waits again. Detached already, it
    * resolves at once.
    *
+   * @param options How long to wait for others.
    * @throws {LoopBusyError} `EBUSY` when others do not let go in time
    * @throws {LoopError} `EIO`, `ENOSPC` when writing back failed, with the device
    * detached; `EROFS` and others when a node that was made for it cannot be removed
@@ -371,12 +378,20 @@ export class Attachment implements AsyncDisposable {
     });
   }
 
-  /** The path of the device, for use in texts and command lines. */
+  /**
+   * The path of the device, for use in texts and command lines.
+   *
+   * @returns The path.
+   */
   toString(): string {
     return this.path;
   }
 
-  /** The device as {@linkcode list} has it, while it is attached; then its names and its disk sequence number. */
+  /**
+   * The device as {@linkcode list} has it, while it is attached; then its names and its disk sequence number.
+   *
+   * @returns Plain data.
+   */
   toJSON(): Partial<LoopDevice> {
     const { minor, path, diskSequence } = this;
     const { name } = this.#loop;

@@ -7,6 +7,8 @@ import type { Holder } from "./holder.ts";
  * partition is named before that. What others chose, names and commands, is escaped for
  * the terminal and cut at 200 characters.
  *
+ * @param holder What {@linkcode holders} found.
+ * @returns One line, without a newline.
  * @example Who has a device open
  * ```ts
  * import { describeHolder } from "@loopdev/loopdev";

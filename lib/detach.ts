@@ -76,6 +76,7 @@ export function checkDetachOptions(
  *
  * @param device The device. With a bare name, path or number your word is taken for
  * what is attached to it; with what {@linkcode list} gave it is checked.
+ * @param options How long to wait for others.
  * @throws {LoopBusyError} `EBUSY` when others do not let go in time
  * @throws {StaleDeviceError} when the device is bound to something else by now
  * @throws {UnexpectedDevice} for a partition, and what is no loop device

@@ -12,6 +12,7 @@ export type { Check } from "./doctor_checks.ts";
  * changed: what is opened is closed, no ioctl is made that could act on a device.
  * Requires `--allow-ffi`; rights are what is examined.
  *
+ * @returns One entry for each thing that was looked at.
  * @example Before a test suite
  * ```ts
  * import { doctor } from "@loopdev/loopdev";

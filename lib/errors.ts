@@ -49,7 +49,12 @@ export class LoopError extends Error {
   /** The file or device that it failed on, when there is one. */
   readonly path?: string;
 
-  /** An error whose message begins with `action`: `Cannot attach "disk.img"`. */
+  /**
+   * An error whose message begins with `action`: `Cannot attach "disk.img"`.
+   *
+   * @param action What was tried, on what.
+   * @param details What the kernel said.
+   */
   constructor(action: string, details: LoopErrorDetails) {
     const { errno, operation, path, hint, cause } = details;
     const code = errnoName(errno);
@@ -95,7 +100,12 @@ export class LoopBusyError extends LoopError {
   /** Who keeps it busy, as far as that can be seen. */
   readonly holders: Holder[];
 
-  /** An error with the holders that were found. */
+  /**
+   * An error with the holders that were found.
+   *
+   * @param action What was tried, on what.
+   * @param details What the kernel said, and the holders.
+   */
   constructor(
     action: string,
     details: LoopErrorDetails & { holders: Holder[] },
@@ -113,7 +123,13 @@ export class StaleDeviceError extends LoopError {
   /** The name of the class. */
   override readonly name: string = "StaleDeviceError";
 
-  /** An error about the device at `path`. */
+  /**
+   * An error about the device at `path`.
+   *
+   * @param action What was tried.
+   * @param path The path of the device.
+   * @param hint What it is now.
+   */
   constructor(action: string, path: string, hint: string) {
     super(action, { errno: ESTALE, operation: "BLKGETDISKSEQ", path, hint });
   }
@@ -133,7 +149,14 @@ export class UnexpectedDevice extends LoopError {
   /** Type and permissions of the node, as in `st_mode`. */
   readonly mode: number;
 
-  /** An error about a node with the given device number and mode. */
+  /**
+   * An error about a node with the given device number and mode.
+   *
+   * @param expectedMinor The loop number that was expected; -1 for any.
+   * @param rdev The device number of the node; 0 when it is no device.
+   * @param mode Type and permissions of the node.
+   * @param details Its path, and what it should have been.
+   */
   constructor(
     expectedMinor: number,
     rdev: number,

@@ -14,6 +14,8 @@ export type { Holders } from "./holder.ts";
  * most and lists 1000 holders of a kind at most, whatever others do, and lets the event loop go
  * on meanwhile. Requires `--allow-ffi`.
  *
+ * @param device The device. With what {@linkcode list} gave its identity is checked.
+ * @returns Who was found, and whether everything could be looked at.
  * @throws {StaleDeviceError} when the device is bound to something else by now
  * @throws {UnexpectedDevice} for a path that leads to no whole loop device
  * @throws {LoopError} when `/proc` or `/sys` cannot be read

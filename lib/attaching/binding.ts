@@ -1,6 +1,6 @@
 /** Binding a file to a device: in one step, verified, or nothing stays attached. */
 import type { Wanted } from "./device_size.ts";
-import { removePartitions } from "../kernel/kernel_partitions.ts";
+import { removePartitions } from "../kernel/remove_partitions.ts";
 import { bind, type Loop, reopen } from "../kernel/loop.ts";
 import { hasPartitions, isBound } from "../kernel/loop_sysfs.ts";
 import { O_EXCL, O_RDONLY } from "../sys/libc.ts";

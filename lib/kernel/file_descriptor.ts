@@ -50,6 +50,7 @@ export class FileDescriptor implements Disposable {
   /**
    * Takes over an open descriptor: it is closed by this object.
    *
+   * @param fd The descriptor.
    * @throws {RangeError} for a number that cannot be a descriptor
    */
   constructor(fd: number) {
@@ -108,6 +109,8 @@ export interface OpenFileOptions {
  * `O_CLOEXEC`: child processes do not inherit it. Requires `--allow-ffi`.
  *
  * @param path The file. Relative to the working directory.
+ * @param options How to open it.
+ * @returns The open file.
  * @throws {LoopError} what `open(2)` gives: `ENOENT`, `EACCES`, `EROFS` …;
  * `EISDIR` for a directory and `EINVAL` for a character device, FIFO or socket;
  * `EINVAL` when the file system has no direct I/O and it was asked for; `ELOOP` for a
@@ -233,6 +236,7 @@ export function fileType(mode: number): string {
  * {@linkcode LoopControl} and {@linkcode Loop.mknod}. Requires `--allow-ffi`.
  *
  * @param path The directory. Relative to the working directory.
+ * @returns The open directory.
  * @throws {LoopError} what `open(2)` gives: `ENOENT`, `ENOTDIR`, `EACCES` …
  * @throws {TypeError} for a NUL in the path, or a URL that is no `file:` URL
  *
@@ -265,6 +269,7 @@ export function openDirectory(path: string | URL): FileDescriptor {
  * `--allow-ffi`.
  *
  * @param content The bytes, or how many zero bytes.
+ * @returns The open file.
  * @throws {LoopError} `ENOMEM`, `ENOSPC`, `EFBIG`, `EMFILE`
  * @throws {RangeError} for a negative or fractional number of bytes
  *

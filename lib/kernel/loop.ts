@@ -25,7 +25,7 @@ import {
   unwrapStat,
 } from "./file_descriptor.ts";
 import { pathOf } from "./found_file.ts";
-import { removePartitions } from "./kernel_partitions.ts";
+import { removePartitions } from "./remove_partitions.ts";
 import { hasPartitions, hasSysfs, LOOP_MAJOR } from "./loop_sysfs.ts";
 import { makeNode } from "./made_node.ts";
 import {
@@ -189,6 +189,7 @@ export class Loop implements Disposable {
    * and the leftover node of a removed device does not create it anew.
    *
    * @param minor The loop number, 0 to 1048575.
+   * @param options How to open it.
    * @throws {UnexpectedDevice} when the node is something else, or the kernel has no
    * such device
    * @throws {LoopError} `ENOENT` without a node, `EACCES` without permission, `ENXIO`
@@ -220,6 +221,9 @@ export class Loop implements Disposable {
    * Opens a device by name (`loop3`), path (`/dev/loop3`), or any path to a node of
    * a whole loop device.
    *
+   * @param path The name or path.
+   * @param options How to open it.
+   * @returns The open device.
    * @throws {UnexpectedDevice} when the path leads to something else; for a
    * partition the message names its disk
    * @throws {LoopError} as the constructor
@@ -331,6 +335,7 @@ export class Loop implements Disposable {
    * Partitions of the old file are removed; the kernel looks for those of the new one
    * where `partscan` is on and it can read the table, {@linkcode partitions} everywhere.
    *
+   * @param fd The descriptor of the new file. It stays yours and may be closed afterwards.
    * @throws {LoopError} `EINVAL` when the device is not read-only or the size
    * differs; `EBUSY` when a partition is in use; `ENXIO` when nothing is bound; `EBADF`
    * for a closed descriptor or a cycle
@@ -476,6 +481,7 @@ export class Loop implements Disposable {
    *
    * @param fd The descriptor of a regular file or block device. It stays yours and
    * may be closed afterwards.
+   * @param options What to set.
    * @throws {LoopError} `EBUSY` when the device is bound already or held exclusively;
    * `EBADF` for a closed descriptor, or a file that leads back to this device;
    * `EISDIR`, `EINVAL` for other kinds of files; `EINVAL` before Linux 5.8, where
@@ -519,6 +525,7 @@ export class Loop implements Disposable {
   /**
    * `LOOP_GET_STATUS64`: the structure as the kernel gives it, with every value exact.
    *
+   * @returns A copy of the structure.
    * @throws {LoopError} `ENXIO` when nothing is bound
    *
    * @example
@@ -549,6 +556,7 @@ export class Loop implements Disposable {
   /**
    * `LOOP_GET_STATUS64`, decoded.
    *
+   * @returns Plain data; sizes and offsets are bytes.
    * @throws {LoopError} `ENXIO` when nothing is bound
    * @throws {RangeError} for an offset or limit above `Number.MAX_SAFE_INTEGER`, which
    * {@linkcode Loop.getInfo} still gives exactly
@@ -588,6 +596,7 @@ export class Loop implements Disposable {
    * otherwise held exclusively: the file system would be ruined. With the offset
    * partitions would move to other bytes, so they are removed.
    *
+   * @param changes What to change.
    * @throws {LoopError} `ENXIO` when nothing is bound; `EBUSY` as above, and from
    * Linux 6.19 on for every change of a mounted device
    * @throws {TypeError} for `partscan: false` on a device that has it, which the kernel
@@ -655,6 +664,7 @@ export class Loop implements Disposable {
   /**
    * `BLKGETSIZE64`: the size of the device in bytes; 0 when nothing is bound.
    *
+   * @returns Bytes.
    * @throws {RangeError} for a size above `Number.MAX_SAFE_INTEGER`
    *
    * @example
@@ -676,6 +686,7 @@ export class Loop implements Disposable {
   /**
    * `BLKSSZGET`: the logical block size in bytes.
    *
+   * @returns Bytes.
    * @example
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
@@ -696,6 +707,7 @@ export class Loop implements Disposable {
    * `BLKGETDISKSEQ` (Linux 5.15): a number that rises whenever a file is bound,
    * exchanged or unbound. Two equal numbers mean the same binding.
    *
+   * @returns The number.
    * @throws {LoopError} `EINVAL` before Linux 5.15
    *
    * @example
@@ -722,6 +734,7 @@ export class Loop implements Disposable {
    * `BLKROGET`: whether the device cannot be written, because it was bound read-only
    * or was made so by `blockdev --setro`.
    *
+   * @returns Whether writing is refused.
    * @example
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
@@ -854,6 +867,7 @@ export class Loop implements Disposable {
    * locked exclusively. Held until {@linkcode Loop.unlock} or {@linkcode Loop.close};
    * locking again changes the mode. It does not wait.
    *
+   * @param mode `"exclusive"` keeps udev away; `"shared"` is what udev takes itself.
    * @returns `false` when somebody else holds a lock that excludes this one.
    *
    * @example
@@ -919,6 +933,7 @@ export class Loop implements Disposable {
    * In a directory that others may write to, only the node that was made here gets the
    * mode; where they exchange it meanwhile, that is an error.
    *
+   * @param options Where, and with which permissions.
    * @throws {LoopError} `EEXIST` when the name is taken, `EPERM` without the
    * capability
    *

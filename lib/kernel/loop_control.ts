@@ -42,6 +42,7 @@ export class LoopControl implements Disposable {
    * Opens `/dev/loop-control`, or the node of that name in `dirFd`. Opening it loads
    * the loop module where that is one.
    *
+   * @param options Where the node is.
    * @throws {LoopError} `ENOENT` without a node, `EACCES` without permission, `ENODEV`
    * without a loop driver
    * @throws {UnexpectedDevice} when the node is something else

@@ -1,4 +1,4 @@
-/** Does what the command line asks for. */
+/** Does what the command line asks for. Where it deviates from util-linux, and why, is told in `losetup.ts`. */
 import project from "../../deno.json" with { type: "json" };
 import { MAX_MINOR } from "../arguments.ts";
 import { quote, unwrap } from "../errors.ts";

@@ -28,6 +28,9 @@ export interface PartitionsOptions {
  *
  * Requires `--allow-ffi` and root.
  *
+ * @param device The device. With what {@linkcode list} gave its identity is checked.
+ * @param options How long to wait for nodes.
+ * @returns The partitions, by number.
  * @throws {LoopError} `EUCLEAN` when the table is damaged: the message says what is;
  * `ETIMEDOUT` when a node does not appear in time: it says which; `EBUSY` when another
  * partition is in the way and in use; `ENXIO` when no file is attached

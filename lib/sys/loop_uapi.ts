@@ -128,6 +128,7 @@ export class LoopInfo64 {
   /**
    * A view of `bytes`, which must be 232 long; without them, of as many zeros.
    *
+   * @param bytes The structure. Changes go to this array.
    * @throws {RangeError} for another length
    */
   constructor(bytes?: Uint8Array) {
@@ -323,6 +324,7 @@ export class LoopConfig {
   /**
    * A view of `bytes`, which must be 304 long; without them, of as many zeros.
    *
+   * @param bytes The structure. Changes go to this array.
    * @throws {RangeError} for another length
    */
   constructor(bytes?: Uint8Array) {
