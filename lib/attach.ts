@@ -189,7 +189,7 @@ export async function attach(
 }
 
 /** What is to be done, checked. */
-interface Request {
+interface AttachRequest {
   readonly wanted: ConfigureOptions;
   readonly config: LoopConfig;
   readonly probesBlockSize: boolean;
@@ -213,7 +213,7 @@ export const ATTACH_OPTIONS = [
 ] as const;
 
 /** Checks the options before any system call. */
-function parse(options: AttachOptions): Request {
+function parse(options: AttachOptions): AttachRequest {
   checkOptions(options, ATTACH_OPTIONS);
   const probesBlockSize = options.blockSize === "probe";
   const wanted: ConfigureOptions = {
@@ -252,7 +252,7 @@ function checkOverlap(value: unknown): Overlap {
 /** Opens the file, and does all that can be done before a device is touched. */
 async function prepare(
   file: string | URL | { readonly fd: number },
-  { wanted, config, probesBlockSize, overlap, symlinks, signal }: Request,
+  { wanted, config, probesBlockSize, overlap, symlinks, signal }: AttachRequest,
 ): Promise<Claim & Disposable> {
   const readOnly = wanted.readOnly ?? false;
   const backing = openBacking(file, {
@@ -298,7 +298,7 @@ async function isBeingFreed(device: LoopDevice): Promise<boolean> {
 /** Binds the file to a device, in one step. */
 async function bindDevice(
   device: Wanted,
-  { minor, signal }: Request,
+  { minor, signal }: AttachRequest,
 ): Promise<BoundLoop> {
   const readOnly = device.options.readOnly ?? false;
   const tryDevice = (minor: number): BoundLoop =>
