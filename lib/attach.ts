@@ -68,7 +68,7 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
    *
    * A device whose path leads to another file from here, because of a mount or another
    * mount namespace, is not found. QEMU locks bytes 100 to 103 and 200 to 203 of its
-   * images. A file seen through an overlayfs and the same file in its upper directory are
+   * images. A block device is locked by its node: two nodes are two files. A file seen through an overlayfs and the same file in its upper directory are
    * two files to the kernel: neither `"lock"` nor `"refuse"` finds that they overlap.
    *
    * @default {"lock"}
@@ -290,9 +290,13 @@ async function prepare(
 /** Whether nobody uses an autoclear device any more: its owner was killed a moment ago. */
 async function isBeingFreed(device: LoopDevice): Promise<boolean> {
   if (!device.autoclear) return false;
-  const { findHolders } = await import("./holder_search.ts");
-  const { holders, complete } = await findHolders(device.minor);
-  return complete && holders.length === 0;
+  try {
+    const { findHolders } = await import("./holder_search.ts");
+    const { holders, complete } = await findHolders(device.minor);
+    return complete && holders.length === 0;
+  } catch {
+    return false; // nobody knows: then it is busy
+  }
 }
 
 /** Binds the file to a device, in one step. */
@@ -300,6 +304,7 @@ async function bindDevice(
   device: Wanted,
   { minor, signal }: AttachRequest,
 ): Promise<BoundLoop> {
+  signal?.throwIfAborted();
   const readOnly = device.options.readOnly ?? false;
   const tryDevice = (minor: number): BoundLoop =>
     bindOrClose(new BoundLoop(openAnyNode(minor, readOnly)), device);

@@ -139,7 +139,8 @@ export class Attachment implements AsyncDisposable {
    * Reads bytes of the device through its page cache, while the event loop goes on.
    * `Deno.open` would want `--allow-all` for a device.
    *
-   * @param buffer Where the bytes go; as many are read as it has room for.
+   * @param buffer Where the bytes go; as many are read as it has room for. It must not be
+   * transferred or resized until the promise is settled.
    * @param position Where to begin, in bytes.
    * @returns How many bytes were read: fewer than asked for only at the end of the device.
    * @throws {LoopError} `EIO` when the backing file cannot be read
@@ -247,7 +248,10 @@ export class Attachment implements AsyncDisposable {
   async detach(options: DetachOptions = {}): Promise<void> {
     const waiting = checkDetachOptions(options);
     if (this.#state.is === "attached" && this.#loop.fd !== -1) {
-      if (waiting.ifUnused) await refuseUsed(this.#loop);
+      if (waiting.ifUnused) {
+        await this.#settleTransfers(); // they are no use by others
+        await refuseUsed(this.#loop);
+      }
     }
     // Asked once more: somebody may have called it meanwhile.
     if (this.#state.is === "attached" && this.#loop.fd !== -1) {

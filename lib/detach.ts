@@ -12,10 +12,11 @@ import type { DeviceRef } from "./device_ref.ts";
 import { LoopBusyError, quote } from "./errors.ts";
 import { describeHolders } from "./describe_holder.ts";
 import type { Holders } from "./holder.ts";
-import type { Loop } from "./kernel/loop.ts";
+import { type Loop, ownDescriptors } from "./kernel/loop.ts";
 import { EBUSY } from "./sys/errno.ts";
 import { AT_FDCWD, cString } from "./sys/libc.ts";
 import { statAt } from "./sys/stat.ts";
+import { readLink } from "./sys/sysfs.ts";
 import { DEFAULT_TIMEOUT, type WaitOptions } from "./waiting.ts";
 
 /** How {@linkcode detach} waits. The limits are for the waiting for others, not for writing back. */
@@ -141,11 +142,16 @@ export async function untilFree(
   if (!await isFreeWithin(device, waiting)) throw await busyError(device);
 }
 
-/** Throws {@linkcode LoopBusyError} when others than this descriptor use the device, or may do so. */
-export async function refuseUsed({ minor, path, fd }: Loop): Promise<void> {
+/** Throws {@linkcode LoopBusyError} when others than this Loop use the device, or may do so. */
+export async function refuseUsed(loop: Loop): Promise<void> {
+  const { minor, path } = loop;
   const { holders, complete } = await holdersOrNone(minor);
+  // In a process namespace of its own /proc may be that of another one.
+  const self = Number(readLink("/proc/self"));
+  const own = ownDescriptors(loop);
   const others = holders.filter((holder) =>
-    holder.kind !== "process" || holder.pid !== Deno.pid || holder.fd !== fd
+    holder.kind !== "process" || holder.pid !== self ||
+    !own.includes(holder.fd)
   );
   if (others.length === 0 && complete) return;
   const who = describeHolders({ holders: others, complete });

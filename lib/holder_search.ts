@@ -3,10 +3,9 @@ import {
   AT_STATX_DONT_SYNC,
   isBlockDevice,
   makedev,
-  S_IFBLK,
   statAt,
 } from "./sys/stat.ts";
-import { devicesBackedBy } from "./kernel/attached_devices.ts";
+import { devicesOnTop } from "./kernel/attached_devices.ts";
 import { LoopError, quote } from "./errors.ts";
 import type { Holder, Holders } from "./holder.ts";
 import { Btrfs } from "./kernel/btrfs.ts";
@@ -131,6 +130,7 @@ class Search {
 
   async run(): Promise<Holders> {
     this.#blocks();
+    await this.#upperDevices();
     this.#swaps();
     // Descriptors first: they are what keeps a device busy mostly.
     for await (const process of this.#processes()) {
@@ -195,7 +195,7 @@ class Search {
   /** Device-mapper and md enter themselves in sysfs, loop devices do not. */
   #blocks(): void {
     const disk = `loop${this.#targets.minor}`;
-    for (const [number, device] of this.#targets.entries()) {
+    for (const [, device] of this.#targets.entries()) {
       const own = device.replace("/dev/", "");
       const directory = own === disk
         ? `${BLOCK}/${own}/holders`
@@ -213,10 +213,18 @@ class Search {
           });
         }
       }
-      const node = { device: 0, inode: 0n, rdev: number, mode: S_IFBLK };
-      for (const { device: { name } } of devicesBackedBy(node)) {
-        this.#add({ kind: "block", device, name });
-      }
+    }
+  }
+
+  /** Other loop devices do not enter themselves anywhere. */
+  async #upperDevices(): Promise<void> {
+    const rdevs = new Set(this.#targets.entries().map(([rdev]) => rdev));
+    for (const upper of devicesOnTop(rdevs)) {
+      if (this.#pace.isOver) break;
+      if (this.#pace.isTired) await this.#pace.breathe();
+      const device = upper && this.#targets.byNumber(upper.rdev);
+      if (device === undefined) continue;
+      this.#add({ kind: "block", device, name: upper!.name });
     }
   }
 
@@ -338,7 +346,10 @@ class Search {
     const stat = this.#examine(process, descriptors, name);
     if (stat === undefined) return;
     const isBlock = isBlockDevice(stat);
-    if (key !== undefined && !isBlock) this.#harmless.add(key);
+    if (key !== undefined && !isBlock) {
+      if (this.#harmless.size >= MAX_MAPPINGS) this.#harmless.clear();
+      this.#harmless.add(key);
+    }
     const device = isBlock ? this.#targets.byNumber(stat.rdev) : undefined;
     if (device === undefined || isPathOnly(process, name)) return;
     this.#add({

@@ -1,3 +1,6 @@
+import { Backing } from "../attaching/backing.ts";
+import { lockedError, tryLockRange } from "../attaching/overlap.ts";
+import { quote } from "../errors.ts";
 import { openFile } from "../kernel/file_descriptor.ts";
 import { openDevice, parse, UsageError } from "./arguments.ts";
 import { fileOf } from "./files.ts";
@@ -18,8 +21,14 @@ function run(args: string[]): number {
   if (device === undefined || file === undefined || more.length > 0) {
     throw new UsageError("swap takes DEV and FILE");
   }
-  using backing = openFile(fileOf(file), { readOnly: true });
+  const path = fileOf(file);
+  using descriptor = openFile(path, { readOnly: true });
+  const backing = new Backing(descriptor.fd, quote(String(path)));
   using loop = openDevice(device, { readOnly: true });
-  loop.changeFd(backing.fd);
+  const { offset: start, sizelimit: length } = loop.getInfo();
+  // The device keeps the lock, as one that attach has bound.
+  const claim = { backing, start, length, readOnly: true };
+  if (!tryLockRange(claim)) throw lockedError(claim, loop.minor);
+  loop.changeFd(descriptor.fd);
   return 0;
 }

@@ -89,16 +89,56 @@ export function devicesBackedBy(
   file: Pick<Stat, "device" | "inode" | "rdev" | "mode">,
 ): DeviceRecord[] {
   const wanted = identityOf(file);
-  const lookup = new Lookup(file.device);
-  return existingMinors()
-    .filter((minor) => mayBeBackedBy(minor, wanted, lookup))
-    .map((minor) => readDevice(minor, lookup))
-    .filter((found) => found !== undefined)
-    .filter((found) => isBackedBy(found, wanted, lookup));
+  const isWanted = (found: Identity) => isSameFile(found, wanted);
+  return [...searchBacked(isWanted, new Lookup(file.device))]
+    .flatMap((found) => found?.record ?? []);
+}
+
+/** A device on top of a block device. */
+export interface UpperDevice {
+  /** `loop5` */
+  readonly name: string;
+  /** The device number of what is below it. */
+  readonly rdev: number;
+}
+
+/**
+ * The devices that are attached to one of some block devices, in one pass; `undefined`
+ * for each other device, so that the caller can let the event loop run in between.
+ */
+export function* devicesOnTop(
+  rdevs: ReadonlySet<number>,
+): Generator<UpperDevice | undefined> {
+  const isWanted = ({ rdev }: Identity) => rdev !== 0 && rdevs.has(rdev);
+  for (const found of searchBacked(isWanted, new Lookup())) {
+    yield found && { name: found.record.device.name, rdev: found.file.rdev };
+  }
+}
+
+interface Backed {
+  readonly record: DeviceRecord;
+  readonly file: Identity;
+}
+
+function* searchBacked(
+  isWanted: (file: Identity) => boolean,
+  lookup: Lookup,
+): Generator<Backed | undefined> {
+  for (const minor of existingMinors()) {
+    const record = mayBeBackedBy(minor, isWanted, lookup)
+      ? readDevice(minor, lookup)
+      : undefined;
+    const file = record && backingFileOf(record, isWanted, lookup);
+    yield record && file && { record, file };
+  }
 }
 
 /** A first look, at the path of the backing file alone. Mostly it leads to another file. */
-function mayBeBackedBy(minor: number, file: Identity, lookup: Lookup): boolean {
+function mayBeBackedBy(
+  minor: number,
+  isWanted: (file: Identity) => boolean,
+  lookup: Lookup,
+): boolean {
   const path = `${BLOCK}/loop${minor}/loop/backing_file`;
   const bytes = readBytes(path);
   if (typeof bytes === "number") {
@@ -107,28 +147,32 @@ function mayBeBackedBy(minor: number, file: Identity, lookup: Lookup): boolean {
   }
   const backing = terminated(bytes);
   const stat = lookup.examine(backing);
-  if (stat !== undefined && isSameFile(identityOf(stat), file)) return true;
+  if (stat !== undefined && isWanted(identityOf(stat))) return true;
   // Where it leads nowhere, or is said to be deleted, the device itself has to tell.
   return (stat === undefined || endsInDeleted(backing)) &&
     !lookup.canHang(backing);
 }
 
-function isBackedBy(
+/** The backing file of a device, if it is wanted. */
+function backingFileOf(
   { device, backingPath }: DeviceRecord,
-  file: Identity,
+  isWanted: (file: Identity) => boolean,
   lookup: Lookup,
-): boolean {
-  let isNamed = false;
+): Identity | undefined {
+  let named: Identity | undefined;
   if (!device.deleted && device.backingFile !== "") {
     const stat = lookup.examine(backingPath);
-    isNamed = stat !== undefined && isSameFile(identityOf(stat), file);
-    if (stat !== undefined && !isNamed) return false;
+    if (stat !== undefined) {
+      named = identityOf(stat);
+      if (!isWanted(named)) return undefined;
+    }
   }
   // A name is not proof: another file may have been mounted over it.
-  if (!isNamed && lookup.canHang(backingPath)) return false;
+  if (named === undefined && lookup.canHang(backingPath)) return undefined;
   const backing = backingOf(device.minor, device.diskSequence);
-  if (backing === "gone") return false;
-  return backing === "secret" ? isNamed : isSameFile(backing, file);
+  if (backing === "gone") return undefined;
+  if (backing === "secret") return named;
+  return isWanted(backing) ? backing : undefined;
 }
 
 /** What tells files from one another. */
@@ -209,9 +253,10 @@ export function readDevice(
 
 /** Whether a file has no sector to show: a device of no size is all there can be. */
 function isTooSmall(
-  { backingPath, offset }: DeviceRecord,
+  { backingPath, offset, sizelimit }: DeviceRecord,
   lookup: Lookup,
 ): boolean {
+  if (sizelimit > 0n && sizelimit < BigInt(SECTOR)) return true;
   const stat = lookup.examine(backingPath);
   return stat !== undefined && isRegularFile(stat) &&
     stat.size < offset + BigInt(SECTOR);

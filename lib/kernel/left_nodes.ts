@@ -67,6 +67,8 @@ interface Found {
 
 /** So many names are looked at: in `/tmp` anybody makes any number of them. */
 const MAX_NAMES = 10_000;
+/** So many directories are opened in one place. */
+const MAX_OPENED = 500;
 
 /**
  * Private directories of the user who runs this. Others may make directories of such
@@ -80,8 +82,10 @@ function* privateDirectories(): Generator<Found> {
     const fd = openDirectoryAt(parent);
     if (fd < 0) continue;
     using directory = new FileDescriptor(fd);
+    let opened = 0;
     for (const entry of someNames(directory.fd)) {
       if (!/^\.?loopdev-[0-9a-f-]{36}$/.test(entry)) continue;
+      if (++opened > MAX_OPENED) break;
       const found = openPrivate(directory.fd, entry);
       if (found === undefined) continue;
       using held = found;

@@ -138,6 +138,9 @@ export interface MknodOptions {
 /** A device that is open, on Linux 5.0 to 5.18 busy for a moment: how often to ask again. */
 const MAX_AGAIN = 64;
 
+/** The descriptors that a `Loop` has of its device: its own, and that of its lock. */
+export let ownDescriptors: (loop: Loop) => number[];
+
 const u64 = new Uint8Array(8);
 const u64View = new DataView(u64.buffer);
 
@@ -245,6 +248,10 @@ export class Loop implements Disposable {
     return "minor" in place
       ? new Loop(place.minor, options)
       : openNode(place.node, options);
+  }
+
+  static {
+    ownDescriptors = (loop) => [loop.#fd, loop.#lock?.fd ?? -1];
   }
 
   /** The open descriptor; -1 once it is closed. */

@@ -60,6 +60,9 @@ export function transfer(direction: Direction, work: Transfer): number {
   return done;
 }
 
+/** So much of a call that has failed is repeated: a medium may take long to fail. */
+const MAX_REPEATED = 4096;
+
 /** Moves the bytes on another thread. A call that fails there is repeated here, which tells why. */
 export async function transferAsync(
   direction: Direction,
@@ -70,7 +73,10 @@ export async function transferAsync(
   while (done < bytes.length) {
     const rest = bytes.subarray(done);
     let count = await direction.callAsync(fd, rest, position + done);
-    if (count < 0) count = direction.call(fd, rest, position + done);
+    if (count < 0) {
+      const little = rest.subarray(0, MAX_REPEATED);
+      count = direction.call(fd, little, position + done);
+    }
     if (isEnd(count, done)) break;
     done += checkTransferred(direction, work, count);
   }

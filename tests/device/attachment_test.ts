@@ -11,7 +11,7 @@ import {
 } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { onDevices, OwnDevice, runOk, withScratch } from "./support.ts";
+import { cli, onDevices, OwnDevice, runOk, withScratch } from "./support.ts";
 
 const MiB = 1 << 20;
 
@@ -196,7 +196,11 @@ describe("detach({ ifUnused: true })", onDevices, () => {
         assertEquals(error.holders.length, 1);
         assertEquals(device.size, MiB); // attached still
       }
+      // What it has open itself does not count.
+      assert(device.loop.lock("exclusive"));
+      const reading = device.read(new Uint8Array(4096), 0);
       await device.detach({ ifUnused: true });
+      assertEquals(await reading, 4096);
       assert(own.isFree);
 
       runOk("losetup", own.path, path);
@@ -234,4 +238,44 @@ describe("Attachment as text", onDevices, () => {
     });
     assertMatch(Deno.inspect(device), /^Attachment/);
   });
+});
+
+describe("attach({ signal })", onDevices, () => {
+  it(
+    "ends by an abort that comes right after the call",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      for (const overlap of ["lock", "refuse", "allow"] as const) {
+        const controller = new AbortController();
+        const { signal } = controller;
+        const attaching = attach(path, { overlap, signal });
+        controller.abort(new Error("enough"));
+        await assertRejects(() => attaching, Error, "enough");
+      }
+    }),
+  );
+});
+
+describe("attach() and swap", onDevices, () => {
+  it(
+    "share the lock of a file that was swapped in",
+    withScratch(async (scratch) => {
+      const [first, second] = ["a", "b"].map((name) =>
+        scratch.image(MiB, name)
+      );
+      const device = await attach(first!, { readOnly: true });
+      assertEquals(cli("swap", device.path, second!).code, 0);
+      assertEquals(await errorOf(() => attach(second!)), "EBUSY");
+      await using writer = await attach(first!, { overlap: "allow" });
+      const refused = cli("swap", device.path, first!);
+      assertEquals(refused.code, 0, refused.stderr); // nobody locked it
+      await writer.detach();
+      const locked = await attach(second!);
+      const busy = cli("swap", device.path, second!);
+      assertEquals(busy.code, 1);
+      assertMatch(busy.stderr, new RegExp(`behind ${locked.path} already`));
+      await locked.detach();
+      await device.detach();
+    }),
+  );
 });
