@@ -20,7 +20,7 @@ import {
   untilFree,
 } from "./detach.ts";
 import { readDevice } from "./kernel/attached_devices.ts";
-import { LoopError, quote, unwrap } from "./errors.ts";
+import { LoopBusyError, LoopError, quote, unwrap } from "./errors.ts";
 import { FileDescriptor } from "./kernel/file_descriptor.ts";
 import { exactSize, type Loop } from "./kernel/loop.ts";
 import { bindingOf, diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
@@ -285,7 +285,12 @@ export class Attachment implements AsyncDisposable {
     waiting: ResolvedDetachOptions,
   ): Promise<void> {
     const released = await state.released;
-    if (!waiting.lazy) await untilFree(released, waiting);
+    if (!waiting.lazy) {
+      await untilFree(released, waiting).catch((error) => {
+        if (error instanceof LoopBusyError) state.isTold = true;
+        throw error;
+      });
+    }
     if (!waiting.lazy || isFree(released)) this.#state = { is: "detached" };
     if (released.failure === undefined || state.isReported) return;
     state.isReported = true;
@@ -295,6 +300,7 @@ export class Attachment implements AsyncDisposable {
   /** Once the descriptor is closed, the disk sequence number tells whether it is still our binding. */
   async #detachByReference(options: DetachOptions): Promise<void> {
     const { minor, path, diskSequence } = this;
+    await this.#settleTransfers();
     this.#state = { is: "persisted" }; // disposal neither waits nor throws a second time
     const { backing } = this.#loop;
     try {
@@ -349,6 +355,7 @@ export class Attachment implements AsyncDisposable {
     if (this.#transfers.size > 0) await this.#settleTransfers();
     if (!hasLargeCache(this.#loop)) return this.#persist(writeBack);
     const flush = await writeBackInBackground(this.#loop);
+    await this.#settleTransfers();
     return await closeInBackground(this.#loop, () => this.#persist(flush));
   }
 
@@ -418,13 +425,22 @@ export class Attachment implements AsyncDisposable {
     return `Attachment ${inspect(this.toJSON(), options)}`;
   }
 
+  /** Throws a write-back error of a detach() that was aborted before it could tell. */
+  async #reportFailure(state: ReleasedState): Promise<void> {
+    const released = await state.released.catch(() => undefined); // it was told
+    if (released?.failure === undefined) return;
+    if (state.isReported || state.isTold) return;
+    state.isReported = true;
+    throw released.failure;
+  }
+
   /** Detaches as {@linkcode Attachment.detach} does, within `detachTimeout`; nothing after `persist`, and no second waiting after one that failed. */
   async [Symbol.asyncDispose](): Promise<void> {
     switch (this.#state.is) {
       case "attached":
         return await this.detach({ timeout: this.#timeout });
       case "released":
-        await this.#state.released.catch(() => {}); // reported by the detach() that began it
+        return await this.#reportFailure(this.#state);
     }
   }
 }
@@ -441,6 +457,8 @@ interface ReleasedState {
   readonly released: Promise<Released>;
   /** Whether a failure was thrown already. */
   isReported?: boolean;
+  /** Whether it was the cause of another error that was thrown. */
+  isTold?: boolean;
 }
 
 type State =

@@ -7,7 +7,7 @@ import {
   checkPath,
   type FilePath,
 } from "./arguments.ts";
-import { checkNotRecycled, type DeviceRef, minorOf } from "./device_ref.ts";
+import { type DeviceRef, minorOf, recycled, sequenceIn } from "./device_ref.ts";
 import { quote } from "./errors.ts";
 import {
   type DeviceRecord,
@@ -19,6 +19,7 @@ import {
 } from "./kernel/attached_devices.ts";
 import { FileDescriptor, unwrapStat } from "./kernel/file_descriptor.ts";
 import { pathOf } from "./kernel/found_file.ts";
+import { Lookup } from "./kernel/lookup.ts";
 import { existingMinors } from "./kernel/loop_sysfs.ts";
 import { ENOENT, ENOTDIR } from "./sys/errno.ts";
 import { AT_FDCWD, O_DIRECTORY, O_PATH, openAt } from "./sys/libc.ts";
@@ -97,13 +98,17 @@ export function list(filter: ListFilter = {}): LoopDevice[] {
     .filter(({ backingPath }) =>
       directory === undefined || beginsWith(backingPath, directory)
     );
-  return reference === undefined
-    ? found.map(({ device }) => device)
-    : found.flatMap((record) => withReference(record, reference));
+  if (reference === undefined) return found.map(({ device }) => device);
+  const lookup = new Lookup();
+  return found.flatMap((record) => withReference(record, reference, lookup));
 }
 
-function withReference(record: DeviceRecord, wanted: string): LoopDevice[] {
-  const reference = referenceOf(record);
+function withReference(
+  record: DeviceRecord,
+  wanted: string,
+  lookup: Lookup,
+): LoopDevice[] {
+  const reference = referenceOf(record, lookup);
   return reference === wanted ? [{ ...record.device, reference }] : [];
 }
 
@@ -163,8 +168,12 @@ function beginsWith(path: Uint8Array, prefix: Uint8Array): boolean {
  * ```
  */
 export function inspect(device: DeviceRef): LoopDevice | undefined {
-  checkNotRecycled("examine", device);
+  const expected = sequenceIn(device);
   const record = readDevice(minorOf(device));
+  const actual = record?.device.diskSequence || undefined;
+  if (expected !== undefined && actual !== undefined && actual !== expected) {
+    throw recycled("examine", record!.device.path);
+  }
   if (record === undefined) existingMinors(); // which says so where there is no sysfs
   return record?.device;
 }

@@ -20,9 +20,16 @@ import {
   throwUnless,
 } from "./kernel/loop_sysfs.ts";
 import { MountLine, unescapeOctal } from "./kernel/mounts.ts";
+import { mappedFile, readMappings, STUCK } from "./kernel/mappings.ts";
 import { allProcesses, Pace, type Process } from "./kernel/processes.ts";
-import { EACCES, EINVAL, ENODEV, EPERM, ESRCH } from "./sys/errno.ts";
-import { cString, O_PATH, transientCString } from "./sys/libc.ts";
+import { EACCES, EAGAIN, EINVAL, ENODEV, EPERM, ESRCH } from "./sys/errno.ts";
+import {
+  cString,
+  O_PATH,
+  O_RDONLY,
+  openAt,
+  transientCString,
+} from "./sys/libc.ts";
 import {
   listDirectory,
   namesIn,
@@ -99,6 +106,23 @@ const FORBIDDEN = [EACCES, EPERM];
 /** Of a process namespace. */
 const FIRST_PROCESS = 1;
 
+/** So many processes are read at once. */
+const MAX_READERS = 16;
+
+/** A process as it is named. */
+type User = Pick<Process, "pid" | "command">;
+
+/** A process whose directory is not open any more. */
+function userOf(pid: number): User {
+  return {
+    pid,
+    get command() {
+      const text = readText(`/proc/${pid}/comm`);
+      return typeof text === "string" ? text : "";
+    },
+  };
+}
+
 /** One search, and what it has found. */
 class Search {
   readonly #targets: Targets;
@@ -116,10 +140,8 @@ class Search {
   #mountBytes = 0;
   /** Mounts that are known: each namespace has copies of most. */
   readonly #mounts = new Set<string>();
-  /** What is no block device, by mount namespace and path: many have `/dev/null` open. */
-  readonly #harmless = new Set<string>();
   /** Files that are mapped, by file system and inode: the path of the disk or partition whose node it is. */
-  readonly #mapped = new Map<string, string | undefined>();
+  readonly #mapped = new Map<string, Promise<string | undefined>>();
   /** Processes in a file system on the device, which count only when it is mounted nowhere. */
   readonly #files = new Map<string, Holder>();
 
@@ -137,10 +159,7 @@ class Search {
       await this.#mountsOf(process);
       await this.#descriptorsOf(process);
     }
-    for await (const process of this.#processes()) {
-      this.#directoriesOf(process);
-      await this.#mappingsOf(process);
-    }
+    await this.#mappings();
     this.#unmounted();
     // Messages name the first of them: not those that others made in a namespace of theirs.
     const isElsewhere = (holder: Holder): boolean =>
@@ -156,7 +175,8 @@ class Search {
     for await (const process of allProcesses(this.#pace)) {
       if (this.#pace.isOver) break;
       if (typeof process === "number") {
-        this.#maySkip(process, "/proc");
+        if (process === -EAGAIN) this.#isComplete = false; // too many threads
+        else this.#maySkip(process, "/proc");
         continue;
       }
       this.#current = process;
@@ -313,14 +333,13 @@ class Search {
       return this.#maySkip(fd, `/proc/${pid}/fd`);
     }
     using descriptors = new FileDescriptor(fd);
-    const namespace = readLink("ns/mnt", directory);
     let count = 0;
     for (const names of namesIn(descriptors.fd)) {
       if (typeof names === "number") {
         return this.#maySkip(names, `/proc/${pid}/fd`);
       }
       for (const name of names) {
-        this.#descriptor(process, descriptors.fd, name, namespace);
+        this.#descriptor(process, descriptors.fd, name);
       }
       count += names.length;
       if (count > MAX_DESCRIPTORS) this.#isComplete = false;
@@ -333,23 +352,14 @@ class Search {
     process: Process,
     descriptors: number,
     name: string,
-    namespace: string | number,
   ): void {
     // What the link says is known without a look at the file: sockets and pipes are none.
     const link = readLinkBytes(name, descriptors);
     if (typeof link === "number") return this.#note(link);
     if (link[0] !== SLASH) return;
-    const key = startsWith(link, DEV)
-      ? `${namespace} ${decoder.decode(link)}`
-      : undefined;
-    if (key !== undefined && this.#harmless.has(key)) return;
     const stat = this.#examine(process, descriptors, name);
     if (stat === undefined) return;
     const isBlock = isBlockDevice(stat);
-    if (key !== undefined && !isBlock) {
-      if (this.#harmless.size >= MAX_MAPPINGS) this.#harmless.clear();
-      this.#harmless.add(key);
-    }
     const device = isBlock ? this.#targets.byNumber(stat.rdev) : undefined;
     if (device === undefined || isPathOnly(process, name)) return;
     this.#add({
@@ -382,8 +392,8 @@ class Search {
     return stat;
   }
 
-  #file(device: string, process: Process, path: () => string | number): void {
-    const { pid, command } = process;
+  #file(device: string, user: User, path: () => string | number): void {
+    const { pid, command } = user;
     const key = `${device} ${pid}`;
     if (this.#files.has(key) || this.#files.size >= MAX_HOLDERS) return;
     const name = path();
@@ -403,35 +413,49 @@ class Search {
     }
   }
 
-  /** Adds a process that has the device mapped, and notes one that has a file on it mapped. */
-  async #mappingsOf(process: Process): Promise<void> {
-    const { pid, directory } = process;
-    const lines = openLines("maps", directory);
-    if (typeof lines === "number") {
-      return this.#maySkip(lines, `/proc/${pid}/maps`);
-    }
-    using reader = lines;
-    const own = new Set<string>();
-    for (let count = 0; !this.#pace.isOver; count++) {
-      const line = reader.next();
-      if (line === undefined) break;
-      if (typeof line === "number") {
-        this.#maySkip(line, `/proc/${pid}/maps`);
-        break;
+  /** Looks at what processes have mapped, several at a time: each is read on another thread. */
+  async #mappings(): Promise<void> {
+    const running = new Set<Promise<void>>();
+    for await (const process of this.#processes()) {
+      this.#directoriesOf(process);
+      const { pid, directory } = process;
+      const fd = openAt(directory, transientCString("maps"), O_RDONLY);
+      if (fd < 0) {
+        this.#maySkip(fd, `/proc/${pid}/maps`);
+        continue;
       }
-      if (count === MAX_MAPPINGS) {
+      const task = this.#mappingsOf(userOf(pid), fd)
+        .finally(() => running.delete(task));
+      running.add(task);
+      if (running.size >= MAX_READERS) await Promise.race(running);
+    }
+    await Promise.all(running);
+  }
+
+  /** Adds a process that has the device mapped, and notes one that has a file on it mapped. */
+  async #mappingsOf(user: User, fd: number): Promise<void> {
+    const own = new Set<string>();
+    let count = 0;
+    for await (const lines of readMappings(fd)) {
+      if (lines === -1) break; // it has ended
+      if (lines === STUCK) {
         this.#isComplete = false;
         break;
       }
-      const device = this.#mapping(process, line);
-      if (device !== undefined) own.add(device);
+      for (const line of lines) {
+        const device = await this.#mapping(user, line);
+        if (device !== undefined) own.add(device);
+      }
+      count += lines.length;
+      if (count > MAX_MAPPINGS) this.#isComplete = false;
+      if (count > MAX_MAPPINGS || this.#pace.isOver) break;
       if (this.#pace.isTired) await this.#pace.breathe();
     }
-    for (const device of own) this.#addMapping(device, process);
+    for (const device of own) this.#addMapping(device, user);
   }
 
   /** The disk or partition whose node a line of `maps` shows; notes a process whose mapping lies on one. */
-  #mapping(process: Process, line: Uint8Array): string | undefined {
+  async #mapping(user: User, line: Uint8Array): Promise<string | undefined> {
     const number = fieldAfter(line, 0, 3);
     const inode = line.indexOf(BLANK, number) + 1;
     if (number === 0 || inode === 0 || line[inode] === ZERO) return undefined; // of no file
@@ -439,43 +463,39 @@ class Search {
     const file = decoder.decode(line.subarray(number, end));
     const path = (): string =>
       decoder.decode(line.subarray(line.indexOf(SLASH, end)));
-    if (!this.#mapped.has(file)) {
-      if (this.#mapped.size >= MAX_MAPPINGS) this.#mapped.clear();
-      this.#mapped.set(file, this.#mappedNode(process, line, path));
-    }
     const [major = "", minor = ""] = file.split(/[: ]/);
     const device = this.#targets.byNumber(
       makedev(parseInt(major, 16), parseInt(minor, 16)),
     );
-    if (device !== undefined) this.#file(device, process, path);
-    return this.#mapped.get(file);
+    if (device !== undefined) this.#file(device, user, path);
+    if (!this.#mapped.has(file)) {
+      if (this.#mapped.size >= MAX_MAPPINGS) this.#mapped.clear();
+      this.#mapped.set(file, this.#mappedNode(user.pid, line, path));
+    }
+    return await this.#mapped.get(file);
   }
 
-  #mappedNode(
-    { directory }: Process,
+  async #mappedNode(
+    pid: number,
     line: Uint8Array,
     path: () => string,
-  ): string | undefined {
+  ): Promise<string | undefined> {
     // "00400000-00452000" is "400000-452000" there.
     const range = decoder.decode(line.subarray(0, line.indexOf(BLANK)))
       .replace(/\b0+(?=.)/g, "");
-    const stat = statAt(
-      directory,
-      transientCString(`map_files/${range}`),
-      AT_STATX_DONT_SYNC,
-    );
-    if (typeof stat !== "number") {
+    const stat = await mappedFile(pid, range);
+    if (stat === STUCK) this.#isComplete = false;
+    else if (stat !== undefined) {
       return isBlockDevice(stat)
         ? this.#targets.byNumber(stat.rdev)
         : undefined;
     }
     // Only root of the system may follow these links. The path has to do then.
-    if (!FORBIDDEN.includes(-stat)) return undefined;
     const name = path();
     return this.#targets.entries().find(([, path]) => path === name)?.[1];
   }
 
-  #addMapping(device: string, { pid, command }: Process): void {
+  #addMapping(device: string, { pid, command }: User): void {
     const isKnown = this.#found.some((holder) =>
       holder.kind === "process" && holder.pid === pid &&
       holder.device === device
@@ -506,7 +526,6 @@ class Search {
 const SLASH = "/".charCodeAt(0);
 const BLANK = " ".charCodeAt(0);
 const ZERO = "0".charCodeAt(0);
-const DEV = new TextEncoder().encode("/dev/");
 const decoder = new TextDecoder();
 
 /** Where the field begins that stands so many blanks after a position. */
@@ -517,10 +536,6 @@ function fieldAfter(line: Uint8Array, start: number, count: number): number {
     if (at === 0) return 0;
   }
   return at;
-}
-
-function startsWith(bytes: Uint8Array, prefix: Uint8Array): boolean {
-  return prefix.every((byte, index) => bytes[index] === byte);
 }
 
 /** Whether a descriptor only stands for a name (`O_PATH`), and keeps no device busy. */

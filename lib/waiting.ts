@@ -69,3 +69,19 @@ export async function abortable<T>(
     signal.removeEventListener("abort", abort!);
   }
 }
+
+/** What the promise gives, or `undefined` when it takes longer; whatever comes of it then is left to the caller. */
+export async function within<T>(
+  promise: Promise<T>,
+  milliseconds: number,
+): Promise<T | undefined> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const timeout = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => resolve(undefined), milliseconds);
+  });
+  try {
+    return await Promise.race([promise, timeout]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -67,7 +67,7 @@ export class BoundLoop extends Loop {
     const backing = borrowed.reopen(true);
     try {
       const next = { ...claim, backing, readOnly: true };
-      if (!tryLockRange(next)) throw lockedError(next, this.minor);
+      if (!tryLockRange(next)) throw lockedError(next, this);
       super.changeFd(backing.fd);
       this.#claim = next;
     } catch (error) {
@@ -89,7 +89,7 @@ export class BoundLoop extends Loop {
       length: changes.sizelimit === undefined ? claim.length : sizelimit,
     };
     // Both ranges are locked until it is known which one it is.
-    if (!tryLockRange(next)) throw lockedError(next, this.minor);
+    if (!tryLockRange(next)) throw lockedError(next, this);
     try {
       super.setStatus(changes);
       this.#claim = next;

@@ -3,7 +3,7 @@ import {
   devicesBackedBy,
   type LoopDevice,
 } from "../kernel/attached_devices.ts";
-import { LoopError } from "../errors.ts";
+import { LoopError, quote } from "../errors.ts";
 import {
   EACCES,
   EAGAIN,
@@ -36,6 +36,8 @@ const NO_LOCKS = [EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP];
 
 /** A device that is being freed keeps its lock for a moment longer than its binding. */
 const FREEING_TIMEOUT = 500; // milliseconds
+/** One that is not to be seen any more keeps it for less. */
+const UNSEEN_TIMEOUT = 100; // milliseconds
 const FREEING_PAUSE = 5; // milliseconds
 
 /**
@@ -52,11 +54,13 @@ export async function lockRange(
   isBeingFreed: (device: LoopDevice) => Promise<boolean>,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  const deadline = performance.now() + FREEING_TIMEOUT;
+  const start = performance.now();
   while (!tryLockRange(claim)) {
     const device = findLocker(claim);
-    const mayPass = performance.now() < deadline &&
-      (device === undefined || await isBeingFreed(device));
+    const waited = performance.now() - start;
+    const mayPass = device === undefined
+      ? waited < UNSEEN_TIMEOUT
+      : waited < FREEING_TIMEOUT && await isBeingFreed(device);
     if (!mayPass) throw lockedError(claim);
     await sleep(FREEING_PAUSE, signal);
   }
@@ -95,10 +99,16 @@ function lengthToLock({ start, length }: Range): bigint {
 }
 
 /** The error for bytes that others have locked; it names their device, where one is found. */
-export function lockedError(claim: Claim, ownMinor?: number): LoopError {
-  const device = findLocker(claim, ownMinor);
-  if (device !== undefined) return overlapError(claim, device);
-  return new LoopError(`Cannot attach ${claim.backing.name}`, {
+export function lockedError(
+  claim: Claim,
+  own?: { readonly minor: number; readonly path: string },
+): LoopError {
+  const action = own === undefined
+    ? attachAction(claim)
+    : `Cannot use ${claim.backing.name} for ${quote(own.path)}`;
+  const device = findLocker(claim, own?.minor);
+  if (device !== undefined) return overlapError(action, device);
+  return new LoopError(action, {
     errno: EBUSY,
     operation: "fcntl",
     hint:
@@ -119,7 +129,7 @@ function findLocker(
 /** Throws when a device shows some of the bytes already. */
 export function refuseOverlap(claim: Claim): void {
   const [found] = overlapping(claim);
-  if (found !== undefined) throw overlapError(claim, found);
+  if (found !== undefined) throw overlapError(attachAction(claim), found);
 }
 
 /**
@@ -141,7 +151,7 @@ export async function refuseRivals(
       own.diskSequence === 0 || diskSequence < own.diskSequence
     );
     if (older !== undefined || looks === RIVAL_LOOKS) {
-      throw overlapError(claim, older ?? rivals[0]!);
+      throw overlapError(attachAction(claim), older ?? rivals[0]!);
     }
     await sleep(RIVAL_PAUSE, signal);
   }
@@ -160,8 +170,12 @@ function overlapping(claim: Claim): LoopDevice[] {
     .map(({ device }) => device);
 }
 
-function overlapError({ backing }: Claim, { path }: LoopDevice): LoopError {
-  return new LoopError(`Cannot attach ${backing.name}`, {
+function attachAction({ backing }: Claim): string {
+  return `Cannot attach ${backing.name}`;
+}
+
+function overlapError(action: string, { path }: LoopDevice): LoopError {
+  return new LoopError(action, {
     errno: EBUSY,
     operation: "attach",
     path,

@@ -28,7 +28,7 @@ function run(args: string[]): number {
   const { offset: start, sizelimit: length } = loop.getInfo();
   // The device keeps the lock, as one that attach has bound.
   const claim = { backing, start, length, readOnly: true };
-  if (!tryLockRange(claim)) throw lockedError(claim, loop.minor);
+  if (!tryLockRange(claim)) throw lockedError(claim, loop);
   loop.changeFd(descriptor.fd);
   return 0;
 }

@@ -2,13 +2,14 @@
  * Files that are examined before they are opened. A name may lead to something else a
  * moment later: what was examined is held, and that is opened.
  */
-import { type Stat, statOf } from "../sys/stat.ts";
+import { AT_STATX_DONT_SYNC, type Stat, statOf } from "../sys/stat.ts";
 import { ELOOP, ENOENT, ENOSYS, ENOTDIR, ESTALE } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   close,
   type CString,
   O_NOCTTY,
+  O_NOFOLLOW,
   O_NONBLOCK,
   O_PATH,
   openAt,
@@ -52,6 +53,21 @@ export class FoundFile implements Disposable {
     const stat = statOf(fd);
     if (typeof stat !== "number") {
       return new FoundFile(stat, fd, directory, path);
+    }
+    close(fd);
+    return stat;
+  }
+
+  /**
+   * Finds a name in a directory that others may write to: a link is not followed, and no
+   * file server is asked.
+   */
+  static findName(directory: number, name: CString): FoundFile | number {
+    const fd = openAt(directory, name, O_PATH | O_NOFOLLOW);
+    if (fd < 0) return fd;
+    const stat = statOf(fd, AT_STATX_DONT_SYNC);
+    if (typeof stat !== "number") {
+      return new FoundFile(stat, fd, directory, name);
     }
     close(fd);
     return stat;

@@ -85,8 +85,9 @@ export class Lookup {
    * out of sight, unmounted lazily or in a mount namespace of their own.
    */
   canHang(path: CString): boolean {
+    if (startsWith(path, MEMORY)) return false;
     if (this.#isRemote(path)) return true;
-    return !startsWith(path, MEMORY) && this.examine(path) === undefined &&
+    return this.examine(path) === undefined &&
       this.#table.hasHiddenServers(this.#wanted);
   }
 

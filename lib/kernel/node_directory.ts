@@ -1,5 +1,6 @@
 /** Directories in which device nodes are made for others. */
 import {
+  AT_STATX_DONT_SYNC,
   AT_SYMLINK_NOFOLLOW,
   isBlockDevice,
   S_IFBLK,
@@ -124,7 +125,11 @@ export class NodeDirectory implements Disposable {
   add(name: string, rdev: number): void {
     const directory = this.#open();
     const node = this.#node(name);
-    const there = statAt(directory, node.bytes, AT_SYMLINK_NOFOLLOW);
+    const there = statAt(
+      directory,
+      node.bytes,
+      AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC,
+    );
     if (typeof there !== "number" && isNodeOf(there, rdev)) return;
     const made = this.#made.get(name);
     if (made !== undefined) this.#remove(directory, name, made);
@@ -136,7 +141,10 @@ export class NodeDirectory implements Disposable {
 
   /** Whether the node of that name is one of that device, and can be opened. */
   canOpen(name: string, rdev: number): boolean {
-    return canOpenNode(this.#open(), this.#node(name), rdev);
+    return canOpenNode(
+      FoundFile.findName(this.#open(), this.#node(name).bytes),
+      rdev,
+    );
   }
 
   /**
@@ -246,12 +254,7 @@ function isNodeOf(stat: Stat, rdev: number): boolean {
 }
 
 /** Whether a node is one of that device, and can be opened. */
-export function canOpenNode(
-  directory: number,
-  { bytes }: FilePath,
-  rdev: number,
-): boolean {
-  const found = FoundFile.find(directory, bytes);
+function canOpenNode(found: FoundFile | number, rdev: number): boolean {
   if (typeof found === "number") return false;
   using node = found;
   if (!isNodeOf(node.stat, rdev)) return false;
@@ -262,8 +265,7 @@ export function canOpenNode(
 
 /** Whether the node that a device should have in `/dev` is there, and can be opened. */
 export function hasNode(name: string, rdev: number): boolean {
-  const text = `/dev/${name}`;
-  return canOpenNode(AT_FDCWD, { text, bytes: cString(text) }, rdev);
+  return canOpenNode(FoundFile.find(AT_FDCWD, cString(`/dev/${name}`)), rdev);
 }
 
 /** Throws why a node cannot be opened: `EACCES` on a mount with the option nodev. */
@@ -273,7 +275,10 @@ function checkOpens(directory: number, { text, bytes }: FilePath): void {
     operation: "open",
     path: text,
   };
-  using found = unwrapFound(FoundFile.find(directory, bytes), () => failure);
+  using found = unwrapFound(
+    FoundFile.findName(directory, bytes),
+    () => failure,
+  );
   new FileDescriptor(unwrap(found.open(O_RDONLY), () => failure)).close();
 }
 

@@ -2,15 +2,9 @@
 import { statAt } from "../sys/stat.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
 import { throwUnless } from "./loop_sysfs.ts";
-import { EACCES, ENOENT, ESRCH } from "../sys/errno.ts";
-import { AT_FDCWD, cString } from "../sys/libc.ts";
-import {
-  listDirectory,
-  namesIn,
-  openDirectoryAt,
-  readLink,
-  readText,
-} from "../sys/sysfs.ts";
+import { EACCES, EAGAIN, ENOENT, ESRCH } from "../sys/errno.ts";
+import { AT_FDCWD, cString, shareFiles } from "../sys/libc.ts";
+import { namesIn, openDirectoryAt, readLink, readText } from "../sys/sysfs.ts";
 
 /** So long a search may take, in milliseconds: others decide how much there is to look at. */
 const MAX_TIME = 3000;
@@ -99,8 +93,9 @@ function* processOf(name: string, proc: number): Generator<Process | number> {
   if (fd < 0) return yield fd;
   using directory = new FileDescriptor(fd);
   const pid = Number(name);
-  if (hasEnded(directory.fd)) yield* threadOf(pid, directory.fd);
-  else yield new Process(pid, directory.fd);
+  const hasFirst = !hasEnded(directory.fd);
+  if (hasFirst) yield new Process(pid, directory.fd);
+  yield* threadsOf(pid, directory.fd, hasFirst);
 }
 
 /** Whether a process or thread has let go of all it had, and is only to be waited for. */
@@ -108,15 +103,36 @@ function hasEnded(directory: number): boolean {
   return readLink("cwd", directory) === -ENOENT;
 }
 
-/** A process lives on in another thread when its first one has ended. */
-function* threadOf(pid: number, directory: number): Generator<Process> {
-  const names = listDirectory(`/proc/${pid}/task`);
-  if (typeof names === "number") return;
-  for (const name of names) {
-    const fd = openDirectoryAt(`task/${name}`, directory);
-    if (fd < 0) continue;
-    using thread = new FileDescriptor(fd);
-    if (hasEnded(thread.fd)) continue;
-    return yield new Process(pid, thread.fd);
+/** So many threads of a process are looked at. */
+const MAX_THREADS = 10_000;
+
+/**
+ * The threads that have descriptors or directories of their own. A process lives on in
+ * another thread when its first one has ended: then one of them all.
+ */
+function* threadsOf(
+  pid: number,
+  directory: number,
+  hasFirst: boolean,
+): Generator<Process | number> {
+  const fd = openDirectoryAt("task", directory);
+  if (fd < 0) return;
+  using tasks = new FileDescriptor(fd);
+  let [count, known] = [0, hasFirst ? pid : 0];
+  for (const names of namesIn(tasks.fd)) {
+    if (typeof names === "number") return;
+    for (const name of names) {
+      const id = Number(name);
+      if (id === pid) continue;
+      if (++count > MAX_THREADS) return yield -EAGAIN;
+      // Where that cannot be told, each is looked at.
+      if (known !== 0 && shareFiles(known, id) === true) continue;
+      const fd = openDirectoryAt(name, tasks.fd);
+      if (fd < 0) continue;
+      using thread = new FileDescriptor(fd);
+      if (hasEnded(thread.fd)) continue;
+      if (known === 0) known = id;
+      yield new Process(pid, thread.fd);
+    }
   }
 }

@@ -28,18 +28,8 @@ const SYMBOLS = {
   },
   /** `int fcntl(int fd, int command, void *argument)` */
   fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
-  /** `int fsync(int fd)` */
-  fsync: { parameters: ["i32"], result: "i32" },
-  /** `int sync_file_range(int fd, off64_t offset, off64_t bytes, unsigned flags)` */
-  syncFileRange: {
-    name: "sync_file_range",
-    parameters: ["i32", "i64", "i64", "u32"],
-    result: "i32",
-  },
   /** `ssize_t pread(int fd, void *buffer, size_t size, off_t offset)`; what we ask for fits 32 bits. */
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
-  /** `int flock(int fd, int operation)` */
-  flock: { parameters: ["i32", "i32"], result: "i32" },
   /** `int memfd_create(const char *name, unsigned flags)` */
   memfdCreate: {
     name: "memfd_create",
@@ -51,6 +41,12 @@ const SYMBOLS = {
   /** `long syscall(long number, …)` for calls that not every C library exports: (int, pointer, int, int, pointer). */
   syscall: {
     parameters: ["i64", "i64", "buffer", "i64", "i64", "buffer"],
+    result: "i32",
+  },
+  /** The same for calls with numbers only. */
+  syscallNumbers: {
+    name: "syscall",
+    parameters: ["i64", "i64", "i64", "i64", "i64"],
     result: "i32",
   },
   /** The same for calls with two pointers in the middle: (int, pointer, pointer, int). */
@@ -80,8 +76,10 @@ const SYMBOLS = {
 export const SYSTEM_CALLS = {
   x86_64: {
     close: 3n,
+    openat: 257n,
     pread64: 17n,
     pwrite64: 18n,
+    flock: 73n,
     fsync: 74n,
     getdents64: 217n,
     mkdirat: 258n,
@@ -90,14 +88,17 @@ export const SYSTEM_CALLS = {
     readlinkat: 267n,
     fchmodat: 268n,
     sync_file_range: 277n,
+    kcmp: 312n,
     statx: 332n,
     openat2: 437n,
     cachestat: 451n,
   },
   aarch64: {
     close: 57n,
+    openat: 56n,
     pread64: 67n,
     pwrite64: 68n,
+    flock: 32n,
     fsync: 82n,
     getdents64: 61n,
     mkdirat: 34n,
@@ -106,6 +107,7 @@ export const SYSTEM_CALLS = {
     readlinkat: 78n,
     fchmodat: 53n,
     sync_file_range: 84n,
+    kcmp: 272n,
     statx: 291n,
     openat2: 437n,
     cachestat: 451n,
@@ -385,9 +387,16 @@ export function lockBytes(
   return errnoResult(libc().fcntl(fd, F_OFD_SETLK, lock));
 }
 
+/** A system call with two numbers. */
+function numbersCall(number: bigint, first: number, second = 0): number {
+  return errnoResult(
+    libc().syscallNumbers(number, BigInt(first), BigInt(second), 0n, 0n),
+  );
+}
+
 /** `fsync(2)`. */
 export function fsync(fd: number): number {
-  return errnoResult(libc().fsync(fd));
+  return numbersCall(SYSCALL_NUMBERS.fsync, fd);
 }
 
 // linux/fs.h
@@ -395,11 +404,26 @@ const SYNC_FILE_RANGE_WAIT_BEFORE = 1;
 /** Wait for what is under way, start the rest, wait for it. */
 const SYNC_FILE_RANGE_WRITE_AND_WAIT = 7;
 
+function syncFileRange(
+  fd: number,
+  offset: bigint,
+  bytes: bigint,
+  flags: number,
+): number {
+  return errnoResult(
+    libc().syscallNumbers(
+      SYSCALL_NUMBERS.sync_file_range,
+      BigInt(fd),
+      offset,
+      bytes,
+      BigInt(flags),
+    ),
+  );
+}
+
 /** Writes dirty pages back and waits for them: `sync_file_range(2)` over the whole file. */
 export function writeBack(fd: number): number {
-  return errnoResult(
-    libc().syncFileRange(fd, 0n, 0n, SYNC_FILE_RANGE_WRITE_AND_WAIT),
-  );
+  return syncFileRange(fd, 0n, 0n, SYNC_FILE_RANGE_WRITE_AND_WAIT);
 }
 
 /** A page that no file has: nothing is waited for there. */
@@ -410,14 +434,7 @@ const BEYOND_ALL_PAGES = 2n ** 62n;
  * writing or waiting: `sync_file_range(2)` over a page that does not exist.
  */
 export function writeBackError(fd: number): number {
-  return errnoResult(
-    libc().syncFileRange(
-      fd,
-      BEYOND_ALL_PAGES,
-      1n,
-      SYNC_FILE_RANGE_WAIT_BEFORE,
-    ),
-  );
+  return syncFileRange(fd, BEYOND_ALL_PAGES, 1n, SYNC_FILE_RANGE_WAIT_BEFORE);
 }
 
 /**
@@ -441,6 +458,20 @@ export async function fsyncAsync(fd: number): Promise<void> {
     BigInt(fd),
     null,
     0n,
+    0n,
+  );
+}
+
+/** `openat(2)` with `O_PATH` on another thread: a descriptor, or -1. The error is not known. */
+export async function openPathAsync(
+  directory: number,
+  path: CString,
+): Promise<number> {
+  return await libc().syscallNonblocking(
+    SYSCALL_NUMBERS.openat,
+    BigInt(directory),
+    path,
+    BigInt(O_PATH | O_CLOEXEC),
     0n,
   );
 }
@@ -533,9 +564,8 @@ const LOCK_NB = 4;
 
 /** `flock(2)`, without waiting. */
 export function tryLock(fd: number, exclusive: boolean): number {
-  return errnoResult(
-    libc().flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB),
-  );
+  const operation = (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB;
+  return numbersCall(SYSCALL_NUMBERS.flock, fd, operation);
 }
 
 const MFD_CLOEXEC = 1;
@@ -682,4 +712,25 @@ export function kernelVersion(): [major: number, minor: number] | undefined {
   );
   const match = /^(\d+)\.(\d+)/.exec(release);
   return match === null ? undefined : [Number(match[1]), Number(match[2])];
+}
+
+/** `KCMP_FILES` and `KCMP_FS` in linux/kcmp.h: descriptors, and root and working directory. */
+const SHARED_BY_THREADS = [2n, 3n];
+
+/** Whether two threads share their descriptors and directories; a negative error number where that cannot be told. */
+export function shareFiles(first: number, second: number): boolean | number {
+  for (const type of SHARED_BY_THREADS) {
+    const order = errnoResult(
+      libc().syscallNumbers(
+        SYSCALL_NUMBERS.kcmp,
+        BigInt(first),
+        BigInt(second),
+        type,
+        0n,
+      ),
+    );
+    if (order < 0) return order;
+    if (order > 0) return false;
+  }
+  return true;
 }

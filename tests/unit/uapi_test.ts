@@ -90,8 +90,10 @@ describe("constants", () => {
   it("have the system call numbers of both architectures", () => {
     assertEquals(SYSTEM_CALLS.x86_64, {
       close: 3n,
+      openat: 257n,
       pread64: 17n,
       pwrite64: 18n,
+      flock: 73n,
       fsync: 74n,
       getdents64: 217n,
       mkdirat: 258n,
@@ -100,14 +102,17 @@ describe("constants", () => {
       readlinkat: 267n,
       fchmodat: 268n,
       sync_file_range: 277n,
+      kcmp: 312n,
       statx: 332n,
       openat2: 437n,
       cachestat: 451n,
     });
     assertEquals(SYSTEM_CALLS.aarch64, {
       close: 57n,
+      openat: 56n,
       pread64: 67n,
       pwrite64: 68n,
+      flock: 32n,
       fsync: 82n,
       getdents64: 61n,
       mkdirat: 34n,
@@ -116,6 +121,7 @@ describe("constants", () => {
       readlinkat: 78n,
       fchmodat: 53n,
       sync_file_range: 84n,
+      kcmp: 272n,
       statx: 291n,
       openat2: 437n,
       cachestat: 451n,

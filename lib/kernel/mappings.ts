@@ -1,0 +1,105 @@
+/**
+ * What processes have mapped, read on another thread and given up when it takes long.
+ *
+ * The kernel locks the address space of a process for that. A process that unmaps a file
+ * of a file server holds the lock until the server answers, which may be never.
+ */
+import { AT_STATX_DONT_SYNC, type Stat, statOf } from "../sys/stat.ts";
+import {
+  AT_FDCWD,
+  close,
+  cString,
+  openPathAsync,
+  preadAsync,
+} from "../sys/libc.ts";
+import { within } from "../waiting.ts";
+
+/** So long one call may take, in milliseconds. */
+const PATIENCE = 300;
+/** So many threads may be waiting for processes that do not let go, of all searches. */
+const MAX_STUCK = 16;
+let stuck = 0;
+
+/** What was not to be had in time. */
+export const STUCK: unique symbol = Symbol("stuck");
+
+/**
+ * The result of a call on another thread, or that it takes too long: `late` is called
+ * when the thread has done with it, or at once where it was not begun.
+ */
+async function patiently<T>(
+  call: () => Promise<T>,
+  late: (result?: T) => void,
+): Promise<T | typeof STUCK> {
+  if (stuck >= MAX_STUCK) {
+    late();
+    return STUCK;
+  }
+  const promise = call();
+  const result = await within(promise, PATIENCE);
+  if (result !== undefined) return result;
+  stuck++;
+  promise.then(late, () => {}).finally(() => stuck--);
+  return STUCK;
+}
+
+/**
+ * The lines of `/proc/PID/maps`, some at a time, without their newlines. It takes over
+ * the descriptor. -1 where they cannot be read.
+ */
+export async function* readMappings(
+  fd: number,
+): AsyncGenerator<Uint8Array[] | -1 | typeof STUCK> {
+  let isOurs = true;
+  try {
+    let rest = new Uint8Array(0);
+    for (let offset = 0;;) {
+      const chunk = new Uint8Array(CHUNK);
+      const size = await patiently(
+        () => preadAsync(fd, chunk, offset),
+        () => close(fd),
+      );
+      if (size === STUCK) {
+        isOurs = false; // it is closed when the thread is done
+        return yield STUCK;
+      }
+      if (size < 0) return yield -1;
+      if (size === 0) return;
+      offset += size;
+      const bytes = new Uint8Array(rest.length + size);
+      bytes.set(rest);
+      bytes.set(chunk.subarray(0, size), rest.length);
+      const lines: Uint8Array[] = [];
+      let start = 0;
+      for (let end; (end = bytes.indexOf(NEWLINE, start)) >= 0;) {
+        lines.push(bytes.subarray(start, end));
+        start = end + 1;
+      }
+      rest = bytes.slice(start);
+      yield lines;
+    }
+  } finally {
+    if (isOurs) close(fd);
+  }
+}
+
+// The kernel gives a page of lines at a time.
+const CHUNK = 1 << 16;
+const NEWLINE = 10;
+
+/** The file of a mapping, by its range in `map_files`; `undefined` where it cannot be examined. */
+export async function mappedFile(
+  pid: number,
+  range: string,
+): Promise<Stat | undefined | typeof STUCK> {
+  const path = cString(`/proc/${pid}/map_files/${range}`);
+  const fd = await patiently(
+    () => openPathAsync(AT_FDCWD, path),
+    (fd = -1) => fd >= 0 && close(fd),
+  );
+  if (fd === STUCK) return STUCK;
+  if (fd < 0) return undefined;
+  const stat = statOf(fd, AT_STATX_DONT_SYNC);
+  close(fd);
+  return typeof stat === "number" ? undefined : stat;
+}
