@@ -135,8 +135,10 @@ export function hasLargeCache(loop: Loop): boolean {
     return cache.dirty > MAX_INLINE_PAGES ||
       cache.cached > MAX_INLINE_CACHED_PAGES;
   }
+  if (loop.fd === -1) return false;
   // Before Linux 6.5: no more than there is.
-  return loop.fd !== -1 && exactSize(loop) > MAX_INLINE_BYTES;
+  const size = captureError(() => exactSize(loop)).value;
+  return size === undefined || size > MAX_INLINE_BYTES;
 }
 
 /** Somebody who keeps on writing makes new dirty pages during each pass. */
