@@ -20,10 +20,16 @@ import {
   throwUnless,
 } from "./kernel/loop_sysfs.ts";
 import { MountLine, unescapeOctal } from "./kernel/mounts.ts";
-import { mappedFile, readMappings, STUCK } from "./kernel/mappings.ts";
-import { allProcesses, Pace, type Process } from "./kernel/processes.ts";
+import { isHung, mappedFile, readMappings, STUCK } from "./kernel/mappings.ts";
+import {
+  allProcesses,
+  hasWaiting,
+  Pace,
+  type Process,
+} from "./kernel/processes.ts";
 import { EACCES, EAGAIN, EINVAL, ENODEV, EPERM, ESRCH } from "./sys/errno.ts";
 import {
+  close,
   cString,
   O_PATH,
   O_RDONLY,
@@ -424,7 +430,11 @@ class Search {
         this.#maySkip(fd, `/proc/${pid}/maps`);
         continue;
       }
-      const task = this.#mappingsOf(userOf(pid), fd)
+      // Mostly it does not wait: then there is nothing to be looked at again.
+      const waiting = hasWaiting(directory)
+        ? openDirectoryAt(".", directory)
+        : -1;
+      const task = this.#mappingsOf(userOf(pid), fd, waiting)
         .finally(() => running.delete(task));
       running.add(task);
       if (running.size >= MAX_READERS) await Promise.race(running);
@@ -433,7 +443,12 @@ class Search {
   }
 
   /** Adds a process that has the device mapped, and notes one that has a file on it mapped. */
-  async #mappingsOf(user: User, fd: number): Promise<void> {
+  async #mappingsOf(user: User, fd: number, waiting: number): Promise<void> {
+    if (waiting >= 0 && await isHung(new FileDescriptor(waiting))) {
+      close(fd);
+      this.#isComplete = false;
+      return;
+    }
     const own = new Set<string>();
     let count = 0;
     for await (const lines of readMappings(fd)) {

@@ -12,10 +12,14 @@ import {
   openPathAsync,
   preadAsync,
 } from "../sys/libc.ts";
-import { within } from "../waiting.ts";
+import { sleep, within } from "../waiting.ts";
+import type { FileDescriptor } from "./file_descriptor.ts";
+import { hasWaiting } from "./processes.ts";
 
 /** So long one call may take, in milliseconds. */
 const PATIENCE = 300;
+/** Between two looks at a process, in milliseconds. */
+const PAUSE = 10;
 /** So many threads may be waiting for processes that do not let go, of all searches. */
 const MAX_STUCK = 16;
 let stuck = 0;
@@ -41,6 +45,21 @@ async function patiently<T>(
   stuck++;
   promise.then(late, () => {}).finally(() => stuck--);
   return STUCK;
+}
+
+/**
+ * Whether a process waits for something that is not to be had in time, by its directory,
+ * which this takes over. Reading what it has mapped might wait with it, and keep this
+ * process from ending: no signal wakes a thread there.
+ */
+export async function isHung(directory: FileDescriptor): Promise<boolean> {
+  using process = directory;
+  const end = performance.now() + PATIENCE;
+  while (hasWaiting(process.fd)) {
+    if (performance.now() > end) return true;
+    await sleep(PAUSE, undefined);
+  }
+  return false;
 }
 
 /**

@@ -103,6 +103,33 @@ function hasEnded(directory: number): boolean {
   return readLink("cwd", directory) === -ENOENT;
 }
 
+/**
+ * Whether a thread of a process waits where no signal wakes it (`D`), as for a disk or a
+ * file server. Threads of the kernel do so for long, and mean nothing.
+ */
+export function hasWaiting(directory: number): boolean {
+  const fd = openDirectoryAt("task", directory);
+  if (fd < 0) return false;
+  using tasks = new FileDescriptor(fd);
+  let count = 0;
+  for (const names of namesIn(tasks.fd)) {
+    if (typeof names === "number") return false;
+    for (const name of names) {
+      if (++count > MAX_THREADS) return true;
+      const text = readText(`${name}/stat`, tasks.fd);
+      if (typeof text === "number") continue;
+      // "12 (a command) D 1 12 12 0 -1 4194560 …"
+      const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+      const isKernel = (Number(fields[6]) & PF_KTHREAD) !== 0;
+      if (fields[0] === "D" && !isKernel) return true;
+    }
+  }
+  return false;
+}
+
+/** A thread of the kernel (`linux/sched.h`). */
+const PF_KTHREAD = 0x200000;
+
 /** So many threads of a process are looked at. */
 const MAX_THREADS = 10_000;
 

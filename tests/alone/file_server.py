@@ -63,7 +63,7 @@ def main():
     options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other" % device
     if libc.mount(b"loopdev-test", sys.argv[1].encode(), b"fuse", 0, options):
         sys.exit("cannot mount: " + os.strerror(ctypes.get_errno()))
-    print("ready", flush=True)
+    os.write(1, b"ready\n")  # at once: the reader goes away
     while True:
         try:
             request = os.read(device, 1 << 18)

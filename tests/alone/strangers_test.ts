@@ -10,7 +10,7 @@ import {
   Undo,
   withScratch,
 } from "../device/support.ts";
-import { alone, FileServer, inChild } from "./support.ts";
+import { alone, compile, FileServer, inChild, Program } from "./support.ts";
 
 /** A process that has the file of a server open and mapped, and works in its directory. */
 function user(file: string): Disposable {
@@ -116,6 +116,56 @@ for (const how of ["silent", "ETIMEDOUT"] as const) {
     );
   });
 }
+
+/** Maps a file, dirties it, and unmaps it when it is told to: that waits for the server. */
+const UNMAPPER = `
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+static void go(int signal) {}
+int main(int count, char **argument) {
+  signal(SIGUSR1, go);
+  int fd = open(argument[1], O_RDWR);
+  char *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (page == MAP_FAILED) return 1;
+  page[0] = 1;
+  puts("ready");
+  fflush(stdout);
+  pause();
+  mmap(page, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  pause();
+}`;
+
+describe(
+  "a process that waits for a file server with its memory locked",
+  alone,
+  () => {
+    it(
+      "stops neither holders() nor the end of the program",
+      withScratch(async (scratch) => {
+        const program = compile(scratch.path, UNMAPPER);
+        const server = await FileServer.start(`${scratch.path}/mnt`);
+        await using stack = new AsyncDisposableStack();
+        const hung = stack.use(await Program.start(program, server.file));
+        stack.use(server); // first: it ends the waiting
+        await server.stop("silent");
+        hung.kill("SIGUSR1");
+        const stat = `/proc/${hung.pid}/stat`;
+        assert(isSoon(() => /\) D /.test(Deno.readTextFileSync(stat))));
+        assertEquals(
+          inChild(`
+          using memory = openMemory(1 << 20);
+          await using device = await attach(memory);
+          const { holders: found, complete } = await holders(device);
+          console.log(found.length, complete);`),
+          "1 false",
+        );
+      }),
+    );
+  },
+);
 
 describe("find()", alone, () => {
   it("finds the devices of a file on a file server, and of no other", async () => {

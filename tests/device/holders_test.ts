@@ -331,6 +331,37 @@ libc.syscall(exit, 0)`);
   );
 
   it(
+    "finds descriptors that only one thread has, and tells two files of one path apart",
+    { ignore: !hasPython },
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image());
+      await using threaded = await Python.start(`
+done = threading.Event()
+def work():
+  assert libc.unshare(0x400) == 0 # CLONE_FILES
+  os.open("${a.path}", os.O_RDONLY)
+  done.set()
+  os.read(0, 1)
+threading.Thread(target=work, daemon=True).start()
+done.wait()`);
+      const path = `${scratch.path}/node`;
+      await using named = await Python.start(`
+os.open("${path}", os.O_RDONLY | os.O_CREAT)
+assert libc.unshare(0x20000) == 0 # CLONE_NEWNS
+assert libc.mount(None, b"/", None, 0x44000, None) == 0 # MS_REC | MS_PRIVATE
+assert libc.mount(b"${a.path}", b"${path}", None, 4096, None) == 0 # MS_BIND
+os.open("${path}", os.O_RDONLY)`);
+      const all = await found(a);
+      for (const { pid } of [threaded, named]) {
+        const own = all.filter((holder) =>
+          holder.kind === "process" && holder.pid === pid
+        );
+        assertEquals(own.length, 1);
+      }
+    }),
+  );
+
+  it(
     "does not take a name for a holder",
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());

@@ -106,6 +106,34 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
+    "reports by disposal what a detach() that was aborted could not tell",
+    withScratch(async (scratch) => {
+      const small = `${scratch.path}/small`;
+      Deno.mkdirSync(small);
+      using mount = mounted("-t", "tmpfs", "-o", "size=2M", "none", small);
+      const path = scratch.image(8 * MiB, "small/disk.img");
+      const device = await attach(path);
+      await device.write(new Uint8Array(6 * MiB).fill(1), 0);
+      const other = new Loop(device.minor, { readOnly: true });
+      const reason = await assertRejects(
+        () => device.detach({ signal: AbortSignal.timeout(50) }),
+        DOMException,
+      );
+      assertEquals(reason.name, "TimeoutError");
+      other.close();
+      const error = await assertRejects(
+        async () => await device[Symbol.asyncDispose](),
+        LoopError,
+      );
+      assert(["EIO", "ENOSPC"].includes(error.code), error.message);
+      await device[Symbol.asyncDispose](); // once
+      assert(isSoon(() => scratch.devices().length === 0));
+      Deno.removeSync(path);
+      mount[Symbol.dispose]();
+    }),
+  );
+
+  it(
     "is EBADF when its loop is closed while detach() writes back",
     withScratch(async (scratch) => {
       for (const autoclear of [true, false]) {
