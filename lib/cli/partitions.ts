@@ -1,10 +1,11 @@
 import { inspect } from "../devices.ts";
+import { quote } from "../errors.ts";
 import type { Partition } from "../partitions/partition.ts";
 import { partitions } from "../partitions/partitions.ts";
 import { only, parse, parseDevice } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { drawDisk } from "./drawing.ts";
-import { print, printJson } from "./output.ts";
+import { print, printJson, warn } from "./output.ts";
 import { partitionTypeName } from "./partition_types.ts";
 import { formatSize, table } from "./table.ts";
 
@@ -42,13 +43,16 @@ async function run(args: string[]): Promise<number> {
     { heading: "SIZE", cell: ({ size }) => show(size), right: true },
     {
       heading: "TYPE",
-      cell: ({ type }) => human ? partitionTypeName(type) : type,
+      cell: ({ type = "" }) => human ? partitionTypeName(type) : type,
     },
     { heading: "LABEL", cell: ({ name = "" }) => name },
     { heading: "UUID", cell: ({ uuid = "" }) => uuid },
   ]);
   if (human) draw(found).forEach(print);
   lines.forEach(print);
+  for (const { path, problem } of found) {
+    if (problem !== undefined) warn(`${quote(path)}: ${problem}`);
+  }
   return 0;
 }
 

@@ -134,9 +134,9 @@ export class NodeDirectory implements Disposable {
     );
   }
 
-  /** Whether the node of that name is one of that device, and can be opened. */
-  canOpen(name: string, rdev: number): boolean {
-    return canOpenNode(this.#open(), this.#node(name), rdev);
+  /** As {@linkcode tryNode}, for the node of that name. */
+  tryNode(name: string, rdev: number): number {
+    return tryNode(this.#open(), this.#node(name), rdev);
   }
 
   /**
@@ -245,25 +245,34 @@ function isNodeOf(stat: Stat, rdev: number): boolean {
   return isBlockDevice(stat) && stat.rdev === rdev;
 }
 
-/** Whether a node is one of that device, and can be opened. */
-export function canOpenNode(
+/**
+ * Opens and closes a node. 0, or the negative error number of what cannot be opened;
+ * `-ENOENT` also when it is one of another device.
+ */
+function tryNode(
   directory: number,
   { bytes }: FilePath,
   rdev: number,
-): boolean {
+): number {
   const found = FoundFile.find(directory, bytes);
-  if (typeof found === "number") return false;
+  if (typeof found === "number") return found;
   using node = found;
-  if (!isNodeOf(node.stat, rdev)) return false;
+  if (!isNodeOf(node.stat, rdev)) return -ENOENT;
   const fd = node.open(O_RDONLY);
-  if (fd >= 0) new FileDescriptor(fd).close();
-  return fd >= 0;
+  if (fd < 0) return fd;
+  new FileDescriptor(fd).close();
+  return 0;
+}
+
+/** As {@linkcode tryNode}, for the node that a device should have in `/dev`. */
+export function tryDevNode(name: string, rdev: number): number {
+  const text = `/dev/${name}`;
+  return tryNode(AT_FDCWD, { text, bytes: cString(text) }, rdev);
 }
 
 /** Whether the node that a device should have in `/dev` is there, and can be opened. */
 export function hasNode(name: string, rdev: number): boolean {
-  const text = `/dev/${name}`;
-  return canOpenNode(AT_FDCWD, { text, bytes: cString(text) }, rdev);
+  return tryDevNode(name, rdev) === 0;
 }
 
 /** Throws why a node cannot be opened: `EACCES` on a mount with the option nodev. */

@@ -56,7 +56,7 @@ function theirs(path: string): Partial<Partition>[] {
 }
 
 function extents(found: Partition[]): Partial<Partition>[] {
-  return found.map(({ start, size, type }) => ({ start, size, type }));
+  return found.map(({ start, size, type = "" }) => ({ start, size, type }));
 }
 
 /** An image with a GPT of three partitions. */
