@@ -1,6 +1,7 @@
 import {
   attach,
   detach,
+  LoopBusyError,
   LoopError,
   openMemory,
   type Partition,
@@ -18,6 +19,7 @@ import { describe, it } from "@std/testing/bdd";
 import {
   cli,
   isSoon,
+  mounted,
   onDevices,
   OwnDevice,
   partitionNames,
@@ -26,6 +28,7 @@ import {
   type Scratch,
   withScratch,
 } from "./support.ts";
+import { addPartition } from "../../lib/sys/blk_uapi.ts";
 
 const MiB = 1 << 20;
 
@@ -242,6 +245,177 @@ describe("partitions()", onDevices, () => {
       assertMatch(error.message, new RegExp(first!.path));
       _open.close();
       await a.detach();
+    }),
+  );
+
+  it(
+    "moves those that are not in use where another table has them",
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch), { partscan: true });
+      assertEquals((await a.partitions()).length, 3);
+      sfdisk(a.path, "label: gpt\nsize=40M\n", "--no-reread");
+      const found = await a.partitions();
+      assertEquals(found.map(({ size }) => size), [40 * MiB]);
+      assertEquals(partitionNames(`loop${a.minor}`), [`loop${a.minor}p1`]);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "makes one that grew in place larger while it is mounted",
+    withScratch(async (scratch) => {
+      const path = scratch.image(64 * MiB);
+      sfdisk(path, "label: dos\nstart=2048,type=83\n");
+      await using a = await attach(path, { partscan: true });
+      const [first] = await a.partitions();
+      runOk("mkfs.ext4", "-q", first!.path);
+      const target = `${scratch.path}/target`;
+      Deno.mkdirSync(target);
+      using _mount = mounted(first!.path, target);
+      Deno.truncateSync(path, 96 * MiB);
+      a.loop.setCapacity();
+      sfdisk(a.path, "label: dos\nstart=2048,type=83\n", "--no-reread", "-f");
+      const [grown] = await a.partitions();
+      assertEquals(grown!.size, 95 * MiB);
+      assertEquals(
+        Number(runOk("blockdev", "--getsize64", grown!.path)),
+        95 * MiB,
+      );
+      sfdisk(
+        a.path,
+        "label: dos\nstart=2048,size=8M,type=83\n",
+        "--no-reread",
+        "-f",
+      );
+      const error = await assertRejects(() => a.partitions(), LoopBusyError);
+      assertEquals(error.holders.map(({ kind }) => kind), ["mount"]);
+      assertMatch(error.message, new RegExp(`mounted on ${target}`));
+      _mount[Symbol.dispose]();
+      assertEquals((await a.partitions())[0]!.size, 8 * MiB);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "changes nothing when one in use would have to move",
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch), { partscan: true });
+      const before = await a.partitions();
+      using open = Deno.openSync(before[1]!.path);
+      sfdisk(
+        a.path,
+        "label: gpt\nstart=20M,size=8M\nstart=40M,size=8M\n",
+        "--no-reread",
+      );
+      await assertRejects(() => a.partitions(), LoopBusyError);
+      assertEquals(
+        before.map(({ path }) =>
+          Number(runOk("blockdev", "--getsize64", path))
+        ),
+        before.map(({ size }) => size),
+      );
+      open.close();
+      assertEquals((await a.partitions()).length, 2);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "keeps one in use that the table has no longer, and says so",
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch), { partscan: true });
+      const [, second] = await a.partitions();
+      using open = Deno.openSync(second!.path);
+      sfdisk(a.path, "label: gpt\nstart=40M,size=8M\n", "--no-reread");
+      const found = await a.partitions();
+      assertEquals(found.map(({ number, problem }) => [number, problem]), [
+        [1, undefined],
+        [2, "in use, but no longer in the table"],
+      ]);
+      open.close();
+      assertEquals((await a.partitions()).length, 1);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "lists those of the kernel whose table only it can read, without a type",
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image(8 * MiB), { partscan: true });
+      assertEquals(
+        addPartition(a.loop.fd, { number: 3, start: MiB, size: 2 * MiB }),
+        0,
+      );
+      assertEquals(await a.partitions(), [
+        { number: 3, path: `${a.path}p3`, start: MiB, size: 2 * MiB },
+      ]);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "keeps the slices that the kernel has found in a partition of an MBR",
+    withScratch(async (scratch) => {
+      const path = scratch.image(32 * MiB);
+      sfdisk(path, "label: dos\nstart=2M,size=8M,type=a5\n");
+      await using a = await attach(path, { partscan: true });
+      await a.partitions();
+      // This kernel may not know them, nor let them be added over another.
+      const extent = { number: 5, start: 2 * MiB, size: MiB };
+      if (addPartition(a.loop.fd, extent) === 0) {
+        assertEquals((await a.partitions()).length, 2);
+      }
+      await a.detach();
+    }),
+  );
+
+  it(
+    "lists both of two that overlap, and what became of the second",
+    withScratch(async (scratch) => {
+      const path = scratch.image(32 * MiB);
+      sfdisk(path, "label: dos\nstart=2M,size=8M\nstart=12M,size=8M\n");
+      {
+        using file = Deno.openSync(path, { write: true });
+        file.seekSync(446 + 16 + 8, Deno.SeekMode.Start);
+        file.writeSync(new Uint8Array([0, 0x20, 0, 0])); // 4 MiB
+      }
+      await using a = await attach(path, { partscan: true });
+      const found = await a.partitions();
+      assertEquals(found.map(({ start }) => start / MiB), [2, 4]);
+      assertEquals(found[0]!.problem, "overlaps partition 2");
+      assertMatch(found[1]!.problem!, /^overlaps partition 1/);
+      assertEquals(await a.partitions(), found);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "says at once why a node may not be opened",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { path } = own;
+      assertEquals(
+        cli("attach", "-P", "--device", path, gptImage(scratch)).code,
+        0,
+      );
+      const node = `${path}p2`;
+      const { code, stderr } = run(
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount --bind "$0" "$0" && mount -o remount,bind,nodev "$0" && exec "$@"',
+        node,
+        Deno.execPath(),
+        ..."run --quiet --allow-all".split(" "),
+        new URL("../../cli.ts", import.meta.url).pathname,
+        "partitions",
+        path,
+      );
+      assertEquals(code, 1);
+      assertMatch(stderr, new RegExp(`Cannot open "${node}"`));
+      assertMatch(stderr, /EACCES.*nodev/);
+      assertEquals(cli("detach", path).code, 0);
     }),
   );
 
