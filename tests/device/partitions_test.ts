@@ -17,6 +17,7 @@ import {
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
+  attribute,
   cli,
   isSoon,
   mounted,
@@ -494,6 +495,34 @@ describe("partitions()", onDevices, () => {
       assertEquals(paths.length, 3);
       const disk = paths[0]!.replace(/p\d+$/, "").replace("/dev/", "");
       assert(isSoon(() => partitionNames(disk).length === 0));
+    }),
+  );
+
+  it(
+    "follow when the command line exchanges the file or takes over its size",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { path } = own;
+      const sizes = () =>
+        partitionNames(`loop${own.minor}`)
+          .map((name) => attribute(`loop${own.minor}`, `${name}/size`));
+      const [one, two] = [16, 16].map((size, index) =>
+        scratch.image(size * MiB, `file${index}`)
+      );
+      sfdisk(one!, "label: dos\nsize=2M\nsize=2M\n");
+      sfdisk(two!, "label: dos\nsize=4M\n");
+      assertEquals(
+        cli("attach", "-r", "-P", "--device", path, one!).code,
+        0,
+      );
+      assertEquals(sizes(), ["4096", "4096"]);
+      assertEquals(cli("swap", path, two!).code, 0);
+      assertEquals(sizes(), ["8192"]);
+      Deno.truncateSync(two!, 32 * MiB);
+      sfdisk(two!, "label: dos\nsize=20M\n");
+      assertEquals(cli("resize", path).stderr, "");
+      assertEquals(sizes(), [`${20 * 2048}`]);
+      assertEquals(cli("detach", path).code, 0);
     }),
   );
 
