@@ -1,8 +1,8 @@
-/** A partition of a loop device: plain data. */
+/** A partition of a loop device or of an image: plain data. */
 export interface Partition {
   /** The number of the partition: 1 for `/dev/loop3p1`. */
   number: number;
-  /** The path of its node: `/dev/loop3p1`. */
+  /** The path of its node: `/dev/loop3p1`. Of an image, the name that sfdisk gives it: `disk.img1`. */
   path: string;
   /** Where it begins on the disk, in bytes. */
   start: number;

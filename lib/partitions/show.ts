@@ -36,8 +36,10 @@ export async function showPartitions(
   return (await showTable(loop, waiting, nodes)).partitions;
 }
 
-/** What became of the table of a device. */
+/** What became of a table. */
 export interface ShownTable {
+  /** The size of the device or file in bytes. */
+  size: number;
   /** The partitions. */
   partitions: Partition[];
   /** What is wrong with entries that nobody can have, one line each. */
@@ -52,16 +54,21 @@ export async function showTable(
 ): Promise<ShownTable> {
   // First, so that the kernel looks before we do, and drops them at the detach.
   loop.setStatus({ partscan: true });
-  const table = read(loop);
+  const size = loop.getSize();
+  const table = read(loop, size);
   const showing = new Showing(loop, table, nodes);
   // A scan that somebody else has caused drops and returns all of them.
   const looks = await pollUntil(() => showing.look(waiting), waiting);
   if (looks === undefined) throw showing.timedOut();
-  return { partitions: showing.result(), unusable: table?.unusable ?? [] };
+  return {
+    size,
+    partitions: showing.result(),
+    unusable: table?.unusable ?? [],
+  };
 }
 
-function read(loop: Loop): PartitionTable | undefined {
-  const range = { start: 0, size: loop.getSize() };
+function read(loop: Loop, size: number): PartitionTable | undefined {
+  const range = { start: 0, size };
   const source = new DescriptorSource(loop.fd, range, quote(loop.path));
   return readTableOf(source, quote(loop.path), loop.path, loop.getBlockSize());
 }

@@ -18,6 +18,7 @@ import {
 import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
+  boundDevices,
   cli,
   isSoon,
   mounted,
@@ -523,6 +524,28 @@ describe("partitions()", onDevices, () => {
       assertEquals(cli("resize", path).stderr, "");
       assertEquals(sizes(), [`${20 * 2048}`]);
       assertEquals(cli("detach", path).code, 0);
+    }),
+  );
+
+  it(
+    "are read from a file without attaching it",
+    withScratch(async (scratch) => {
+      const path = gptImage(scratch);
+      const found = await partitions(path);
+      assertEquals(extents(found), theirs(path));
+      const { partitiontable } = JSON.parse(runOk("sfdisk", "--json", path));
+      assertEquals(
+        found.map(({ path }) => path),
+        partitiontable.partitions.map(({ node }: { node: string }) => node),
+      );
+      assertEquals(boundDevices().filter(({ file }) => file === path), []);
+      const json = JSON.parse(cli("partitions", "--json", path).stdout);
+      assertEquals(json.partitions, found);
+      const missing = await assertRejects(
+        () => partitions(`${scratch.path}/none`),
+        LoopError,
+      );
+      assertEquals(missing.code, "ENOENT");
     }),
   );
 
