@@ -51,6 +51,7 @@ async function run(args: string[]): Promise<number> {
       heading: "TYPE",
       cell: ({ type = "" }) => human ? partitionTypeName(type) : type,
     },
+    { heading: "FSTYPE", cell: ({ fileSystem }) => fileSystem?.type ?? "" },
     { heading: "LABEL", cell: ({ name = "" }) => name },
     { heading: "UUID", cell: ({ uuid = "" }) => uuid },
   ]);

@@ -134,9 +134,9 @@ export class NodeDirectory implements Disposable {
     );
   }
 
-  /** As {@linkcode tryNode}, for the node of that name. */
-  tryNode(name: string, rdev: number): number {
-    return tryNode(this.#open(), this.#node(name), rdev);
+  /** Opens the node of that name for reading: a descriptor, or a negative error number as of {@linkcode openDevNode}. */
+  openNode(name: string, rdev: number): number {
+    return openNode(this.#open(), this.#node(name), rdev);
   }
 
   /**
@@ -245,11 +245,8 @@ function isNodeOf(stat: Stat, rdev: number): boolean {
   return isBlockDevice(stat) && stat.rdev === rdev;
 }
 
-/**
- * Opens and closes a node. 0, or the negative error number of what cannot be opened;
- * `-ENOENT` also when it is one of another device.
- */
-function tryNode(
+/** Opens a node, if it is one of that device. */
+function openNode(
   directory: number,
   { bytes }: FilePath,
   rdev: number,
@@ -257,22 +254,23 @@ function tryNode(
   const found = FoundFile.find(directory, bytes);
   if (typeof found === "number") return found;
   using node = found;
-  if (!isNodeOf(node.stat, rdev)) return -ENOENT;
-  const fd = node.open(O_RDONLY);
-  if (fd < 0) return fd;
-  new FileDescriptor(fd).close();
-  return 0;
+  return isNodeOf(node.stat, rdev) ? node.open(O_RDONLY) : -ENOENT;
 }
 
-/** As {@linkcode tryNode}, for the node that a device should have in `/dev`. */
-export function tryDevNode(name: string, rdev: number): number {
+/**
+ * Opens the node that a device should have in `/dev` for reading: a descriptor, or the
+ * negative error number; `-ENOENT` also when the node is one of another device.
+ */
+export function openDevNode(name: string, rdev: number): number {
   const text = `/dev/${name}`;
-  return tryNode(AT_FDCWD, { text, bytes: cString(text) }, rdev);
+  return openNode(AT_FDCWD, { text, bytes: cString(text) }, rdev);
 }
 
 /** Whether the node that a device should have in `/dev` is there, and can be opened. */
 export function hasNode(name: string, rdev: number): boolean {
-  return tryDevNode(name, rdev) === 0;
+  const fd = openDevNode(name, rdev);
+  if (fd >= 0) new FileDescriptor(fd).close();
+  return fd >= 0;
 }
 
 /** Throws why a node cannot be opened: `EACCES` on a mount with the option nodev. */

@@ -7,7 +7,7 @@ import { AT_FDCWD, O_NOCTTY, O_NONBLOCK, O_RDONLY } from "../sys/libc.ts";
 import { isRegularFile } from "../sys/stat.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
 import type { Partition } from "./partition.ts";
-import { readTableOf, type ShownTable } from "./show.ts";
+import { fileSystemOn, readTableOf, type ShownTable } from "./show.ts";
 
 /** What the table of a file says; `undefined` when the reference leads to no regular file. */
 export function readImage(device: DeviceRef): ShownTable | undefined {
@@ -34,10 +34,13 @@ export function readImage(device: DeviceRef): ShownTable | undefined {
     size,
     unusable: table?.unusable ?? [],
     partitions: (table?.partitions ?? [])
-      .map(({ isContainer: _, ...entry }): Partition => ({
+      .map(({ isContainer, ...entry }): Partition => ({
         ...entry,
         path: partitionPath(text, entry.number),
+        ...(!isContainer &&
+          fileSystemOn(new DescriptorSource(descriptor.fd, entry, name))),
       })),
+    ...(table === undefined && fileSystemOn(source)),
   };
 }
 

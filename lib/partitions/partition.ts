@@ -1,3 +1,5 @@
+import type { FileSystem } from "../mounting/file_system.ts";
+
 /** A partition of a loop device or of an image: plain data. */
 export interface Partition {
   /** The number of the partition: 1 for `/dev/loop3p1`. */
@@ -14,6 +16,8 @@ export interface Partition {
   name?: string;
   /** GPT: its GUID, in upper case. MBR: disk id and number, `"1234abcd-01"`. */
   uuid?: string;
+  /** What is in it, when it is recognised. */
+  fileSystem?: FileSystem;
   /** Why it is not as the table says, or not there: `overlaps partition 2`, in one line. */
   problem?: string;
 }

@@ -1,5 +1,6 @@
 /** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
 import { LoopError, quote, unwrap } from "../errors.ts";
+import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import type { Loop } from "../kernel/loop.ts";
 import {
   extentOf,
@@ -7,7 +8,7 @@ import {
   partitionsOf,
   rdevOfPartition,
 } from "../kernel/loop_sysfs.ts";
-import { type NodeDirectory, tryDevNode } from "../kernel/node_directory.ts";
+import { type NodeDirectory, openDevNode } from "../kernel/node_directory.ts";
 import { addPartition, resizePartition } from "../sys/blk_uapi.ts";
 import {
   EACCES,
@@ -18,6 +19,8 @@ import {
   ETIMEDOUT,
   EUCLEAN,
 } from "../sys/errno.ts";
+import type { FileSystem } from "../mounting/file_system.ts";
+import { recognize } from "../mounting/recognize.ts";
 import { pollUntil, sleep, type WaitOptions } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
@@ -42,6 +45,8 @@ export interface ShownTable {
   size: number;
   /** The partitions. */
   partitions: Partition[];
+  /** What is on a disk without a table. */
+  fileSystem?: FileSystem;
   /** What is wrong with entries that nobody can have, one line each. */
   unusable: string[];
 }
@@ -64,13 +69,34 @@ export async function showTable(
     size,
     partitions: showing.result(),
     unusable: table?.unusable ?? [],
+    ...(table === undefined && fileSystemOn(sourceOf(loop, size))),
   };
 }
 
 function read(loop: Loop, size: number): PartitionTable | undefined {
-  const range = { start: 0, size };
-  const source = new DescriptorSource(loop.fd, range, quote(loop.path));
+  const source = sourceOf(loop, size);
   return readTableOf(source, quote(loop.path), loop.path, loop.getBlockSize());
+}
+
+function sourceOf({ fd, path }: Loop, size: number): DescriptorSource {
+  return new DescriptorSource(fd, { start: 0, size }, quote(path));
+}
+
+/** What is recognised in a range, as a property. What cannot be read is not. */
+export function fileSystemOn(
+  source: DescriptorSource,
+): { fileSystem?: FileSystem } {
+  const fileSystem = recognizeIn(source);
+  return fileSystem === undefined ? {} : { fileSystem };
+}
+
+function recognizeIn(source: DescriptorSource): FileSystem | undefined {
+  try {
+    return recognize(source);
+  } catch (error) {
+    if (error instanceof LoopError) return undefined;
+    throw error;
+  }
 }
 
 /** Reads a table for the caller of the library. */
@@ -114,6 +140,7 @@ class Showing {
   readonly #refused = new Set<number>();
   /** In use, and no longer in the table. */
   readonly #left = new Set<number>();
+  readonly #fileSystems = new Map<number, FileSystem | undefined>();
   #known: KnownPartition[] = [];
   #missing: string[] = [];
 
@@ -232,9 +259,18 @@ class Showing {
     const nodes = this.#nodes;
     nodes?.add(known.name, rdev);
     const result = nodes === undefined
-      ? tryDevNode(known.name, rdev)
-      : nodes.tryNode(known.name, rdev);
-    if (result === 0) return;
+      ? openDevNode(known.name, rdev)
+      : nodes.openNode(known.name, rdev);
+    if (result >= 0) {
+      using node = new FileDescriptor(result);
+      // Through its own node: the disk has other cached pages.
+      const range = { start: 0, size: known.size };
+      this.#fileSystems.set(
+        known.number,
+        recognizeIn(new DescriptorSource(node.fd, range, quote(path))),
+      );
+      return;
+    }
     if (result !== -EACCES && result !== -EPERM) {
       this.#missing.push(path);
       return;
@@ -282,6 +318,7 @@ class Showing {
         path: this.#pathOf(number),
         start,
         size,
+        ...this.#fileSystemOf(number),
         ...(this.#left.has(number) && {
           problem: "in use, but no longer in the table",
         }),
@@ -299,7 +336,16 @@ class Showing {
           : "this kernel does not show it here",
       );
     }
-    return { ...entry, path: this.#pathOf(entry.number) };
+    return {
+      ...entry,
+      path: this.#pathOf(entry.number),
+      ...this.#fileSystemOf(entry.number),
+    };
+  }
+
+  #fileSystemOf(number: number): { fileSystem?: FileSystem } {
+    const fileSystem = this.#fileSystems.get(number);
+    return fileSystem === undefined ? {} : { fileSystem };
   }
 }
 

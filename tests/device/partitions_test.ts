@@ -528,6 +528,30 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    "tell their file systems, as they are now",
+    withScratch(async (scratch) => {
+      const path = gptImage(scratch);
+      await using a = await attach(path, { partscan: true });
+      const [, second] = await a.partitions();
+      assertEquals(second!.fileSystem, undefined);
+      runOk("mkfs.ext4", "-q", "-F", "-L", "root", second!.path);
+      const uuid = runOk(
+        "blkid",
+        "-p",
+        "-s",
+        "UUID",
+        "-o",
+        "value",
+        second!.path,
+      );
+      const fileSystem = { type: "ext4", label: "root", uuid };
+      assertEquals((await a.partitions())[1]!.fileSystem, fileSystem);
+      await a.detach();
+      assertEquals((await partitions(path))[1]!.fileSystem, fileSystem);
+    }),
+  );
+
+  it(
     "are read from a file without attaching it",
     withScratch(async (scratch) => {
       const path = gptImage(scratch);
@@ -560,7 +584,7 @@ describe("partitions()", onDevices, () => {
       );
       const { code, stdout } = cli("partitions", device);
       assertEquals(code, 0);
-      assertMatch(stdout, /^NAME +START +SIZE TYPE +LABEL +UUID\n/);
+      assertMatch(stdout, /^NAME +START +SIZE TYPE +FSTYPE +LABEL +UUID\n/);
       assertEquals(stdout.trim().split("\n").length, 4);
       const json = JSON.parse(cli("partitions", device, "--json").stdout);
       assertEquals(json.partitions.length, 3);
