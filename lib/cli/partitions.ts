@@ -15,7 +15,7 @@ const OPTIONS: Options = {
 
 export const command: Command = {
   title:
-    "Make the partitions of a loop device appear, and list them; or list those of a file.",
+    "Make partitions of a loop device appear, and list them; or those of a file.",
   examples: `loopdev partitions /dev/loop0
 loopdev partitions disk.img
 loopdev partitions 0 --json | jq -r '.partitions[].path'`,

@@ -14,6 +14,7 @@ import {
   EACCES,
   EBUSY,
   EINVAL,
+  ENOENT,
   ENXIO,
   EPERM,
   ETIMEDOUT,
@@ -71,6 +72,31 @@ export async function showTable(
     unusable: table?.unusable ?? [],
     ...(table === undefined && fileSystemOn(sourceOf(loop, size))),
   };
+}
+
+/**
+ * The partitions that the kernel has for an open device, with what the table says of them.
+ * Nothing is changed, and what cannot be read is left out.
+ */
+export function lookAt(loop: Loop): ShownTable {
+  const size = loop.getSize();
+  const table = readIfSound(loop, size);
+  const showing = new Showing(loop, table, undefined);
+  return {
+    size,
+    partitions: showing.present(),
+    unusable: table?.unusable ?? [],
+    ...(table === undefined && fileSystemOn(sourceOf(loop, size))),
+  };
+}
+
+function readIfSound(loop: Loop, size: number): PartitionTable | undefined {
+  try {
+    return read(loop, size);
+  } catch (error) {
+    if (error instanceof LoopError) return undefined;
+    throw error;
+  }
 }
 
 function read(loop: Loop, size: number): PartitionTable | undefined {
@@ -184,6 +210,26 @@ class Showing {
     return this.#missing.length === 0;
   }
 
+  /** Those that are there, as they are. */
+  present(): Partition[] {
+    this.#known = knownPartitions(this.#loop.minor);
+    for (const known of this.#known) this.#tryNode(known);
+    const wanted = new Map(this.#entries.map((entry) => [entry.number, entry]));
+    return this.#known.map(({ number, start, size }): Partition => {
+      const entry = wanted.get(number);
+      const isSame = entry !== undefined && entry.start === start;
+      return isSame && (entry.isContainer || entry.size === size)
+        ? this.#describe(entry)
+        : {
+          number,
+          path: this.#pathOf(number),
+          start,
+          size,
+          ...this.#fileSystemOf(number),
+        };
+    });
+  }
+
   /** What must go: it is elsewhere, larger, or no longer in the table. */
   #sortOut(): { inTheWay: KnownPartition[]; stale: KnownPartition[] } {
     if (!this.#isRead) return { inTheWay: [], stale: [] };
@@ -248,29 +294,29 @@ class Showing {
       .some(({ number }) => number === entry.number);
   }
 
+  /** Opens and closes the node of a partition, and looks what is in it: 0, or the negative error number. */
+  #tryNode(known: KnownPartition): number {
+    const rdev = rdevOfPartition(this.#loop.minor, known);
+    if (rdev === undefined) return -ENOENT;
+    const { name, number, size } = known;
+    this.#nodes?.add(name, rdev);
+    const result = this.#nodes?.openNode(name, rdev) ?? openDevNode(name, rdev);
+    if (result < 0) return result;
+    using node = new FileDescriptor(result);
+    // Through its own node: the disk has other cached pages.
+    const path = quote(this.#pathOf(number));
+    this.#fileSystems.set(
+      number,
+      recognizeIn(new DescriptorSource(node.fd, { start: 0, size }, path)),
+    );
+    return 0;
+  }
+
   /** Waits for a node that is not there, and not for one that may not be opened. */
   #checkNode(known: KnownPartition): void {
-    const rdev = rdevOfPartition(this.#loop.minor, known);
     const path = this.#pathOf(known.number);
-    if (rdev === undefined) {
-      this.#missing.push(path);
-      return;
-    }
-    const nodes = this.#nodes;
-    nodes?.add(known.name, rdev);
-    const result = nodes === undefined
-      ? openDevNode(known.name, rdev)
-      : nodes.openNode(known.name, rdev);
-    if (result >= 0) {
-      using node = new FileDescriptor(result);
-      // Through its own node: the disk has other cached pages.
-      const range = { start: 0, size: known.size };
-      this.#fileSystems.set(
-        known.number,
-        recognizeIn(new DescriptorSource(node.fd, range, quote(path))),
-      );
-      return;
-    }
+    const result = this.#tryNode(known);
+    if (result === 0) return;
     if (result !== -EACCES && result !== -EPERM) {
       this.#missing.push(path);
       return;

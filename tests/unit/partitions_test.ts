@@ -389,7 +389,7 @@ describe("readTable() of a GPT with odd entries", () => {
     it(`shows the others: ${message}`, () => {
       const table = read(gptImage({ partitions: [partition, good] }));
       assertEquals(table?.partitions.map(({ number }) => number), [9]);
-      assertEquals(table?.partitions[0]!.problem, undefined);
+      assertEquals(table?.partitions[0]?.problem, undefined);
       assertStringIncludes(table!.unusable.join(), message);
       assertStringIncludes(
         damage(gptImage({ partitions: [partition] })),
