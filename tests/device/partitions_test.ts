@@ -574,6 +574,34 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    "are shown with their file systems, and nothing is changed",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { path } = own;
+      const args = ["attach", "-P", "--device", path];
+      const show = () =>
+        JSON.parse(cli("show", "--json", path).stdout).devices[0];
+      assertEquals(cli(...args, gptImage(scratch)).code, 0);
+      runOk("mkfs.ext4", "-q", "-F", "-L", "root", `${path}p2`);
+      const shown = show();
+      assertEquals(shown.fileSystem, undefined);
+      const json = JSON.parse(cli("partitions", "--json", path).stdout);
+      assertEquals(shown.partitions, json.partitions);
+      assertMatch(cli("show", path).stdout, /p2 .* ext4 "root"/);
+      runOk("partx", "-d", path);
+      assertEquals(show().partitions, []);
+      assertEquals(partitionNames(`loop${own.minor}`), []);
+      assertEquals(cli("detach", path).code, 0);
+
+      const plain = scratch.image(16 * MiB, "plain");
+      runOk("mkfs.ext4", "-q", "-F", "-L", "whole", plain);
+      assertEquals(cli("attach", "--device", path, plain).code, 0);
+      assertEquals(show().fileSystem.label, "whole");
+      assertEquals(cli("detach", path).code, 0);
+    }),
+  );
+
+  it(
     "are listed by the command line",
     withScratch((scratch) => {
       using own = new OwnDevice();
