@@ -51,7 +51,7 @@ export const COMMANDS: Commands = {
     load: () => import("./resize.ts"),
   },
   partitions: {
-    operands: "DEV",
+    operands: "DEV|FILE",
     summary: "make partitions appear; list them",
     load: () => import("./partitions.ts"),
   },

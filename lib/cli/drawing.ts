@@ -54,7 +54,7 @@ function stretchesOf(
     stretches.push({ size: room, labels: [formatSize(room)], isFree: true });
   };
   const drawn = partitions
-    .filter(({ type }) => !CONTAINERS.includes(type))
+    .filter(({ type }) => !CONTAINERS.includes(type ?? ""))
     .toSorted((a, b) => a.start - b.start);
   for (const { number, name, start, size } of drawn) {
     addFree(start);

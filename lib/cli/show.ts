@@ -2,7 +2,9 @@ import { inspect } from "../devices.ts";
 import { escapeControls, LoopError, quote } from "../errors.ts";
 import { describeHolder } from "../describe_holder.ts";
 import { findHolders } from "../holder_search.ts";
-import { partitionsOf, rdevOf } from "../kernel/loop_sysfs.ts";
+import { extentOf, partitionsOf, rdevOf } from "../kernel/loop_sysfs.ts";
+import type { FileSystem } from "../mounting/file_system.ts";
+import type { Partition } from "../partitions/partition.ts";
 import { openLoop } from "../kernel/nodes.ts";
 import { EACCES, ENODEV, ENOENT, ENXIO, EPERM } from "../sys/errno.ts";
 import { only, parse, parseDeviceNumber } from "./arguments.ts";
@@ -13,7 +15,7 @@ import { formatSize } from "./table.ts";
 const OPTIONS: Options = {
   json: {
     help:
-      'print {"devices": [...]}: the fields of list --json, the reference, the partitions that the kernel has, and the holders',
+      'print {"devices": [...]}: the fields of list --json, the reference, the file system, the partitions that the kernel has, and the holders',
   },
 };
 
@@ -45,8 +47,7 @@ async function run(args: string[]): Promise<number> {
   const { holders, complete } = await findHolders(minor);
   const details = {
     ...device,
-    reference: referenceOf(minor),
-    partitions: partitionsOf(minor).map(({ name }) => `/dev/${name}`),
+    ...await contentOf(minor),
     holders,
   };
   if (!complete) warn("what other users do cannot be seen");
@@ -71,7 +72,26 @@ async function run(args: string[]): Promise<number> {
     ["direct I/O", yes(device.directIo)],
     ["reference", details.reference ?? "(it may not be opened)"],
     ["disk sequence", `${device.diskSequence}`],
-    ["partitions", details.partitions.join(" ") || "none"],
+    ...(details.fileSystem === undefined ? [] : [
+      ["file system", describeFileSystem(details.fileSystem)] as [
+        string,
+        string,
+      ],
+    ]),
+    ...(details.partitions.length === 0
+      ? [["partitions", "none"] as [string, string]]
+      : []),
+    ...details.partitions.map((
+      { path, size, fileSystem },
+      index,
+    ): [string, string] => [
+      index === 0 ? "partitions" : "",
+      [
+        path,
+        formatSize(size),
+        ...fileSystem === undefined ? [] : [describeFileSystem(fileSystem)],
+      ].join("  "),
+    ]),
     ...(holders.length === 0 ? [["holders", "none"] as [string, string]] : []),
     ...holders.map((holder, index): [string, string] => [
       index === 0 ? "holders" : "",
@@ -85,17 +105,42 @@ async function run(args: string[]): Promise<number> {
   return 0;
 }
 
-/** The reference, which only the device itself tells; `null` when it may not be opened. */
-function referenceOf(minor: number): string | null {
+/** What only the device itself tells. */
+interface Content {
+  /** `null` when the device may not be opened. */
+  reference: string | null;
+  /** What is on a device without a table. */
+  fileSystem?: FileSystem;
+  /** Those that the kernel has. */
+  partitions: Partition[];
+}
+
+async function contentOf(minor: number): Promise<Content> {
   try {
     using loop = openLoop(minor, { readOnly: true });
-    return loop.getInfo().fileName;
+    const { lookAt } = await import("../partitions/show.ts");
+    const { partitions, fileSystem } = lookAt(loop);
+    return {
+      reference: loop.getInfo().fileName,
+      ...(fileSystem !== undefined && { fileSystem }),
+      partitions,
+    };
   } catch (error) {
     const isForbidden = error instanceof LoopError &&
       [EACCES, EPERM, ENOENT, ENODEV].includes(error.errno);
-    if (isForbidden) return null;
-    throw error;
+    if (!isForbidden) throw error;
+    const partitions = partitionsOf(minor).map((partition): Partition => ({
+      number: partition.number,
+      path: `/dev/${partition.name}`,
+      ...(extentOf(minor, partition) ?? { start: 0, size: 0 }),
+    }));
+    return { reference: null, partitions };
   }
+}
+
+/** In one line: `ext4 "root"`. */
+function describeFileSystem({ type, label }: FileSystem): string {
+  return label === undefined ? type : `${type} ${quote(label)}`;
 }
 
 function yes(value: boolean): string {

@@ -5,6 +5,7 @@ import { openFile } from "../kernel/file_descriptor.ts";
 import { openDevice, parse, UsageError } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
+import { follow, showsPartitions } from "./follow.ts";
 
 export const command: Command = {
   title: "Exchange the file of a read-only loop device, in use or not.",
@@ -12,11 +13,11 @@ export const command: Command = {
   options: {},
   notes:
     `The device must be read-only, and FILE as large as the file that it had. Everything
-else about the device stays. Permissions: deno run --allow-ffi, and mostly root.`,
+else about the device stays; partitions become those of FILE. Permissions: deno run --allow-ffi, and mostly root.`,
   run,
 };
 
-function run(args: string[]): number {
+async function run(args: string[]): Promise<number> {
   const [device, file, ...more] = parse(args).operands;
   if (device === undefined || file === undefined || more.length > 0) {
     throw new UsageError("swap takes DEV and FILE");
@@ -29,6 +30,8 @@ function run(args: string[]): number {
   // The device keeps the lock, as one that attach has bound.
   const claim = { backing, start, length, readOnly: true };
   if (!tryLockRange(claim)) throw lockedError(claim, loop);
+  const shows = showsPartitions(loop);
   loop.changeFd(descriptor.fd);
+  if (shows) await follow(loop);
   return 0;
 }

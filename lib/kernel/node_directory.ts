@@ -139,12 +139,10 @@ export class NodeDirectory implements Disposable {
     );
   }
 
-  /** Whether the node of that name is one of that device, and can be opened. */
-  canOpen(name: string, rdev: number): boolean {
-    return canOpenNode(
-      FoundFile.findName(this.#open(), this.#node(name).bytes),
-      rdev,
-    );
+  /** Opens the node of that name for reading: a descriptor, or a negative error number as of {@linkcode openDevNode}. */
+  openNode(name: string, rdev: number): number {
+    const { bytes } = this.#node(name);
+    return openNode(FoundFile.findName(this.#open(), bytes), rdev);
   }
 
   /**
@@ -253,19 +251,26 @@ function isNodeOf(stat: Stat, rdev: number): boolean {
   return isBlockDevice(stat) && stat.rdev === rdev;
 }
 
-/** Whether a node is one of that device, and can be opened. */
-function canOpenNode(found: FoundFile | number, rdev: number): boolean {
-  if (typeof found === "number") return false;
+/** Opens a node, if it is one of that device. */
+function openNode(found: FoundFile | number, rdev: number): number {
+  if (typeof found === "number") return found;
   using node = found;
-  if (!isNodeOf(node.stat, rdev)) return false;
-  const fd = node.open(O_RDONLY);
-  if (fd >= 0) new FileDescriptor(fd).close();
-  return fd >= 0;
+  return isNodeOf(node.stat, rdev) ? node.open(O_RDONLY) : -ENOENT;
+}
+
+/**
+ * Opens the node that a device should have in `/dev` for reading: a descriptor, or the
+ * negative error number; `-ENOENT` also when the node is one of another device.
+ */
+export function openDevNode(name: string, rdev: number): number {
+  return openNode(FoundFile.find(AT_FDCWD, cString(`/dev/${name}`)), rdev);
 }
 
 /** Whether the node that a device should have in `/dev` is there, and can be opened. */
 export function hasNode(name: string, rdev: number): boolean {
-  return canOpenNode(FoundFile.find(AT_FDCWD, cString(`/dev/${name}`)), rdev);
+  const fd = openDevNode(name, rdev);
+  if (fd >= 0) new FileDescriptor(fd).close();
+  return fd >= 0;
 }
 
 /** Throws why a node cannot be opened: `EACCES` on a mount with the option nodev. */

@@ -1,5 +1,4 @@
-/** Ranges of sectors, and what the ranges of a table must not do. */
-import { DamagedTable } from "./damaged_table.ts";
+/** Ranges of sectors, on the disk or not. */
 
 /** Neighbouring sectors of a disk. */
 export interface Extent {
@@ -40,20 +39,12 @@ export function describeDisk({ sectors, sectorSize }: Disk): string {
   return `the disk, which has ${sectors} sectors of ${sectorSize} bytes`;
 }
 
-/** Refuses extents of which two share a sector. */
-export function refuseOverlaps(extents: readonly Extent[]): void {
-  const sorted = [...extents].sort((a, b) => a.start - b.start);
-  for (const [index, extent] of sorted.entries()) {
-    const next = sorted[index + 1];
-    if (next !== undefined && next.start < extent.start + extent.count) {
-      throw new DamagedTable(
-        `${describeExtent(extent)} and ${describeExtent(next)} overlap`,
-      );
-    }
-  }
-}
-
 /** For messages, with the sectors. */
 export function describeExtent({ what, start, count }: Extent): string {
   return describe(what, start, start + count - 1);
+}
+
+/** How many of the sectors are on the disk. */
+export function countOn(disk: Disk, { start, count }: Extent): number {
+  return Math.max(0, Math.min(count, disk.sectors - start));
 }

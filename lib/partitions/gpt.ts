@@ -2,15 +2,15 @@
 import { type ByteSource, readFully, viewOf } from "./byte_source.ts";
 import { crc32 } from "./crc32.ts";
 import { DamagedTable } from "./damaged_table.ts";
-import {
-  describe,
-  describeDisk,
-  diskOf,
-  type Extent,
-  refuseOverlaps,
-} from "./extent.ts";
+import { describe, describeDisk, type Disk, diskOf } from "./extent.ts";
 import { hex } from "./hex.ts";
-import { beyondMaximum, MAX_NUMBER, type TableEntry } from "./table_entry.ts";
+import {
+  beyondMaximum,
+  MAX_NUMBER,
+  noteOverlaps,
+  type TableEntries,
+  type TableEntry,
+} from "./table_entry.ts";
 
 /** "EFI PART", as a number. */
 const SIGNATURE = 0x5452415020494645n;
@@ -214,30 +214,13 @@ function headerFault(bytes: Uint8Array, sector: number): string | undefined {
 }
 
 /**
- * The partitions in a table.
+ * The partitions in a table. As in the kernel an entry that is not wholly on the disk is
+ * none, and one outside the usable sectors is.
  *
- * @throws {DamagedTable} when partitions overlap or lie outside the usable sectors or the disk
+ * @throws {DamagedTable} when the usable sectors are not on the disk: no kernel takes that table
  */
-export function readEntries(gpt: Gpt, diskSize: number): TableEntry[] {
+export function readEntries(gpt: Gpt, diskSize: number): TableEntries {
   const { sectorSize, entrySize, array } = gpt;
-  const entries: TableEntry[] = [];
-  const extents: Extent[] = [];
-  for (let at = 0; at < array.length; at += entrySize) {
-    const entry = viewOf(array.subarray(at, at + entrySize));
-    if (isUnused(entry)) continue;
-    const number = at / entrySize + 1;
-    const extent = readExtent(entry, number, gpt, diskSize);
-    const name = readName(entry);
-    extents.push(extent);
-    entries.push({
-      number,
-      start: extent.start * sectorSize,
-      size: extent.count * sectorSize,
-      type: readGuid(entry, ENTRY.type),
-      ...(name !== "" && { name }),
-      uuid: readGuid(entry, ENTRY.uuid),
-    });
-  }
   const disk = diskOf(diskSize, sectorSize);
   if (gpt.lastUsable >= disk.sectors) {
     throw new DamagedTable(
@@ -246,8 +229,18 @@ export function readEntries(gpt: Gpt, diskSize: number): TableEntry[] {
       }`,
     );
   }
-  refuseOverlaps(extents);
-  return entries;
+  const partitions: TableEntry[] = [];
+  const unusable: string[] = [];
+  for (let at = 0; at < array.length; at += entrySize) {
+    const entry = viewOf(array.subarray(at, at + entrySize));
+    if (isUnused(entry)) continue;
+    const number = at / entrySize + 1;
+    const fault = faultOf(entry, number, disk);
+    if (fault === undefined) partitions.push(readEntry(entry, number, gpt));
+    else unusable.push(fault);
+  }
+  noteOverlaps(partitions, sectorSize);
+  return { partitions, unusable };
 }
 
 function isUnused(entry: DataView): boolean {
@@ -255,30 +248,40 @@ function isUnused(entry: DataView): boolean {
     entry.getBigUint64(ENTRY.type + 8) === 0n;
 }
 
-function readExtent(
+/** Why no kernel shows an entry; `undefined` when they do. */
+function faultOf(
   entry: DataView,
   number: number,
-  gpt: Gpt,
-  diskSize: number,
-): Extent {
-  if (number > MAX_NUMBER) throw new DamagedTable(beyondMaximum(number));
-  const what = `partition ${number}`;
+  disk: Disk,
+): string | undefined {
+  if (number > MAX_NUMBER) return beyondMaximum(number);
   const first = entry.getBigUint64(ENTRY.first, true);
   const last = entry.getBigUint64(ENTRY.last, true);
-  const described = describe(what, first, last);
-  const disk = diskOf(diskSize, gpt.sectorSize);
-  if (last < first) {
-    throw new DamagedTable(`${described} ends before it begins`);
-  }
-  if (last >= disk.sectors) {
-    throw new DamagedTable(`${described} lies outside ${describeDisk(disk)}`);
-  }
-  if (first < gpt.firstUsable || last > gpt.lastUsable) {
-    throw new DamagedTable(
-      `${described} lies outside the usable sectors, ${gpt.firstUsable} to ${gpt.lastUsable}`,
-    );
-  }
-  return { what, start: Number(first), count: Number(last - first) + 1 };
+  const described = describe(`partition ${number}`, first, last);
+  if (last < first) return `${described} ends before it begins`;
+  if (last < disk.sectors) return undefined;
+  return `${described} lies outside ${describeDisk(disk)}`;
+}
+
+/** An entry of which both ends are on the disk. */
+function readEntry(entry: DataView, number: number, gpt: Gpt): TableEntry {
+  const { sectorSize, firstUsable, lastUsable } = gpt;
+  const first = entry.getBigUint64(ENTRY.first, true);
+  const last = entry.getBigUint64(ENTRY.last, true);
+  const name = readName(entry);
+  const isUsual = first >= firstUsable && last <= lastUsable;
+  return {
+    number,
+    start: Number(first) * sectorSize,
+    size: (Number(last - first) + 1) * sectorSize,
+    type: readGuid(entry, ENTRY.type),
+    ...(name !== "" && { name }),
+    uuid: readGuid(entry, ENTRY.uuid),
+    ...(!isUsual && {
+      problem:
+        `lies outside the usable sectors, ${firstUsable} to ${lastUsable}`,
+    }),
+  };
 }
 
 // A name may begin with a byte order mark like any other character.

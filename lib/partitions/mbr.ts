@@ -6,41 +6,51 @@ import {
   type Slot,
 } from "./boot_record.ts";
 import type { ByteSource } from "./byte_source.ts";
-import { DamagedTable } from "./damaged_table.ts";
 import {
+  countOn,
   describeDisk,
   describeExtent,
   type Disk,
   diskOf,
   type Extent,
-  refuseOverlaps,
 } from "./extent.ts";
 import { hex } from "./hex.ts";
-import { beyondMaximum, MAX_NUMBER, type TableEntry } from "./table_entry.ts";
+import {
+  addProblem,
+  beyondMaximum,
+  FIRST_LOGICAL,
+  MAX_NUMBER,
+  noteOverlaps,
+  type TableEntries,
+  type TableEntry,
+} from "./table_entry.ts";
 
 /** The types of extended partitions: of DOS, of Windows, of Linux. */
 const EXTENDED = [0x05, 0x0f, 0x85];
-const FIRST_LOGICAL = 5;
-/** Deleted partitions may leave records in the chain, but not without end. */
+/** As in the kernel: deleted partitions leave records in the chain, but not without end. */
+const MAX_EMPTY_RECORDS = 100;
+/** The whole chain must not stop the event loop. */
 const MAX_RECORDS = 1024;
 
-/** A partition, in sectors from the beginning of the disk. */
+/** A partition as the table has it, in sectors from the beginning of the disk. */
 interface Partition extends Extent {
   readonly number: number;
   readonly type: number;
+  /** What is wrong with the chain of an extended partition. */
+  readonly problem?: string | undefined;
 }
 
 /**
- * The partitions of an MBR whose boot record was read.
+ * The partitions of an MBR whose boot record was read, as the kernel shows them: also of
+ * type 0, overlapping, or cut off at the end of the disk.
  *
  * @returns `undefined` when the record is not one of a partition table, but of a file system or of boot code
- * @throws {DamagedTable} when partitions overlap or lie outside the disk, or the chain of logical ones is broken
  */
 export function readMbr(
   source: ByteSource,
   record: BootRecord,
   sectorSize: number,
-): TableEntry[] | undefined {
+): TableEntries | undefined {
   if (record.slots.some(({ bootFlag }) => (bootFlag & 0x7f) !== 0)) {
     return undefined;
   }
@@ -48,22 +58,30 @@ export function readMbr(
   const primaries = readPrimaries(record);
   // Tools that write a table over a file system leave its first bytes in place.
   if (isFileSystem(record) && !arePlausible(primaries, disk)) return undefined;
-  for (const partition of primaries) {
-    if (!isInside(partition, disk)) {
-      throw new DamagedTable(
-        `${describeExtent(partition)} lies outside ${describeDisk(disk)}`,
-      );
-    }
-  }
-  refuseOverlaps(primaries);
+
+  const all: Partition[] = [];
   const logicals: Partition[] = [];
-  for (const container of primaries.filter(isExtended)) {
+  for (const primary of primaries) {
+    if (!isExtended(primary)) {
+      all.push(primary);
+      continue;
+    }
     const firstNumber = FIRST_LOGICAL + logicals.length;
-    logicals.push(...readLogicals(source, container, firstNumber, disk));
+    const chain = readChain(source, primary, firstNumber, disk);
+    logicals.push(...chain.partitions);
+    all.push({ ...primary, problem: chain.problem });
   }
-  return [...primaries, ...logicals]
-    .filter(({ type }) => type !== 0)
-    .map((partition) => entryOf(partition, record.diskId, sectorSize));
+  all.push(...logicals);
+
+  const isThere = (partition: Partition) => countOn(disk, partition) > 0;
+  const partitions = all.filter(isThere)
+    .map((partition) => entryOf(partition, record.diskId, disk));
+  noteOverlaps(partitions, sectorSize);
+  const unusable = all.filter((partition) => !isThere(partition))
+    .map((partition) =>
+      `${describeExtent(partition)} lies outside ${describeDisk(disk)}`
+    );
+  return { partitions, unusable };
 }
 
 function readPrimaries({ slots }: BootRecord): Partition[] {
@@ -71,7 +89,7 @@ function readPrimaries({ slots }: BootRecord): Partition[] {
     .map(({ type, start, count }, index) =>
       partitionOf(index + 1, type, start, count)
     )
-    .filter(({ type, count }) => type !== 0 && count > 0);
+    .filter(({ count }) => count > 0);
 }
 
 function partitionOf(
@@ -86,25 +104,32 @@ function partitionOf(
 function entryOf(
   partition: Partition,
   diskId: number,
-  sectorSize: number,
+  disk: Disk,
 ): TableEntry {
-  const { number, type, start, count } = partition;
-  return {
+  const { number, type, start, count, problem } = partition;
+  const shown = countOn(disk, partition);
+  const entry: TableEntry = {
     number,
-    start: start * sectorSize,
-    size: count * sectorSize,
+    start: start * disk.sectorSize,
+    size: shown * disk.sectorSize,
     type: `0x${type.toString(16)}`,
     ...(diskId !== 0 && { uuid: `${hex(diskId, 8)}-${hex(number, 2)}` }),
     ...(isExtended(partition) && { isContainer: true }),
   };
+  if (shown < count) {
+    addProblem(
+      entry,
+      `cut off at the end of the disk: the table has it end in sector ${
+        start + count - 1
+      }`,
+    );
+  }
+  if (problem !== undefined) addProblem(entry, problem);
+  return entry;
 }
 
 function isExtended({ type }: { readonly type: number }): boolean {
   return EXTENDED.includes(type);
-}
-
-function isInside({ start, count }: Extent, disk: Disk): boolean {
-  return start + count <= disk.sectors;
 }
 
 function isWithin(inner: Extent, outer: Extent): boolean {
@@ -116,109 +141,87 @@ function isWithin(inner: Extent, outer: Extent): boolean {
 function arePlausible(partitions: Partition[], disk: Disk): boolean {
   return partitions.length > 0 &&
     partitions.every((partition) =>
-      partition.start > 0 && isInside(partition, disk)
+      partition.type !== 0 && partition.start > 0 &&
+      countOn(disk, partition) === partition.count
     );
 }
 
-/** What one extended boot record adds to the chain. */
-interface Link extends Extent {
-  /** The slot of its partition, whose sectors count from here on; not there when the partition was deleted. */
-  readonly slot: Slot | undefined;
+/** The logical partitions in an extended one. */
+interface Chain {
+  /** In the order of the chain. */
+  readonly partitions: Partition[];
+  /** The first thing that is wrong with it. What comes before that is there. */
+  readonly problem: string | undefined;
 }
 
-/** The logical partitions in an extended one, in the order of the chain. */
-function readLogicals(
+/** Follows the extended boot records as the kernel does: as far as they lead. */
+function readChain(
   source: ByteSource,
   container: Partition,
   firstNumber: number,
   disk: Disk,
-): Partition[] {
-  const links = readChain(source, container, disk);
+): Chain {
   const partitions: Partition[] = [];
-  for (const { slot, start } of links) {
-    if (slot === undefined) continue;
-    const number = firstNumber + partitions.length;
-    if (number > MAX_NUMBER) throw new DamagedTable(beyondMaximum(number));
-    const partition = partitionOf(
-      number,
-      slot.type,
-      start + slot.start,
-      slot.count,
-    );
-    if (!isWithin(partition, container)) {
-      throw new DamagedTable(
-        `${describeExtent(partition)} lies outside the extended ${
-          describeExtent(container)
-        }`,
-      );
-    }
-    partitions.push(partition);
-  }
-  refuseOverlaps([...links, ...partitions]);
-  return partitions;
-}
-
-function readChain(
-  source: ByteSource,
-  container: Partition,
-  disk: Disk,
-): Link[] {
-  const links: Link[] = [];
   const seen = new Set<number>();
-  let start: number | undefined = container.start;
-  while (start !== undefined) {
-    const here: Extent = {
-      what: "the extended boot record",
-      start,
-      count: 1,
-    };
-    if (seen.has(start)) {
-      throw new DamagedTable(
-        `${
-          describeExtent(here)
-        } comes twice: the logical partitions are a loop`,
+  let problem: string | undefined;
+  let emptyRecords = 0;
+  let here: Extent = { ...container, what: "the extended boot record" };
+  for (;;) {
+    const end = (fault: string): Chain => ({
+      partitions,
+      problem: problem ?? `its chain of logical partitions ends: ${fault}`,
+    });
+    const place = describeExtent({ ...here, count: 1 });
+    if (seen.has(here.start)) return end(`${place} comes twice`);
+    if (seen.size === MAX_RECORDS || emptyRecords === MAX_EMPTY_RECORDS) {
+      return end(`${place} is one too many`);
+    }
+    seen.add(here.start);
+    const record = readBootRecord(source, here.start * disk.sectorSize);
+    if (record === undefined) {
+      const isThere = here.start < disk.sectors;
+      return end(
+        `${place} ${isThere ? "has no signature" : "lies outside the disk"}`,
       );
     }
-    if (links.length === MAX_RECORDS) {
-      throw new DamagedTable(
-        `there are more than ${MAX_RECORDS} extended boot records`,
-      );
+    if (!isWithin({ ...here, count: 1 }, container)) {
+      problem ??= `${place} lies outside of it`;
     }
-    if (!isWithin(here, container)) {
-      throw new DamagedTable(
-        `${describeExtent(here)} lies outside the extended ${
-          describeExtent(container)
-        }`,
-      );
+    const slots = dataSlots(record, here, container);
+    for (const slot of slots) {
+      const number = firstNumber + partitions.length;
+      if (number > MAX_NUMBER) return end(beyondMaximum(number));
+      const start = here.start + slot.start;
+      const partition = partitionOf(number, slot.type, start, slot.count);
+      if (!isWithin(partition, container)) {
+        problem ??= `${describeExtent(partition)} lies outside of it`;
+      }
+      partitions.push(partition);
     }
-    seen.add(start);
-    const { slot, next } = readLink(source, here, disk);
-    links.push({ ...here, slot });
-    start = next === undefined ? undefined : container.start + next.start;
+    emptyRecords = slots.length > 0 ? 0 : emptyRecords + 1;
+    const [next, second] = record.slots
+      .filter((slot) => slot.count > 0 && isExtended(slot));
+    if (second !== undefined) {
+      problem ??= `${place} has two links, of which the first is followed`;
+    }
+    if (next === undefined) return { partitions, problem };
+    const start = container.start + next.start;
+    here = { ...here, start, count: next.count };
   }
-  return links;
 }
 
-/** The partition of an extended boot record, and the slot that leads to the next one. */
-function readLink(
-  source: ByteSource,
+/** The partitions of an extended boot record: usually one, in the first slot. */
+function dataSlots(
+  record: BootRecord,
   here: Extent,
-  disk: Disk,
-): { slot: Slot | undefined; next: Slot | undefined } {
-  const record = readBootRecord(source, here.start * disk.sectorSize);
-  if (record === undefined) {
-    throw new DamagedTable(`${describeExtent(here)} has no signature`);
-  }
-  // Some systems leave garbage in the other two slots.
-  const used = record.slots.slice(0, 2).filter(({ count }) => count > 0);
-  const [slot, secondSlot] = used.filter((slot) => !isExtended(slot));
-  const [next, secondNext] = used.filter(isExtended);
-  if (secondSlot !== undefined || secondNext !== undefined) {
-    throw new DamagedTable(
-      `${describeExtent(here)} holds two ${
-        secondSlot ? "partitions" : "links"
-      }`,
-    );
-  }
-  return { slot, next };
+  container: Extent,
+): Slot[] {
+  return record.slots.filter((slot, index) => {
+    if (slot.count === 0 || isExtended(slot)) return false;
+    if (index < 2) return true;
+    // Some systems use the other two slots, and some leave garbage in them.
+    const start = here.start + slot.start;
+    return slot.start + slot.count <= here.count &&
+      isWithin({ what: "", start, count: slot.count }, container);
+  });
 }

@@ -4,6 +4,7 @@ import { checkOptions, checkSignal, checkTimeout } from "../arguments.ts";
 import type { DeviceRef } from "../device_ref.ts";
 import { openAttached } from "../attaching/open_attached.ts";
 import type { Partition } from "./partition.ts";
+import type { ShownTable } from "./show.ts";
 
 /** How {@linkcode partitions} waits. */
 export interface PartitionsOptions {
@@ -21,19 +22,29 @@ export interface PartitionsOptions {
  * Makes the partitions of a device appear, and tells what they are. Their paths can be
  * opened when it resolves.
  *
- * The table, GPT or MBR, is read here. What the kernel has not found, because it has no
- * parser or has lost a race, is added (`BLKPG_ADD_PARTITION`); `partscan` is turned on,
- * so that the kernel drops them when the device is detached, however that happens. A
- * device without a table has no partitions, which is no error.
+ * The table, GPT or MBR, is read here, entry by entry as the kernel does: what is odd
+ * about one is its `problem`. What the kernel has not found, because it has no parser or
+ * has lost a race, is added (`BLKPG_ADD_PARTITION`); `partscan` is turned on, so that the
+ * kernel drops them when the device is detached, however that happens. Partitions of an
+ * earlier table are moved, and those that grew where they are become larger, mounted or
+ * not. Partitions whose table only the kernel can read (BSD, Sun, Apple …) are listed
+ * without a type. A device without a table has no partitions, which is no error.
  *
- * Requires `--allow-ffi` and root.
+ * The path of a regular file is read as an image: nothing is attached, and its
+ * partitions, for whoever attaches at their offsets, have the names that sfdisk gives them
+ * (`disk.img1`, `disk2p1`), of which no file need exist. A table for sectors of another
+ * size than 512 bytes is read for that size when it is a GPT.
  *
- * @param device The device. With what {@linkcode list} gave its identity is checked.
+ * Requires `--allow-ffi`, and for devices root.
+ *
+ * @param device The device, or the path of an image. With what {@linkcode list} gave its
+ * identity is checked.
  * @param options How long to wait for nodes.
  * @returns The partitions, by number.
- * @throws {LoopError} `EUCLEAN` when the table is damaged: the message says what is;
- * `ETIMEDOUT` when a node does not appear in time: it says which; `EBUSY` when another
- * partition is in the way and in use; `ENXIO` when no file is attached
+ * @throws {LoopError} `EUCLEAN` when nothing in the table can be used: the message says
+ * why; `ETIMEDOUT` when a node does not appear in time: it says which; `EPERM` or `EACCES`
+ * when one may not be opened; `ENXIO` when no file is attached
+ * @throws {LoopBusyError} when one that would have to move is in use: nothing was changed
  * @throws {StaleDeviceError} when the device is bound to something else by now
  *
  * @example The partitions of an image
@@ -51,11 +62,22 @@ export async function partitions(
   options: PartitionsOptions = {},
 ): Promise<Partition[]> {
   if (isAttachment(device)) return await device.partitions(options);
+  return (await partitionTable(device, options)).partitions;
+}
+
+/** As {@linkcode partitions}, with what cannot be shown, and the size of the disk. */
+export async function partitionTable(
+  device: DeviceRef,
+  options: PartitionsOptions = {},
+): Promise<ShownTable> {
   const waiting = checkPartitionsOptions(options);
   // Read when it is needed: most programs have no partitions.
-  const { showPartitions } = await import("./show.ts");
+  const { readImage } = await import("./image_file.ts");
+  const image = readImage(device);
+  if (image !== undefined) return image;
+  const { showTable } = await import("./show.ts");
   using loop = openAttached(device, "show the partitions of");
-  return await showPartitions(loop, waiting);
+  return await showTable(loop, waiting);
 }
 
 /** An `Attachment` is a reference too, with nodes of its own where there are none in `/dev`. */

@@ -1,5 +1,6 @@
 /** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
 import { LoopError, quote, unwrap } from "../errors.ts";
+import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import type { Loop } from "../kernel/loop.ts";
 import {
   extentOf,
@@ -7,15 +8,28 @@ import {
   partitionsOf,
   rdevOfPartition,
 } from "../kernel/loop_sysfs.ts";
-import { hasNode, type NodeDirectory } from "../kernel/node_directory.ts";
-import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
-import { EBUSY, ENXIO, ETIMEDOUT, EUCLEAN } from "../sys/errno.ts";
+import { type NodeDirectory, openDevNode } from "../kernel/node_directory.ts";
+import { addPartition, resizePartition } from "../sys/blk_uapi.ts";
+import {
+  EACCES,
+  EBUSY,
+  EINVAL,
+  ENOENT,
+  ENXIO,
+  EPERM,
+  ETIMEDOUT,
+  EUCLEAN,
+} from "../sys/errno.ts";
+import type { FileSystem } from "../mounting/file_system.ts";
+import { recognize } from "../mounting/recognize.ts";
 import { pollUntil, sleep, type WaitOptions } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
+import { isSlice } from "./foreign.ts";
+import { makeRoom } from "./make_room.ts";
 import type { Partition } from "./partition.ts";
-import { readTable } from "./table.ts";
-import type { TableEntry } from "./table_entry.ts";
+import { type PartitionTable, readTable } from "./table.ts";
+import { addProblem, shownExtent, type TableEntry } from "./table_entry.ts";
 
 /** Makes the partitions of an open device appear, and tells what they are. */
 export async function showPartitions(
@@ -23,167 +37,374 @@ export async function showPartitions(
   waiting: WaitOptions,
   nodes?: NodeDirectory,
 ): Promise<Partition[]> {
+  return (await showTable(loop, waiting, nodes)).partitions;
+}
+
+/** What became of a table. */
+export interface ShownTable {
+  /** The size of the device or file in bytes. */
+  size: number;
+  /** The partitions. */
+  partitions: Partition[];
+  /** What is on a disk without a table. */
+  fileSystem?: FileSystem;
+  /** What is wrong with entries that nobody can have, one line each. */
+  unusable: string[];
+}
+
+/** As {@linkcode showPartitions}, with what cannot be shown. */
+export async function showTable(
+  loop: Loop,
+  waiting: WaitOptions,
+  nodes?: NodeDirectory,
+): Promise<ShownTable> {
   // First, so that the kernel looks before we do, and drops them at the detach.
   loop.setStatus({ partscan: true });
-  const entries = readEntries(loop);
-  let missing: TableEntry[] = [];
-  const looks = await pollUntil(async () => {
-    // A scan that somebody else has caused drops and returns all of them.
-    missing = await findMissing(loop, entries, nodes);
-    return missing.length === 0;
-  }, waiting);
-  if (looks === undefined) throw notThere(loop, missing, nodes);
-  return entries.map(({ isContainer: _, ...entry }) => ({
-    ...entry,
-    path: pathOf(loop, entry, nodes),
-  }));
+  const size = loop.getSize();
+  const table = read(loop, size);
+  const showing = new Showing(loop, table, nodes);
+  // A scan that somebody else has caused drops and returns all of them.
+  const looks = await pollUntil(() => showing.look(waiting), waiting);
+  if (looks === undefined) throw showing.timedOut();
+  return {
+    size,
+    partitions: showing.result(),
+    unusable: table?.unusable ?? [],
+    ...(table === undefined && fileSystemOn(sourceOf(loop, size))),
+  };
 }
 
-function pathOf(
-  loop: Loop,
-  { number }: TableEntry,
-  nodes?: NodeDirectory,
-): string {
-  const name = `${loop.name}p${number}`;
-  return nodes?.pathOf(name) ?? `/dev/${name}`;
+/**
+ * The partitions that the kernel has for an open device, with what the table says of them.
+ * Nothing is changed, and what cannot be read is left out.
+ */
+export function lookAt(loop: Loop): ShownTable {
+  const size = loop.getSize();
+  const table = readIfSound(loop, size);
+  const showing = new Showing(loop, table, undefined);
+  return {
+    size,
+    partitions: showing.present(),
+    unusable: table?.unusable ?? [],
+    ...(table === undefined && fileSystemOn(sourceOf(loop, size))),
+  };
 }
 
-function notThere(
-  loop: Loop,
-  missing: TableEntry[],
-  nodes: NodeDirectory | undefined,
-): LoopError {
-  const paths = missing.map((entry) => pathOf(loop, entry, nodes));
-  return new LoopError(
-    `Cannot show the partitions of ${quote(loop.path)}`,
-    {
-      errno: ETIMEDOUT,
-      operation: "open",
-      path: paths[0],
-      hint: `${paths.join(", ")} did not appear`,
-    },
-  );
-}
-
-function readEntries(loop: Loop): TableEntry[] {
-  const range = { start: 0, size: loop.getSize() };
-  const source = new DescriptorSource(loop.fd, range, quote(loop.path));
+function readIfSound(loop: Loop, size: number): PartitionTable | undefined {
   try {
-    const sectorSize = loop.getBlockSize();
-    return readTable(source, { sectorSize })?.partitions ?? [];
+    return read(loop, size);
+  } catch (error) {
+    if (error instanceof LoopError) return undefined;
+    throw error;
+  }
+}
+
+function read(loop: Loop, size: number): PartitionTable | undefined {
+  const source = sourceOf(loop, size);
+  return readTableOf(source, quote(loop.path), loop.path, loop.getBlockSize());
+}
+
+function sourceOf({ fd, path }: Loop, size: number): DescriptorSource {
+  return new DescriptorSource(fd, { start: 0, size }, quote(path));
+}
+
+/** What is recognised in a range, as a property. What cannot be read is not. */
+export function fileSystemOn(
+  source: DescriptorSource,
+): { fileSystem?: FileSystem } {
+  const fileSystem = recognizeIn(source);
+  return fileSystem === undefined ? {} : { fileSystem };
+}
+
+function recognizeIn(source: DescriptorSource): FileSystem | undefined {
+  try {
+    return recognize(source);
+  } catch (error) {
+    if (error instanceof LoopError) return undefined;
+    throw error;
+  }
+}
+
+/** Reads a table for the caller of the library. */
+export function readTableOf(
+  source: DescriptorSource,
+  name: string,
+  path: string,
+  sectorSize?: number,
+): PartitionTable | undefined {
+  try {
+    return readTable(source, sectorSize === undefined ? {} : { sectorSize });
   } catch (error) {
     if (!(error instanceof DamagedTable)) throw error;
-    throw new LoopError(
-      `Cannot read the partition table of ${quote(loop.path)}`,
-      {
-        errno: EUCLEAN,
-        operation: "pread",
-        path: loop.path,
-        hint: error.message,
-      },
-    );
+    throw new LoopError(`Cannot read the partition table of ${name}`, {
+      errno: EUCLEAN,
+      operation: "pread",
+      path,
+      hint: error.message,
+    });
   }
 }
 
 /** So long the event loop stops at most: there may be hundreds of partitions. */
 const SLICE_MILLISECONDS = 10;
 
-/** The partitions that are not there yet, or whose nodes cannot be opened; what is missing is added. */
-async function findMissing(
-  loop: Loop,
-  entries: readonly TableEntry[],
-  nodes: NodeDirectory | undefined,
-): Promise<TableEntry[]> {
-  const known = new Map(
-    partitionsOf(loop.minor).map((partition) => [partition.number, partition]),
-  );
-  const missing: TableEntry[] = [];
-  let start = performance.now();
-  for (const entry of entries) {
-    if (performance.now() - start > SLICE_MILLISECONDS) {
+/** A partition as the kernel has it. */
+export interface KnownPartition extends KernelPartition {
+  readonly start: number;
+  readonly size: number;
+}
+
+/** The partitions of one device, on their way to appear. */
+class Showing {
+  readonly #loop: Loop;
+  readonly #nodes: NodeDirectory | undefined;
+  readonly #entries: readonly TableEntry[];
+  /** Whether we know what the table is. */
+  readonly #isRead: boolean;
+  readonly #sectorSize: number;
+  /** Those that the kernel does not take from us. */
+  readonly #refused = new Set<number>();
+  /** In use, and no longer in the table. */
+  readonly #left = new Set<number>();
+  readonly #fileSystems = new Map<number, FileSystem | undefined>();
+  #known: KnownPartition[] = [];
+  #missing: string[] = [];
+
+  constructor(
+    loop: Loop,
+    table: PartitionTable | undefined,
+    nodes: NodeDirectory | undefined,
+  ) {
+    this.#loop = loop;
+    this.#nodes = nodes;
+    this.#isRead = table !== undefined;
+    this.#entries = table?.partitions ?? [];
+    this.#sectorSize = loop.getBlockSize();
+  }
+
+  /** Does what is to be done; whether all is there. */
+  async look(waiting: WaitOptions): Promise<boolean> {
+    this.#known = knownPartitions(this.#loop.minor);
+    const { inTheWay, stale } = this.#sortOut();
+    if (inTheWay.length + stale.length > 0) {
+      const left = await makeRoom(this.#loop, inTheWay, stale, waiting);
+      left.forEach((number) => this.#left.add(number));
+      this.#known = knownPartitions(this.#loop.minor);
+    }
+    const known = new Map(this.#known.map((one) => [one.number, one]));
+    this.#missing = [];
+    let start = performance.now();
+    const pause = async () => {
+      if (performance.now() - start <= SLICE_MILLISECONDS) return;
       await sleep(0, undefined);
       start = performance.now();
+    };
+    for (const entry of this.#entries) {
+      await pause();
+      this.#place(entry, known.get(entry.number));
     }
-    const partition = known.get(entry.number);
-    if (!appears(loop, entry, partition, nodes)) missing.push(entry);
+    for (const partition of this.#known) {
+      await pause();
+      this.#checkNode(partition);
+    }
+    return this.#missing.length === 0;
   }
-  return missing;
-}
 
-function appears(
-  loop: Loop,
-  entry: TableEntry,
-  known: KernelPartition | undefined,
-  nodes: NodeDirectory | undefined,
-): boolean {
-  if (known === undefined) {
-    add(loop, entry);
-    return false; // look again
+  /** Those that are there, as they are. */
+  present(): Partition[] {
+    this.#known = knownPartitions(this.#loop.minor);
+    for (const known of this.#known) this.#tryNode(known);
+    const wanted = new Map(this.#entries.map((entry) => [entry.number, entry]));
+    return this.#known.map(({ number, start, size }): Partition => {
+      const entry = wanted.get(number);
+      const isSame = entry !== undefined && entry.start === start;
+      return isSame && (entry.isContainer || entry.size === size)
+        ? this.#describe(entry)
+        : {
+          number,
+          path: this.#pathOf(number),
+          start,
+          size,
+          ...this.#fileSystemOf(number),
+        };
+    });
   }
-  if (!isSame(loop, known, entry)) {
-    remove(loop, entry);
-    return false;
+
+  /** What must go: it is elsewhere, larger, or no longer in the table. */
+  #sortOut(): { inTheWay: KnownPartition[]; stale: KnownPartition[] } {
+    if (!this.#isRead) return { inTheWay: [], stale: [] };
+    const wanted = new Map(this.#entries.map((entry) => [entry.number, entry]));
+    const inTheWay: KnownPartition[] = [];
+    const stale: KnownPartition[] = [];
+    for (const known of this.#known) {
+      const { number } = known;
+      const entry = wanted.get(number);
+      if (entry !== undefined) {
+        if (!this.#begins(known, entry)) inTheWay.push(known);
+      } else if (!isSlice(known, this.#entries) && !this.#left.has(number)) {
+        const isFree = this.#entries.every((other) =>
+          !doOverlap(known, this.#shown(other))
+        );
+        (isFree ? stale : inTheWay).push(known);
+      }
+    }
+    return { inTheWay, stale };
   }
-  const rdev = rdevOfPartition(loop.minor, known);
-  if (rdev === undefined) return false;
-  if (nodes === undefined) return hasNode(known.name, rdev);
-  nodes.add(known.name, rdev);
-  return nodes.canOpen(known.name, rdev);
+
+  #shown(entry: TableEntry): { start: number; size: number } {
+    return shownExtent(entry, this.#sectorSize);
+  }
+
+  /** Whether a partition is where it should be, or can be made to grow to that. */
+  #begins(known: KnownPartition, entry: TableEntry): boolean {
+    if (known.start !== entry.start) return false;
+    return entry.isContainer === true || known.size <= entry.size;
+  }
+
+  #place(entry: TableEntry, known: KnownPartition | undefined): void {
+    if (this.#refused.has(entry.number)) return;
+    const extent = { number: entry.number, ...this.#shown(entry) };
+    if (known === undefined) {
+      this.#missing.push(this.#pathOf(entry.number)); // look again
+      this.#check(entry, addPartition(this.#loop.fd, extent), "add");
+    } else if (known.size < entry.size && !entry.isContainer) {
+      this.#missing.push(this.#pathOf(entry.number));
+      this.#check(entry, resizePartition(this.#loop.fd, extent), "resize");
+    }
+  }
+
+  #check(entry: TableEntry, result: number, action: string): void {
+    if (result === -EBUSY && action === "add" && this.#isKnown(entry)) return;
+    if (result === -ENXIO && action === "resize") return; // it has gone: look again
+    if (result === -EBUSY || result === -EINVAL) {
+      this.#refused.add(entry.number);
+      this.#missing.pop();
+      return;
+    }
+    unwrap(result, () => ({
+      action: `Cannot ${action} partition ${quote(this.#pathOf(entry.number))}`,
+      operation: "BLKPG",
+      path: this.#loop.path,
+    }));
+  }
+
+  /** The kernel may just have added it itself. */
+  #isKnown(entry: TableEntry): boolean {
+    return partitionsOf(this.#loop.minor)
+      .some(({ number }) => number === entry.number);
+  }
+
+  /** Opens and closes the node of a partition, and looks what is in it: 0, or the negative error number. */
+  #tryNode(known: KnownPartition): number {
+    const rdev = rdevOfPartition(this.#loop.minor, known);
+    if (rdev === undefined) return -ENOENT;
+    const { name, number, size } = known;
+    this.#nodes?.add(name, rdev);
+    const result = this.#nodes?.openNode(name, rdev) ?? openDevNode(name, rdev);
+    if (result < 0) return result;
+    using node = new FileDescriptor(result);
+    // Through its own node: the disk has other cached pages.
+    const path = quote(this.#pathOf(number));
+    this.#fileSystems.set(
+      number,
+      recognizeIn(new DescriptorSource(node.fd, { start: 0, size }, path)),
+    );
+    return 0;
+  }
+
+  /** Waits for a node that is not there, and not for one that may not be opened. */
+  #checkNode(known: KnownPartition): void {
+    const path = this.#pathOf(known.number);
+    const result = this.#tryNode(known);
+    if (result === 0) return;
+    if (result !== -EACCES && result !== -EPERM) {
+      this.#missing.push(path);
+      return;
+    }
+    unwrap(result, () => ({
+      action: `Cannot open ${quote(path)}`,
+      operation: "open",
+      path,
+      hint: {
+        [EPERM]:
+          "a rule of the device cgroup forbids it: partitions have another major number than loop devices (docker run --device-cgroup-rule='b 259:* rwm', DeviceAllow= of systemd)",
+        [EACCES]: Deno.uid() === 0
+          ? "it is on a mount with the option nodev"
+          : "run it as root",
+      },
+    }));
+  }
+
+  #pathOf(number: number): string {
+    const name = `${this.#loop.name}p${number}`;
+    return this.#nodes?.pathOf(name) ?? `/dev/${name}`;
+  }
+
+  timedOut(): LoopError {
+    const paths = [...new Set(this.#missing)];
+    return new LoopError(
+      `Cannot show the partitions of ${quote(this.#loop.path)}`,
+      {
+        errno: ETIMEDOUT,
+        operation: "open",
+        path: paths[0],
+        hint: `${paths.join(", ")} did not appear`,
+      },
+    );
+  }
+
+  /** What the table has, and what the kernel has besides. */
+  result(): Partition[] {
+    const wanted = new Set(this.#entries.map(({ number }) => number));
+    const others = this.#known.filter(({ number }) => !wanted.has(number));
+    return [
+      ...this.#entries.map((entry) => this.#describe(entry)),
+      ...others.map(({ number, start, size }): Partition => ({
+        number,
+        path: this.#pathOf(number),
+        start,
+        size,
+        ...this.#fileSystemOf(number),
+        ...(this.#left.has(number) && {
+          problem: "in use, but no longer in the table",
+        }),
+      })),
+    ].sort((a, b) => a.number - b.number);
+  }
+
+  #describe({ isContainer: _, ...entry }: TableEntry): Partition {
+    if (this.#refused.has(entry.number)) {
+      const isThere = this.#known.some(({ number }) => number === entry.number);
+      addProblem(
+        entry,
+        isThere
+          ? "this kernel does not let it grow here"
+          : "this kernel does not show it here",
+      );
+    }
+    return {
+      ...entry,
+      path: this.#pathOf(entry.number),
+      ...this.#fileSystemOf(entry.number),
+    };
+  }
+
+  #fileSystemOf(number: number): { fileSystem?: FileSystem } {
+    const fileSystem = this.#fileSystems.get(number);
+    return fileSystem === undefined ? {} : { fileSystem };
+  }
 }
 
-/** Linux shows two sectors of an extended partition, enough for a boot loader. */
-const CONTAINER_SIZE = 1024;
-
-function extent(
-  loop: Loop,
-  { start, size, isContainer }: TableEntry,
-): { start: number; size: number } {
-  if (!isContainer) return { start, size };
-  const shown = Math.max(CONTAINER_SIZE, loop.getBlockSize());
-  return { start, size: Math.min(size, shown) };
-}
-
-function isSame(
-  loop: Loop,
-  known: KernelPartition,
-  entry: TableEntry,
-): boolean {
-  const found = extentOf(loop.minor, known);
-  const wanted = extent(loop, entry);
-  return found === undefined ||
-    (found.start === wanted.start &&
-      (entry.isContainer === true || found.size === wanted.size));
-}
-
-function add(loop: Loop, entry: TableEntry): void {
-  const result = addPartition(loop.fd, {
-    number: entry.number,
-    ...extent(loop, entry),
+function knownPartitions(minor: number): KnownPartition[] {
+  return partitionsOf(minor).flatMap((partition) => {
+    const extent = extentOf(minor, partition);
+    return extent === undefined ? [] : [{ ...partition, ...extent }];
   });
-  // Busy: the kernel has just added it itself, or another one is in the way, which
-  // the next look tells.
-  if (result === -EBUSY && isKnown(loop, entry)) return;
-  unwrap(result, () => ({
-    action: `Cannot add partition ${quote(pathOf(loop, entry))}`,
-    operation: "BLKPG",
-    path: loop.path,
-    hint: { [EBUSY]: "another partition is in the way" },
-  }));
 }
 
-function isKnown(loop: Loop, entry: TableEntry): boolean {
-  return partitionsOf(loop.minor)
-    .some(({ number }) => number === entry.number);
-}
-
-/** One of that number, which is elsewhere: of a table that was there before. */
-function remove(loop: Loop, entry: TableEntry): void {
-  const result = deletePartition(loop.fd, entry.number);
-  if (result === -ENXIO) return;
-  unwrap(result, () => ({
-    action: `Cannot move partition ${quote(pathOf(loop, entry))}`,
-    operation: "BLKPG",
-    path: loop.path,
-    hint: { [EBUSY]: "it is in use where the table had it before" },
-  }));
+function doOverlap(
+  a: { start: number; size: number },
+  b: { start: number; size: number },
+): boolean {
+  return a.start < b.start + b.size && b.start < a.start + a.size;
 }

@@ -4,16 +4,14 @@ import type { ByteSource } from "./byte_source.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { findGpts, type Gpt, readEntries } from "./gpt.ts";
 import { readMbr } from "./mbr.ts";
-import type { TableEntry } from "./table_entry.ts";
+import type { TableEntries } from "./table_entry.ts";
 
 /** What is at the beginning of a partitioned disk. */
-export interface PartitionTable {
+export interface PartitionTable extends TableEntries {
   /** Which kind of table; a GPT with a hybrid MBR is a GPT. */
   kind: "gpt" | "mbr";
   /** The sector size that the table is for, in bytes. */
   sectorSize: number;
-  /** The partitions, by number. */
-  partitions: TableEntry[];
 }
 
 /** How to read a table. */
@@ -33,11 +31,35 @@ const MBR_SECTOR_SIZE = 512;
  * Reads the partition table of a disk.
  *
  * @returns `undefined` when there is none: a file system without a table, zeros
- * @throws {DamagedTable} when there is one that contradicts itself or the disk
+ * @throws {DamagedTable} when there is one of which nothing can be used
  */
 export function readTable(
   source: ByteSource,
   options: TableOptions = {},
+): PartitionTable | undefined {
+  const table = readAny(source, options);
+  if (table === undefined || table.partitions.length > 0) return table;
+  if (table.unusable.length > 0) {
+    throw new DamagedTable(describeUnusable(table.unusable));
+  }
+  return table;
+}
+
+/** So many entries are named in a message. */
+const MAX_NAMED = 5;
+
+/** Entries that cannot be used, in one line. */
+export function describeUnusable(unusable: readonly string[]): string {
+  const rest = unusable.length - MAX_NAMED;
+  return [
+    ...unusable.slice(0, MAX_NAMED),
+    ...rest > 0 ? [`and ${rest} more`] : [],
+  ].join("; ");
+}
+
+function readAny(
+  source: ByteSource,
+  options: TableOptions,
 ): PartitionTable | undefined {
   const record = readBootRecord(source, 0);
   if (record === undefined) return undefined;
@@ -46,12 +68,12 @@ export function readTable(
     return {
       kind: "gpt",
       sectorSize: gpt.sectorSize,
-      partitions: readEntries(gpt, source.size),
+      ...readEntries(gpt, source.size),
     };
   }
   const sectorSize = options.sectorSize ?? MBR_SECTOR_SIZE;
-  const partitions = readMbr(source, record, sectorSize);
-  return partitions && { kind: "mbr", sectorSize, partitions };
+  const entries = readMbr(source, record, sectorSize);
+  return entries && { kind: "mbr", sectorSize, ...entries };
 }
 
 /**

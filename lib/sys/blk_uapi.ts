@@ -27,19 +27,40 @@ export const BLKPG = 0x1269;
 // linux/blkpg.h
 const BLKPG_ADD_PARTITION = 1;
 const BLKPG_DEL_PARTITION = 2;
+const BLKPG_RESIZE_PARTITION = 3;
 
 /** `struct blkpg_partition`. The kernel gets its address, so it lives as long as the program. */
 const partition = new Uint8Array(BLKPG_PARTITION.size);
 const partitionView = new DataView(partition.buffer);
 
 /** `BLKPG` with `BLKPG_ADD_PARTITION`: adds a partition. Start and size are bytes. */
-export function addPartition(
+export function addPartition(fd: number, extent: PartitionExtent): number {
+  return placePartition(fd, BLKPG_ADD_PARTITION, extent);
+}
+
+/**
+ * `BLKPG` with `BLKPG_RESIZE_PARTITION`: gives a partition, in use or not, another size.
+ * It must begin there already. The kernel makes it smaller too, under a mounted file system.
+ */
+export function resizePartition(fd: number, extent: PartitionExtent): number {
+  return placePartition(fd, BLKPG_RESIZE_PARTITION, extent);
+}
+
+/** A partition, in bytes. */
+interface PartitionExtent {
+  readonly number: number;
+  readonly start: number;
+  readonly size: number;
+}
+
+function placePartition(
   fd: number,
-  { number, start, size }: { number: number; start: number; size: number },
+  operation: number,
+  { number, start, size }: PartitionExtent,
 ): number {
   partitionView.setBigInt64(BLKPG_PARTITION.start, BigInt(start), true);
   partitionView.setBigInt64(BLKPG_PARTITION.length, BigInt(size), true);
-  return blkpg(fd, BLKPG_ADD_PARTITION, number);
+  return blkpg(fd, operation, number);
 }
 
 /** `BLKPG` with `BLKPG_DEL_PARTITION`: removes a partition. */

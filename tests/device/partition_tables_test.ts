@@ -398,16 +398,13 @@ describe(
       );
     });
 
-    it("names the partition that a truncated disk lacks", () => {
-      using image = new Image().sfdisk(...TWO).resize(5 * MiB);
-      assertEquals(sfdiskRows(image).kind, "mbr");
-      assertEquals(
-        image.damage(),
-        "partition 2 (sectors 6144 to 14335) lies outside the disk, which has 10240 sectors of 512 bytes",
-      );
-      image.resize(32 * MiB);
-      assertEquals(sfdiskRows(image).kind, "mbr");
-      assert(image.damage().startsWith("the GPT is for a larger disk"));
+    it("refuses a truncated disk", () => {
+      using image = new Image().sfdisk(...TWO);
+      for (const size of [5, 32]) {
+        image.resize(size * MiB);
+        assertEquals(sfdiskRows(image).kind, "mbr");
+        assert(image.damage().startsWith("the GPT is for a larger disk"));
+      }
     });
 
     it("refuses a protective MBR alone", () => {

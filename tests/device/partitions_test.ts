@@ -1,6 +1,7 @@
 import {
   attach,
   detach,
+  LoopBusyError,
   LoopError,
   openMemory,
   type Partition,
@@ -16,8 +17,11 @@ import {
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
+  attribute,
+  boundDevices,
   cli,
   isSoon,
+  mounted,
   onDevices,
   OwnDevice,
   partitionNames,
@@ -26,6 +30,7 @@ import {
   type Scratch,
   withScratch,
 } from "./support.ts";
+import { addPartition } from "../../lib/sys/blk_uapi.ts";
 
 const MiB = 1 << 20;
 
@@ -56,7 +61,7 @@ function theirs(path: string): Partial<Partition>[] {
 }
 
 function extents(found: Partition[]): Partial<Partition>[] {
-  return found.map(({ start, size, type }) => ({ start, size, type }));
+  return found.map(({ start, size, type = "" }) => ({ start, size, type }));
 }
 
 /** An image with a GPT of three partitions. */
@@ -246,6 +251,177 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    "moves those that are not in use where another table has them",
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch), { partscan: true });
+      assertEquals((await a.partitions()).length, 3);
+      sfdisk(a.path, "label: gpt\nsize=40M\n", "--no-reread");
+      const found = await a.partitions();
+      assertEquals(found.map(({ size }) => size), [40 * MiB]);
+      assertEquals(partitionNames(`loop${a.minor}`), [`loop${a.minor}p1`]);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "makes one that grew in place larger while it is mounted",
+    withScratch(async (scratch) => {
+      const path = scratch.image(64 * MiB);
+      sfdisk(path, "label: dos\nstart=2048,type=83\n");
+      await using a = await attach(path, { partscan: true });
+      const [first] = await a.partitions();
+      runOk("mkfs.ext4", "-q", first!.path);
+      const target = `${scratch.path}/target`;
+      Deno.mkdirSync(target);
+      using _mount = mounted(first!.path, target);
+      Deno.truncateSync(path, 96 * MiB);
+      a.loop.setCapacity();
+      sfdisk(a.path, "label: dos\nstart=2048,type=83\n", "--no-reread", "-f");
+      const [grown] = await a.partitions();
+      assertEquals(grown!.size, 95 * MiB);
+      assertEquals(
+        Number(runOk("blockdev", "--getsize64", grown!.path)),
+        95 * MiB,
+      );
+      sfdisk(
+        a.path,
+        "label: dos\nstart=2048,size=8M,type=83\n",
+        "--no-reread",
+        "-f",
+      );
+      const error = await assertRejects(() => a.partitions(), LoopBusyError);
+      assertEquals(error.holders.map(({ kind }) => kind), ["mount"]);
+      assertMatch(error.message, new RegExp(`mounted on ${target}`));
+      _mount[Symbol.dispose]();
+      assertEquals((await a.partitions())[0]!.size, 8 * MiB);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "changes nothing when one in use would have to move",
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch), { partscan: true });
+      const before = await a.partitions();
+      using open = Deno.openSync(before[1]!.path);
+      sfdisk(
+        a.path,
+        "label: gpt\nstart=20M,size=8M\nstart=40M,size=8M\n",
+        "--no-reread",
+      );
+      await assertRejects(() => a.partitions(), LoopBusyError);
+      assertEquals(
+        before.map(({ path }) =>
+          Number(runOk("blockdev", "--getsize64", path))
+        ),
+        before.map(({ size }) => size),
+      );
+      open.close();
+      assertEquals((await a.partitions()).length, 2);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "keeps one in use that the table has no longer, and says so",
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch), { partscan: true });
+      const [, second] = await a.partitions();
+      using open = Deno.openSync(second!.path);
+      sfdisk(a.path, "label: gpt\nstart=40M,size=8M\n", "--no-reread");
+      const found = await a.partitions();
+      assertEquals(found.map(({ number, problem }) => [number, problem]), [
+        [1, undefined],
+        [2, "in use, but no longer in the table"],
+      ]);
+      open.close();
+      assertEquals((await a.partitions()).length, 1);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "lists those of the kernel whose table only it can read, without a type",
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image(8 * MiB), { partscan: true });
+      assertEquals(
+        addPartition(a.loop.fd, { number: 3, start: MiB, size: 2 * MiB }),
+        0,
+      );
+      assertEquals(await a.partitions(), [
+        { number: 3, path: `${a.path}p3`, start: MiB, size: 2 * MiB },
+      ]);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "keeps the slices that the kernel has found in a partition of an MBR",
+    withScratch(async (scratch) => {
+      const path = scratch.image(32 * MiB);
+      sfdisk(path, "label: dos\nstart=2M,size=8M,type=a5\n");
+      await using a = await attach(path, { partscan: true });
+      await a.partitions();
+      // This kernel may not know them, nor let them be added over another.
+      const extent = { number: 5, start: 2 * MiB, size: MiB };
+      if (addPartition(a.loop.fd, extent) === 0) {
+        assertEquals((await a.partitions()).length, 2);
+      }
+      await a.detach();
+    }),
+  );
+
+  it(
+    "lists both of two that overlap, and what became of the second",
+    withScratch(async (scratch) => {
+      const path = scratch.image(32 * MiB);
+      sfdisk(path, "label: dos\nstart=2M,size=8M\nstart=12M,size=8M\n");
+      {
+        using file = Deno.openSync(path, { write: true });
+        file.seekSync(446 + 16 + 8, Deno.SeekMode.Start);
+        file.writeSync(new Uint8Array([0, 0x20, 0, 0])); // 4 MiB
+      }
+      await using a = await attach(path, { partscan: true });
+      const found = await a.partitions();
+      assertEquals(found.map(({ start }) => start / MiB), [2, 4]);
+      assertEquals(found[0]!.problem, "overlaps partition 2");
+      assertMatch(found[1]!.problem!, /^overlaps partition 1/);
+      assertEquals(await a.partitions(), found);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "says at once why a node may not be opened",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { path } = own;
+      assertEquals(
+        cli("attach", "-P", "--device", path, gptImage(scratch)).code,
+        0,
+      );
+      const node = `${path}p2`;
+      const { code, stderr } = run(
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount --bind "$0" "$0" && mount -o remount,bind,nodev "$0" && exec "$@"',
+        node,
+        Deno.execPath(),
+        ..."run --quiet --allow-all".split(" "),
+        new URL("../../cli.ts", import.meta.url).pathname,
+        "partitions",
+        path,
+      );
+      assertEquals(code, 1);
+      assertMatch(stderr, new RegExp(`Cannot open "${node}"`));
+      assertMatch(stderr, /EACCES.*nodev/);
+      assertEquals(cli("detach", path).code, 0);
+    }),
+  );
+
+  it(
     "names the node that does not appear",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch), { partscan: true });
@@ -331,6 +507,108 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    "follow when the command line exchanges the file or takes over its size",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { path } = own;
+      const sizes = () =>
+        partitionNames(`loop${own.minor}`)
+          .map((name) => attribute(`loop${own.minor}`, `${name}/size`));
+      const [one, two] = [16, 16].map((size, index) =>
+        scratch.image(size * MiB, `file${index}`)
+      );
+      sfdisk(one!, "label: dos\nsize=2M\nsize=2M\n");
+      sfdisk(two!, "label: dos\nsize=4M\n");
+      assertEquals(
+        cli("attach", "-r", "-P", "--device", path, one!).code,
+        0,
+      );
+      assertEquals(sizes(), ["4096", "4096"]);
+      assertEquals(cli("swap", path, two!).code, 0);
+      assertEquals(sizes(), ["8192"]);
+      Deno.truncateSync(two!, 32 * MiB);
+      sfdisk(two!, "label: dos\nsize=20M\n");
+      assertEquals(cli("resize", path).stderr, "");
+      assertEquals(sizes(), [`${20 * 2048}`]);
+      assertEquals(cli("detach", path).code, 0);
+    }),
+  );
+
+  it(
+    "tell their file systems, as they are now",
+    withScratch(async (scratch) => {
+      const path = gptImage(scratch);
+      await using a = await attach(path, { partscan: true });
+      const [, second] = await a.partitions();
+      assertEquals(second!.fileSystem, undefined);
+      runOk("mkfs.ext4", "-q", "-F", "-L", "root", second!.path);
+      const uuid = runOk(
+        "blkid",
+        "-p",
+        "-s",
+        "UUID",
+        "-o",
+        "value",
+        second!.path,
+      );
+      const fileSystem = { type: "ext4", label: "root", uuid };
+      assertEquals((await a.partitions())[1]!.fileSystem, fileSystem);
+      await a.detach();
+      assertEquals((await partitions(path))[1]!.fileSystem, fileSystem);
+    }),
+  );
+
+  it(
+    "are read from a file without attaching it",
+    withScratch(async (scratch) => {
+      const path = gptImage(scratch);
+      const found = await partitions(path);
+      assertEquals(extents(found), theirs(path));
+      const { partitiontable } = JSON.parse(runOk("sfdisk", "--json", path));
+      assertEquals(
+        found.map(({ path }) => path),
+        partitiontable.partitions.map(({ node }: { node: string }) => node),
+      );
+      assertEquals(boundDevices().filter(({ file }) => file === path), []);
+      const json = JSON.parse(cli("partitions", "--json", path).stdout);
+      assertEquals(json.partitions, found);
+      const missing = await assertRejects(
+        () => partitions(`${scratch.path}/none`),
+        LoopError,
+      );
+      assertEquals(missing.code, "ENOENT");
+    }),
+  );
+
+  it(
+    "are shown with their file systems, and nothing is changed",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { path } = own;
+      const args = ["attach", "-P", "--device", path];
+      const show = () =>
+        JSON.parse(cli("show", "--json", path).stdout).devices[0];
+      assertEquals(cli(...args, gptImage(scratch)).code, 0);
+      runOk("mkfs.ext4", "-q", "-F", "-L", "root", `${path}p2`);
+      const shown = show();
+      assertEquals(shown.fileSystem, undefined);
+      const json = JSON.parse(cli("partitions", "--json", path).stdout);
+      assertEquals(shown.partitions, json.partitions);
+      assertMatch(cli("show", path).stdout, /p2 .* ext4 "root"/);
+      runOk("partx", "-d", path);
+      assertEquals(show().partitions, []);
+      assertEquals(partitionNames(`loop${own.minor}`), []);
+      assertEquals(cli("detach", path).code, 0);
+
+      const plain = scratch.image(16 * MiB, "plain");
+      runOk("mkfs.ext4", "-q", "-F", "-L", "whole", plain);
+      assertEquals(cli("attach", "--device", path, plain).code, 0);
+      assertEquals(show().fileSystem.label, "whole");
+      assertEquals(cli("detach", path).code, 0);
+    }),
+  );
+
+  it(
     "are listed by the command line",
     withScratch((scratch) => {
       using own = new OwnDevice();
@@ -341,7 +619,7 @@ describe("partitions()", onDevices, () => {
       );
       const { code, stdout } = cli("partitions", device);
       assertEquals(code, 0);
-      assertMatch(stdout, /^NAME +START +SIZE TYPE +LABEL +UUID\n/);
+      assertMatch(stdout, /^NAME +START +SIZE TYPE +FSTYPE +LABEL +UUID\n/);
       assertEquals(stdout.trim().split("\n").length, 4);
       const json = JSON.parse(cli("partitions", device, "--json").stdout);
       assertEquals(json.partitions.length, 3);

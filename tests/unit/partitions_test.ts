@@ -141,6 +141,7 @@ describe("readTable() of a GPT", () => {
         kind: "gpt" as const,
         sectorSize,
         partitions: two(sectorSize),
+        unusable: [],
       };
       assertEquals(read(image), expected);
       assertEquals(read(image, { sectorSize }), expected);
@@ -178,7 +179,7 @@ describe("readTable() of a GPT", () => {
     }
   });
 
-  it("reads 255 partitions, and refuses a partition 256 by its number", () => {
+  it("reads 255 partitions, and leaves a partition 256 out as the kernel does", () => {
     const parts: GptParts = { entryCount: 256 };
     const first = gptLayout(parts).firstUsable;
     const partitions = Array.from({ length: 256 }, (_, index) => ({
@@ -190,10 +191,9 @@ describe("readTable() of a GPT", () => {
       partitionsOf(image).map(({ number }) => number),
       Array.from({ length: 255 }, (_, index) => index + 1),
     );
-    assertStringIncludes(
-      damage(gptImage({ ...parts, partitions })),
-      "partition 256",
-    );
+    const table = read(gptImage({ ...parts, partitions }));
+    assertEquals(table?.partitions.length, 255);
+    assertStringIncludes(table!.unusable.join(), "partition 256");
   });
 
   it("keeps the numbers of entries between empty ones", () => {
@@ -363,57 +363,109 @@ describe("readTable() of a GPT with a damaged copy", () => {
   });
 });
 
-describe("readTable() of a GPT with impossible partitions", () => {
+describe("readTable() of a GPT with odd entries", () => {
   const { firstUsable, lastUsable } = gptLayout();
-  const cases: [string, GptPartition[]][] = [
-    ["partition 1 (sectors 33 to 40) lies outside the usable", [
-      { first: firstUsable - 1, last: 40 },
-    ]],
-    ["partition 4 (sectors 40 to 2015) lies outside the usable", [
-      { number: 4, first: 40, last: lastUsable + 1 },
-    ]],
-    ["partition 1 (sectors 40 to 2048) lies outside the disk", [
-      { first: 40, last: 2048 },
-    ]],
-    ["partition 1 (sectors 41 to 40) ends before it begins", [
-      { first: 41, last: 40 },
-    ]],
-    ["partition 2 (sectors 50 to 60) and partition 1 (sectors 60 to 70)", [
-      { first: 60, last: 70 },
-      { first: 50, last: 60 },
-    ]],
-    ["partition 1 (sectors 40 to 90) and partition 2 (sector 50)", [
-      { first: 40, last: 90 },
-      { first: 50, last: 50 },
-    ]],
+  const good = { number: 9, first: 1000, last: 1009 };
+
+  const unusable: [string, GptPartition][] = [
+    ["partition 1 (sectors 40 to 2048) lies outside the disk", {
+      first: 40,
+      last: 2048,
+    }],
+    ["partition 1 (sectors 5000 to 6000) lies outside the disk", {
+      first: 5000,
+      last: 6000,
+    }],
+    ["partition 1 (sectors 41 to 40) ends before it begins", {
+      first: 41,
+      last: 40,
+    }],
+    ["partition 1 (sectors 2000 to 40) ends before it begins", {
+      first: 2000,
+      last: 40,
+    }],
   ];
-  for (const [message, partitions] of cases) {
-    it(`refuses: ${message}`, () => {
-      assertStringIncludes(damage(gptImage({ partitions })), message);
+  for (const [message, partition] of unusable) {
+    it(`shows the others: ${message}`, () => {
+      const table = read(gptImage({ partitions: [partition, good] }));
+      assertEquals(table?.partitions.map(({ number }) => number), [9]);
+      assertEquals(table?.partitions[0]?.problem, undefined);
+      assertStringIncludes(table!.unusable.join(), message);
+      assertStringIncludes(
+        damage(gptImage({ partitions: [partition] })),
+        message,
+      );
     });
   }
 
-  it("refuses sectors that are no safe integers, exactly", () => {
+  it("names five of many entries that cannot be used", () => {
+    const partitions = Array.from(
+      { length: 20 },
+      () => ({ first: 3000, last: 3000 }),
+    );
+    assertStringIncludes(
+      damage(gptImage({ partitions })),
+      "partition 5 (sector 3000) lies outside the disk, which has 2048 sectors of 512 bytes; and 15 more",
+    );
+  });
+
+  it("shows what lies outside the usable sectors, and says so", () => {
+    for (
+      const [first, last] of [
+        [firstUsable - 1, 40],
+        [40, lastUsable + 1],
+        [0, 2047],
+      ]
+    ) {
+      const partitions = [{ first: first!, last: last! }];
+      assertEquals(
+        partitionsOf(gptImage({ partitions })).map(({ start, problem }) => [
+          start,
+          problem,
+        ]),
+        [[first! * 512, "lies outside the usable sectors, 34 to 2014"]],
+      );
+    }
+  });
+
+  it("shows what overlaps, and says so of both", () => {
+    const partitions = [
+      { first: 60, last: 70 },
+      { first: 50, last: 60 },
+      { first: 71, last: 80 },
+      { first: 60, last: 60 },
+    ];
+    assertEquals(
+      partitionsOf(gptImage({ partitions })).map(({ problem }) => problem),
+      [
+        "overlaps partition 2 and 1 more",
+        "overlaps partition 1 and 1 more",
+        undefined,
+        "overlaps partition 1 and 1 more",
+      ],
+    );
+  });
+
+  it("takes sectors that are no safe integers exactly", () => {
     const image = gptImage({ partitions: TWO });
     for (const sector of [2, 2047 - 32]) {
       viewOf(image, sector * 512).setBigUint64(40, 2n ** 64n - 1n, true);
     }
     seal(image, 512, 1);
-    assertStringIncludes(damage(image), "64 to 18446744073709551615");
-  });
-
-  it("names the partition that a truncated disk lacks", () => {
-    const image = gptImage({ partitions: TWO }).slice(0, 150 * 512);
-    assertEquals(
-      damage(image),
-      "partition 2 (sectors 128 to 200) lies outside the disk, which has 150 sectors of 512 bytes",
+    assertStringIncludes(
+      read(image)!.unusable.join(),
+      "64 to 18446744073709551615",
     );
   });
 
-  it("refuses a truncated disk that has all partitions", () => {
-    const image = gptImage({ partitions: TWO }).slice(0, 1024 * 512);
-    assertStringIncludes(damage(image), "the GPT is for a larger disk");
-    assertStringIncludes(damage(image), "2014");
+  it("refuses a truncated disk, as the kernel does, unless only the backup is cut off", () => {
+    const image = gptImage({ partitions: TWO });
+    assertEquals(partitionsOf(image.slice(0, 2015 * 512)), two(512));
+    for (const sectors of [150, 1024, 2014]) {
+      const message = damage(image.slice(0, sectors * 512));
+      assertStringIncludes(message, "the GPT is for a larger disk");
+      assertStringIncludes(message, "2014");
+    }
   });
 });
 
@@ -444,6 +496,7 @@ describe("readTable() of an MBR", () => {
           uuid: `1234abcd-0${number}`,
           ...(isContainer && { isContainer }),
         })),
+        unusable: [],
       });
       assertEquals(probeSectorSize(memory(mbrImage(parts))), undefined);
     }
@@ -454,6 +507,7 @@ describe("readTable() of an MBR", () => {
       kind: "mbr",
       sectorSize: 512,
       partitions: [],
+      unusable: [],
     });
   });
 
@@ -464,16 +518,26 @@ describe("readTable() of an MBR", () => {
     ]);
   });
 
-  it("skips slots of size or type 0, and keeps the numbers", () => {
-    const slots = [
-      { start: 64, count: 0 },
-      { start: 0, count: 2048, type: 0 },
-      { start: 0xffffffff, count: 0xffffffff, type: 0 },
-      { start: 128, count: 64 },
-    ];
+  it("skips slots of size 0, and keeps the numbers", () => {
+    const slots = [{ start: 64, count: 0 }, { start: 128, count: 64 }];
     assertEquals(
       partitionsOf(mbrImage({ slots })).map(({ number }) => number),
-      [4],
+      [2],
+    );
+  });
+
+  it("shows slots of type 0 that have sectors, as hybrid ISO images have", () => {
+    const slots = [
+      { start: 0, count: 100, type: 0, bootFlag: 0x80 },
+      { start: 100, count: 100, type: 0xef },
+    ];
+    assertEquals(
+      partitionsOf(mbrImage({ slots }))
+        .map(({ start, size, type, problem }) => [start, size, type, problem]),
+      [
+        [0, 51200, "0x0", undefined],
+        [51200, 51200, "0xef", undefined],
+      ],
     );
   });
 
@@ -511,17 +575,16 @@ describe("readTable() of an MBR", () => {
   it("takes the slots of an extended boot record in either order", () => {
     const parts = logicalParts();
     parts.records![0]!.slots.reverse();
-    parts.records![0]!.slots.push({ start: 7, count: 7 }); // garbage
+    parts.records![0]!.slots.push({ start: 7, count: 2000 }); // garbage
     assertEquals(partitionsOf(mbrImage(parts)).length, 6);
+    parts.records![0]!.slots.push({ start: 120, count: 20 }); // as OS/2 does
+    assertEquals(partitionsOf(mbrImage(parts)).length, 7);
   });
 
-  it("keeps the number of a logical partition of type 0 free", () => {
+  it("shows a logical partition of type 0", () => {
     const parts = logicalParts();
     parts.records![0]!.slots[0]!.type = 0;
-    assertEquals(
-      partitionsOf(mbrImage(parts)).map(({ number }) => number),
-      [1, 2, 3, 6, 7],
-    );
+    assertEquals(partitionsOf(mbrImage(parts)).length, 6);
   });
 
   it("reads an extended partition without logical ones", () => {
@@ -547,7 +610,7 @@ describe("readTable() of an MBR", () => {
     );
   });
 
-  it("reads as many logical partitions as Linux can show, and refuses one more", () => {
+  it("reads as many logical partitions as Linux can show, and no more", () => {
     for (const count of [251, 252]) {
       const records = Array.from({ length: count }, (_, index) => ({
         sector: 256 + 2 * index,
@@ -560,76 +623,142 @@ describe("readTable() of an MBR", () => {
       }));
       const slots = [{ start: 256, count: 1024, type: 5 }];
       const image = mbrImage({ slots, records });
-      if (count === 251) assertEquals(partitionsOf(image).at(-1)?.number, 255);
-      else assertStringIncludes(damage(image), "partition 256");
+      const found = partitionsOf(image);
+      assertEquals(found.at(-1)?.number, 255);
+      if (count === 251) assertEquals(found[0]?.problem, undefined);
+      else assertStringIncludes(found[0]!.problem!, "partition 256");
     }
   });
 });
 
-describe("readTable() of a damaged MBR", () => {
-  const cases: [string, (parts: MbrParts) => void][] = [
-    ["partition 2 (sectors 2000 to 2063) lies outside the disk", (parts) => {
-      parts.slots![1] = { start: 2000, count: 64 };
-    }],
-    ["partition 1 (sectors 4294967295 to 8589934589) lies outside", (parts) => {
-      parts.slots![0] = { start: 0xffffffff, count: 0xffffffff };
-    }],
-    ["partition 1 (sectors 64 to 128) and partition 2 (sectors", (parts) => {
+describe("readTable() of an odd MBR", () => {
+  const ALL = [1, 2, 3, 5, 6, 7];
+  const cases: [
+    problem: string,
+    of: number[],
+    left: number[],
+    (parts: MbrParts) => void,
+  ][] = [
+    [
+      "cut off at the end of the disk: the table has it end in sector 2063",
+      [
+        2,
+      ],
+      ALL,
+      (parts) => {
+        parts.slots![1] = { start: 2000, count: 64 };
+      },
+    ],
+    ["overlaps partition 2", [1], ALL, (parts) => {
       parts.slots![0]!.count = 65;
     }],
-    ["partition 3 (sectors 191 to 1214) overlap", (parts) => {
-      parts.slots![2]!.start = 191;
+    ["overlaps partition 1", [2], ALL, (parts) => {
+      parts.slots![0]!.count = 65;
     }],
-    ["extended boot record (sector 256) comes twice", (parts) => {
+    ["overlaps partition 3", [2], ALL, (parts) => {
+      parts.slots![1]!.count = 129;
+    }],
+    ["extended boot record (sector 256) comes twice", [3], ALL, (parts) => {
       parts.records![2]!.slots[1] = { start: 0, count: 1, type: 5 };
     }],
-    ["extended boot record (sector 512) comes twice", (parts) => {
+    ["extended boot record (sector 512) comes twice", [3], [1, 2, 3, 5, 6], (
+      parts,
+    ) => {
       parts.records![1]!.slots[1]!.start = 256;
     }],
-    ["(sector 1280) lies outside the extended", (parts) => {
+    ["boot record (sector 1280) has no signature", [3], [1, 2, 3, 5, 6], (
+      parts,
+    ) => {
       parts.records![1]!.slots[1]!.start = 1024;
     }],
-    ["(sector 700) has no signature", (parts) => {
-      parts.records![1]!.slots[1]!.start = 444;
+    ["boot record (sector 100000) lies outside the disk", [3], [
+      1,
+      2,
+      3,
+      5,
+      6,
+    ], (parts) => {
+      parts.records![1]!.slots[1]!.start = 100000 - 256;
     }],
-    ["(sector 256) has no signature", (parts) => {
+    ["boot record (sector 1300) lies outside of it", [3], ALL, (parts) => {
+      parts.records![1]!.slots[1]!.start = 1300 - 256;
+      parts.records![2]!.sector = 1300;
+    }],
+    ["(sector 256) has no signature", [3], [1, 2, 3], (parts) => {
       parts.records!.shift();
     }],
-    ["(sector 256) holds two partitions", (parts) => {
-      parts.records![0]!.slots[1]!.type = 0x83;
+    ["(sector 256) has two links", [3], [1, 2, 3, 5, 6], (parts) => {
+      parts.records![0]!.slots[0] = { type: 0x05, start: 256, count: 9 };
     }],
-    ["(sector 256) holds two links", (parts) => {
-      parts.records![0]!.slots[0]!.type = 0x05;
-    }],
-    ["partition 7 (sectors 769 to 1280) lies outside the extended", (parts) => {
+    ["partition 7 (sectors 769 to 1280) lies outside of it", [3], ALL, (
+      parts,
+    ) => {
       parts.records![2]!.slots[0]!.count = 512;
     }],
-    ["partition 5 (sectors 264 to 520)", (parts) => {
+    ["overlaps partition 6", [5], ALL, (parts) => {
       parts.records![0]!.slots[0]!.count = 257;
     }],
-    ["partition 5 (sectors 264 to 512)", (parts) => {
-      parts.records![0]!.slots[0]!.count = 249;
-    }],
-    ["partition 5 (sectors 256 to 355) overlap", (parts) => {
+    ["overlaps partition 3", [5], ALL, (parts) => {
       parts.records![0]!.slots[0]!.start = 0;
     }],
   ];
-  for (const [message, spoil] of cases) {
+  for (const [message, numbers, left, spoil] of cases) {
     it(`says: ${message}`, () => {
       const parts = logicalParts();
       spoil(parts);
-      assertStringIncludes(damage(mbrImage(parts)), message);
+      const found = partitionsOf(mbrImage(parts));
+      assertEquals(found.map(({ number }) => number), left);
+      for (const number of numbers) {
+        const { problem } = found.find((one) => one.number === number)!;
+        assertStringIncludes(problem!, message);
+      }
     });
   }
 
-  it("ends a chain of empty records", () => {
-    const count = 1500;
-    const records = Array.from({ length: count }, (_, index) => ({
-      sector: 256 + index,
-      slots: [undefined, { start: index + 1, count: 1, type: 5 }],
-    }));
-    const slots = [{ start: 256, count: 1700, type: 5 }];
-    assertStringIncludes(damage(mbrImage({ slots, records })), "more than");
+  it("shows both partitions of one record", () => {
+    const parts = logicalParts();
+    parts.records![2]!.slots[1] = { start: 256, count: 10, type: 0x82 };
+    assertEquals(
+      partitionsOf(mbrImage(parts)).slice(3)
+        .map(({ number, start }) => [number, start / 512]),
+      [[5, 264], [6, 520], [7, 769], [8, 1024]],
+    );
+  });
+
+  it("leaves out what begins past the end, and keeps the numbers", () => {
+    const parts = logicalParts();
+    parts.slots![0] = { start: 0xffffffff, count: 0xffffffff };
+    parts.records![0]!.slots[0]!.start = 5000;
+    const table = read(mbrImage(parts));
+    assertEquals(
+      table?.partitions.map(({ number }) => number),
+      [2, 3, 6, 7],
+    );
+    assertEquals(table!.unusable, [
+      "partition 1 (sectors 4294967295 to 8589934589) lies outside the disk, which has 2048 sectors of 512 bytes",
+      "partition 5 (sectors 5256 to 5355) lies outside the disk, which has 2048 sectors of 512 bytes",
+    ]);
+  });
+
+  it("refuses a table of which nothing is on the disk", () => {
+    const slots = [{ start: 5000, count: 10 }];
+    assertStringIncludes(damage(mbrImage({ slots })), "lies outside the disk");
+  });
+
+  it("ends a chain of a hundred empty records", () => {
+    for (const count of [100, 101]) {
+      const records = Array.from({ length: count }, (_, index) => ({
+        sector: 256 + index,
+        slots: [
+          index + 1 < count ? undefined : { start: 500, count: 1 },
+          { start: index + 1, count: 1, type: 5 },
+        ],
+      }));
+      const slots = [{ start: 256, count: 1700, type: 5 }];
+      const found = partitionsOf(mbrImage({ slots, records }));
+      assertEquals(found.length, count === 100 ? 2 : 1);
+      assert(found[0]!.problem !== undefined);
+    }
   });
 });
 

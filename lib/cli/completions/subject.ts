@@ -34,6 +34,7 @@ export function sourceOf(
   if (choices !== undefined) return { choices, isList: word === "LIST" };
   switch (word) {
     case "DEV":
+    case "DEV|FILE":
       return ANY_DEVICE.includes(command) ? "all devices" : "attached devices";
     case "FILE":
       return "files";

@@ -1,0 +1,50 @@
+/** The partition table of an image file: nothing is attached, and no right is needed but to read it. */
+import { type DeviceRef, locate } from "../device_ref.ts";
+import { quote, unwrap } from "../errors.ts";
+import { FileDescriptor } from "../kernel/file_descriptor.ts";
+import { FoundFile } from "../kernel/found_file.ts";
+import { AT_FDCWD, O_NOCTTY, O_NONBLOCK, O_RDONLY } from "../sys/libc.ts";
+import { isRegularFile } from "../sys/stat.ts";
+import { DescriptorSource } from "./descriptor_source.ts";
+import type { Partition } from "./partition.ts";
+import { fileSystemOn, readTableOf, type ShownTable } from "./show.ts";
+
+/** What the table of a file says; `undefined` when the reference leads to no regular file. */
+export function readImage(device: DeviceRef): ShownTable | undefined {
+  if (typeof device !== "string") return undefined;
+  const place = locate(device);
+  if ("minor" in place) return undefined;
+  const { text, bytes } = place.node;
+  const found = FoundFile.find(AT_FDCWD, bytes);
+  // Whoever opens it as a device says what is wrong.
+  if (typeof found === "number") return undefined;
+  using file = found;
+  if (!isRegularFile(file.stat)) return undefined;
+  const fd = unwrap(file.open(O_RDONLY | O_NONBLOCK | O_NOCTTY), () => ({
+    action: `Cannot open ${quote(text)} for reading`,
+    operation: "open",
+    path: text,
+  }));
+  using descriptor = new FileDescriptor(fd);
+  const size = Number(file.stat.size);
+  const name = quote(text);
+  const source = new DescriptorSource(descriptor.fd, { start: 0, size }, name);
+  const table = readTableOf(source, name, text);
+  return {
+    size,
+    unusable: table?.unusable ?? [],
+    partitions: (table?.partitions ?? [])
+      .map(({ isContainer, ...entry }): Partition => ({
+        ...entry,
+        path: partitionPath(text, entry.number),
+        ...(!isContainer &&
+          fileSystemOn(new DescriptorSource(descriptor.fd, entry, name))),
+      })),
+    ...(table === undefined && fileSystemOn(source)),
+  };
+}
+
+/** As the kernel and sfdisk name partitions: `disk.img1`, `disk2p1`. There is no such file. */
+function partitionPath(path: string, number: number): string {
+  return `${path}${/\d$/.test(path) ? "p" : ""}${number}`;
+}
