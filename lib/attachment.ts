@@ -131,7 +131,7 @@ export class Attachment implements AsyncDisposable {
    */
   async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
     const waiting = checkPartitionsOptions(options);
-    const { showPartitions } = await import("./partitions/show.ts");
+    const { showPartitions } = await import("./partitions/appear.ts");
     return await showPartitions(this.#loop, waiting, this.#nodes);
   }
 

@@ -2,6 +2,8 @@ import { inspect } from "../devices.ts";
 import { escapeControls, LoopError, quote } from "../errors.ts";
 import { describeHolder } from "../describe_holder.ts";
 import { findHolders } from "../holder_search.ts";
+import type { Holder } from "../holder.ts";
+import type { LoopDevice } from "../kernel/attached_devices.ts";
 import { extentOf, partitionsOf, rdevOf } from "../kernel/loop_sysfs.ts";
 import type { FileSystem } from "../mounting/file_system.ts";
 import type { Partition } from "../partitions/partition.ts";
@@ -56,32 +58,46 @@ async function run(args: string[]): Promise<number> {
     return 0;
   }
 
+  const rows = rowsOf(details);
+  const width = Math.max(...rows.map(([key]) => key.length));
+  for (const [key, value] of rows) {
+    print(`${key.padEnd(width)}  ${escapeControls(value)}`.trimEnd());
+  }
+  return 0;
+}
+
+/** A device with what is on it, and who uses it. */
+type Details = Omit<LoopDevice, "reference"> & Content & { holders: Holder[] };
+
+/** Everything that is known, as rows of a name and a value. */
+function rowsOf(details: Details): [name: string, value: string][] {
+  const { fileSystem, partitions, holders } = details;
   const human = (bytes: number): string =>
     bytes < 1024 ? `${bytes}` : `${bytes} (${formatSize(bytes)})`;
-  const rows: [string, string][] = [
-    ["device", device.path],
-    ["backing file", device.backingFile],
-    ["deleted", yes(device.deleted)],
-    ["size", human(device.size)],
-    ["offset", human(device.offset)],
-    ["sizelimit", human(device.sizelimit)],
-    ["block size", `${device.blockSize}`],
-    ["read-only", yes(device.readOnly)],
-    ["autoclear", yes(device.autoclear)],
-    ["partscan", yes(device.partscan)],
-    ["direct I/O", yes(device.directIo)],
+  return [
+    ["device", details.path],
+    ["backing file", details.backingFile],
+    ["deleted", yes(details.deleted)],
+    ["size", human(details.size)],
+    ["offset", human(details.offset)],
+    ["sizelimit", human(details.sizelimit)],
+    ["block size", `${details.blockSize}`],
+    ["read-only", yes(details.readOnly)],
+    ["autoclear", yes(details.autoclear)],
+    ["partscan", yes(details.partscan)],
+    ["direct I/O", yes(details.directIo)],
     ["reference", details.reference ?? "(it may not be opened)"],
-    ["disk sequence", `${device.diskSequence}`],
-    ...(details.fileSystem === undefined ? [] : [
-      ["file system", describeFileSystem(details.fileSystem)] as [
+    ["disk sequence", `${details.diskSequence}`],
+    ...(fileSystem === undefined ? [] : [
+      ["file system", describeFileSystem(fileSystem)] as [
         string,
         string,
       ],
     ]),
-    ...(details.partitions.length === 0
+    ...(partitions.length === 0
       ? [["partitions", "none"] as [string, string]]
       : []),
-    ...details.partitions.map((
+    ...partitions.map((
       { path, size, fileSystem },
       index,
     ): [string, string] => [
@@ -98,11 +114,6 @@ async function run(args: string[]): Promise<number> {
       describeHolder(holder),
     ]),
   ];
-  const width = Math.max(...rows.map(([key]) => key.length));
-  for (const [key, value] of rows) {
-    print(`${key.padEnd(width)}  ${escapeControls(value)}`.trimEnd());
-  }
-  return 0;
 }
 
 /** What only the device itself tells. */
@@ -118,7 +129,7 @@ interface Content {
 async function contentOf(minor: number): Promise<Content> {
   try {
     using loop = openLoop(minor, { readOnly: true });
-    const { lookAt } = await import("../partitions/show.ts");
+    const { lookAt } = await import("../partitions/appear.ts");
     const { partitions, fileSystem } = lookAt(loop);
     return {
       reference: loop.getInfo().fileName,

@@ -7,7 +7,7 @@ import { AT_FDCWD, O_NOCTTY, O_NONBLOCK, O_RDONLY } from "../sys/libc.ts";
 import { isRegularFile } from "../sys/stat.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
 import type { Partition } from "./partition.ts";
-import { fileSystemOn, readTableOf, type ShownTable } from "./show.ts";
+import { fileSystemOn, readTableOf, type ShownTable } from "./appear.ts";
 
 /** What the table of a file says; `undefined` when the reference leads to no regular file. */
 export function readImage(device: DeviceRef): ShownTable | undefined {

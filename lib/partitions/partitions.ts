@@ -4,7 +4,7 @@ import { checkOptions, checkSignal, checkTimeout } from "../arguments.ts";
 import type { DeviceRef } from "../device_ref.ts";
 import { openAttached } from "../attaching/open_attached.ts";
 import type { Partition } from "./partition.ts";
-import type { ShownTable } from "./show.ts";
+import type { ShownTable } from "./appear.ts";
 
 /** How {@linkcode partitions} waits. */
 export interface PartitionsOptions {
@@ -75,7 +75,7 @@ export async function partitionTable(
   const { readImage } = await import("./image_file.ts");
   const image = readImage(device);
   if (image !== undefined) return image;
-  const { showTable } = await import("./show.ts");
+  const { showTable } = await import("./appear.ts");
   using loop = openAttached(device, "show the partitions of");
   return await showTable(loop, waiting);
 }
