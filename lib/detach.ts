@@ -111,7 +111,7 @@ function isAttachment(
     "detach" in device && typeof device.detach === "function";
 }
 
-/** The same, with something more to recognise the binding by. */
+/** The same, with something more to recognize the binding by. */
 export async function detachBinding(
   device: DeviceRef,
   backing: BackingFile | undefined,

@@ -25,7 +25,7 @@ is 1 when attaching cannot work, or nothing can be found out. Permissions: deno 
 
 const MARKS = { ok: "ok", warning: "warning", problem: "PROBLEM" };
 /** How a terminal shows them: green, yellow, bold red. */
-const COLOURS = { ok: "32", warning: "33", problem: "1;31" };
+const COLORS = { ok: "32", warning: "33", problem: "1;31" };
 
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
@@ -39,14 +39,14 @@ async function run(args: string[]): Promise<number> {
   return canAttach ? 0 : 1;
 }
 
-/** One line a check; on a terminal it is broken between words, and in colour. */
+/** One line a check; on a terminal it is broken between words, and in color. */
 function lines(checks: Check[]): string[] {
   const isTerminal = Deno.stdout.isTerminal();
-  const inColour = isTerminal && !Deno.noColor;
+  const inColor = isTerminal && !Deno.noColor;
   const width = Math.max(...checks.map(({ name }) => name.length));
   return checks.flatMap(({ name, status, finding, remedy }) => {
     const mark = MARKS[status].padEnd(MARKS.warning.length);
-    const shown = inColour ? `\x1b[${COLOURS[status]}m${mark}\x1b[0m` : mark;
+    const shown = inColor ? `\x1b[${COLORS[status]}m${mark}\x1b[0m` : mark;
     const head = `${shown}  ${name.padEnd(width)}  `;
     const indent = MARKS.warning.length + width + 4;
     const texts = [finding, ...remedy === undefined ? [] : [`-> ${remedy}`]]

@@ -10,7 +10,7 @@ export const command: Command = {
 loopdev find disk.img > /dev/null && echo attached`,
   options: {},
   notes:
-    `The file is recognised by device and inode: through hard links, symbolic links and
+    `The file is recognized by device and inode: through hard links, symbolic links and
 bind mounts. Prints one path a line; the exit status is 1 when there is none.
 Permissions: deno run --allow-ffi.`,
   run,

@@ -78,13 +78,13 @@ export class Btrfs {
       .filter((path) => path !== undefined);
   }
 
-  /** Those that were not recognised among the mounts. */
+  /** Those that were not recognized among the mounts. */
   #missing(): FileSystem[] {
     const seen = new Set(this.#byNumber.values());
     return this.#all.filter((one) => !seen.has(one));
   }
 
-  /** The mounts of the one that was not recognised, when it can only be these. */
+  /** The mounts of the one that was not recognized, when it can only be these. */
   mountsLeft(): Mounted[] {
     const missing = this.#missing();
     const [number, ...others] = this.#unknown.keys();

@@ -108,7 +108,7 @@ function sourceOf({ fd, path }: Loop, size: number): DescriptorSource {
   return new DescriptorSource(fd, { start: 0, size }, quote(path));
 }
 
-/** What is recognised in a range, as a property. What cannot be read is not. */
+/** What is recognized in a range, as a property. What cannot be read is not. */
 export function fileSystemOn(
   source: DescriptorSource,
 ): { fileSystem?: FileSystem } {

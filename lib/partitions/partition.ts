@@ -16,7 +16,7 @@ export interface Partition {
   name?: string;
   /** GPT: its GUID, in upper case. MBR: disk id and number, `"1234abcd-01"`. */
   uuid?: string;
-  /** What is in it, when it is recognised. */
+  /** What is in it, when it is recognized. */
   fileSystem?: FileSystem;
   /** Why it is not as the table says, or not there: `overlaps partition 2`, in one line. */
   problem?: string;

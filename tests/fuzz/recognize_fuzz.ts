@@ -1,5 +1,5 @@
 /**
- * Recognises damaged superblocks: `recognize_fuzz.ts [COUNT [SEED]]`.
+ * Recognizes damaged superblocks: `recognize_fuzz.ts [COUNT [SEED]]`.
  *
  * Plants the marks of file systems among random bytes; ends with status 1 when one makes it
  * throw, read too much or give what is no plain line.
