@@ -32,6 +32,22 @@ export async function pollUntil(
   }
 }
 
+/** So long the event loop stops at most, in milliseconds. */
+const SLICE = 10;
+
+/** Work in slices: the event loop goes on in between. */
+export class Slices {
+  #start = performance.now();
+
+  /** Lets others run when they have waited for long enough; whether they did. */
+  async pause(): Promise<boolean> {
+    if (performance.now() - this.#start <= SLICE) return false;
+    await sleep(0, undefined);
+    this.#start = performance.now();
+    return true;
+  }
+}
+
 /** A pause that an abort ends. */
 export function sleep(
   milliseconds: number,

@@ -229,6 +229,9 @@ function ntfs(reader: Reader): FileSystem | undefined {
   return describe("ntfs", ntfsLabel(reader), uuid);
 }
 
+/** A volume has about ten. */
+const MAX_ATTRIBUTES = 64;
+
 /** The name in the record of the volume, the fourth of the master file table. */
 function ntfsLabel(reader: Reader): string {
   const factor = reader.bytes(13, 1)[0]!;
@@ -241,7 +244,7 @@ function ntfsLabel(reader: Reader): string {
   const volume = table + 3 * record;
   if (!reader.has(volume, "FILE")) return "";
   let at = reader.u16(volume + 20);
-  while (at + 24 <= record) {
+  for (let count = 0; count < MAX_ATTRIBUTES && at + 24 <= record; count++) {
     const type = reader.u32(volume + at);
     const length = reader.u32(volume + at + 4);
     if (type === 0xffffffff || length < 16) return "";

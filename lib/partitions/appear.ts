@@ -22,7 +22,9 @@ import {
 } from "../sys/errno.ts";
 import type { FileSystem } from "../mounting/file_system.ts";
 import { recognize } from "../mounting/recognize.ts";
-import { pollUntil, sleep, type WaitOptions } from "../waiting.ts";
+import { sequenceOf } from "../attaching/release.ts";
+import { recycled } from "../device_ref.ts";
+import { pollUntil, Slices, type WaitOptions } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
 import { isSlice } from "./foreign.ts";
@@ -58,20 +60,17 @@ export async function showTable(
   waiting: WaitOptions,
   nodes?: NodeDirectory,
 ): Promise<ShownTable> {
-  // First, so that the kernel looks before we do, and drops them at the detach.
-  loop.setStatus({ partscan: true });
-  const size = loop.getSize();
-  const table = read(loop, size);
-  const showing = new Showing(loop, table, nodes);
+  const showing = new Showing(loop, nodes);
+  showing.read();
+  // The kernel looks before we do, and drops them at the detach. Where there is no table
+  // it would drop those that somebody else has made.
+  if (showing.hasTable || partitionsOf(loop.minor).length === 0) {
+    loop.setStatus({ partscan: true });
+  }
   // A scan that somebody else has caused drops and returns all of them.
   const looks = await pollUntil(() => showing.look(waiting), waiting);
   if (looks === undefined) throw showing.timedOut();
-  return {
-    size,
-    partitions: showing.result(),
-    unusable: table?.unusable ?? [],
-    ...(table === undefined && fileSystemOn(sourceOf(loop, size))),
-  };
+  return showing.describe(showing.result());
 }
 
 /**
@@ -79,24 +78,13 @@ export async function showTable(
  * Nothing is changed, and what cannot be read is left out.
  */
 export function lookAt(loop: Loop): ShownTable {
-  const size = loop.getSize();
-  const table = readIfSound(loop, size);
-  const showing = new Showing(loop, table, undefined);
-  return {
-    size,
-    partitions: showing.present(),
-    unusable: table?.unusable ?? [],
-    ...(table === undefined && fileSystemOn(sourceOf(loop, size))),
-  };
-}
-
-function readIfSound(loop: Loop, size: number): PartitionTable | undefined {
+  const showing = new Showing(loop, undefined);
   try {
-    return read(loop, size);
+    showing.read();
   } catch (error) {
-    if (error instanceof LoopError) return undefined;
-    throw error;
+    if (!(error instanceof LoopError)) throw error; // a damaged table is none
   }
+  return showing.describe(showing.present());
 }
 
 function read(loop: Loop, size: number): PartitionTable | undefined {
@@ -145,9 +133,6 @@ export function readTableOf(
   }
 }
 
-/** So long the event loop stops at most: there may be hundreds of partitions. */
-const SLICE_MILLISECONDS = 10;
-
 /** A partition as the kernel has it. */
 export interface KnownPartition extends KernelPartition {
   readonly start: number;
@@ -158,10 +143,12 @@ export interface KnownPartition extends KernelPartition {
 class Showing {
   readonly #loop: Loop;
   readonly #nodes: NodeDirectory | undefined;
-  readonly #entries: readonly TableEntry[];
-  /** Whether we know what the table is. */
-  readonly #isRead: boolean;
+  /** Of the binding whose partitions they are. */
+  readonly #sequence: number | undefined;
   readonly #sectorSize: number;
+  #size = 0;
+  /** What the disk has now, when we know what it is. */
+  #table: PartitionTable | undefined;
   /** Those that the kernel does not take from us. */
   readonly #refused = new Set<number>();
   /** In use, and no longer in the table. */
@@ -170,34 +157,63 @@ class Showing {
   #known: KnownPartition[] = [];
   #missing: string[] = [];
 
-  constructor(
-    loop: Loop,
-    table: PartitionTable | undefined,
-    nodes: NodeDirectory | undefined,
-  ) {
+  constructor(loop: Loop, nodes: NodeDirectory | undefined) {
     this.#loop = loop;
     this.#nodes = nodes;
-    this.#isRead = table !== undefined;
-    this.#entries = table?.partitions ?? [];
+    this.#sequence = sequenceOf(loop);
     this.#sectorSize = loop.getBlockSize();
+  }
+
+  /** Reads the table. */
+  read(): void {
+    this.#size = this.#loop.getSize();
+    this.#table = read(this.#loop, this.#size);
+  }
+
+  /** Whether there is a table that we know. */
+  get hasTable(): boolean {
+    return this.#table !== undefined;
+  }
+
+  get #entries(): readonly TableEntry[] {
+    return this.#table?.partitions ?? [];
+  }
+
+  /** What became of the table. */
+  describe(partitions: Partition[]): ShownTable {
+    const source = sourceOf(this.#loop, this.#size);
+    return {
+      size: this.#size,
+      partitions,
+      unusable: this.#table?.unusable ?? [],
+      ...(!this.hasTable && fileSystemOn(source)),
+    };
+  }
+
+  /** Others may have exchanged the file, or detached and attached another, while we waited. */
+  #checkBinding(): void {
+    if (sequenceOf(this.#loop) === this.#sequence) return;
+    throw recycled("show the partitions of", this.#loop.path);
   }
 
   /** Does what is to be done; whether all is there. */
   async look(waiting: WaitOptions): Promise<boolean> {
+    this.#checkBinding();
+    this.read();
     this.#known = knownPartitions(this.#loop.minor);
     const { inTheWay, stale } = this.#sortOut();
     if (inTheWay.length + stale.length > 0) {
       const left = await makeRoom(this.#loop, inTheWay, stale, waiting);
       left.forEach((number) => this.#left.add(number));
+      this.#checkBinding();
+      this.read();
       this.#known = knownPartitions(this.#loop.minor);
     }
     const known = new Map(this.#known.map((one) => [one.number, one]));
     this.#missing = [];
-    let start = performance.now();
+    const slices = new Slices();
     const pause = async () => {
-      if (performance.now() - start <= SLICE_MILLISECONDS) return;
-      await sleep(0, undefined);
-      start = performance.now();
+      if (await slices.pause()) this.#checkBinding();
     };
     for (const entry of this.#entries) {
       await pause();
@@ -232,7 +248,7 @@ class Showing {
 
   /** What must go: it is elsewhere, larger, or no longer in the table. */
   #sortOut(): { inTheWay: KnownPartition[]; stale: KnownPartition[] } {
-    if (!this.#isRead) return { inTheWay: [], stale: [] };
+    if (!this.hasTable) return { inTheWay: [], stale: [] };
     const wanted = new Map(this.#entries.map((entry) => [entry.number, entry]));
     const inTheWay: KnownPartition[] = [];
     const stale: KnownPartition[] = [];
@@ -257,8 +273,8 @@ class Showing {
 
   /** Whether a partition is where it should be, or can be made to grow to that. */
   #begins(known: KnownPartition, entry: TableEntry): boolean {
-    if (known.start !== entry.start) return false;
-    return entry.isContainer === true || known.size <= entry.size;
+    return known.start === entry.start &&
+      known.size <= this.#shown(entry).size;
   }
 
   #place(entry: TableEntry, known: KnownPartition | undefined): void {
@@ -267,8 +283,12 @@ class Showing {
     if (known === undefined) {
       this.#missing.push(this.#pathOf(entry.number)); // look again
       this.#check(entry, addPartition(this.#loop.fd, extent), "add");
-    } else if (known.size < entry.size && !entry.isContainer) {
+    } else if (known.size < extent.size && !entry.isContainer) {
       this.#missing.push(this.#pathOf(entry.number));
+      // The kernel would make it smaller too, mounted or not, if somebody else has let it
+      // grow a moment ago.
+      const now = extentOf(this.#loop.minor, known);
+      if (now?.start !== extent.start || now.size >= extent.size) return;
       this.#check(entry, resizePartition(this.#loop.fd, extent), "resize");
     }
   }

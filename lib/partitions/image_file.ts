@@ -5,12 +5,15 @@ import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import { FoundFile } from "../kernel/found_file.ts";
 import { AT_FDCWD, O_NOCTTY, O_NONBLOCK, O_RDONLY } from "../sys/libc.ts";
 import { isRegularFile } from "../sys/stat.ts";
+import { Slices } from "../waiting.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
 import type { Partition } from "./partition.ts";
 import { fileSystemOn, readTableOf, type ShownTable } from "./appear.ts";
 
 /** What the table of a file says; `undefined` when the reference leads to no regular file. */
-export function readImage(device: DeviceRef): ShownTable | undefined {
+export async function readImage(
+  device: DeviceRef,
+): Promise<ShownTable | undefined> {
   if (typeof device !== "string") return undefined;
   const place = locate(device);
   if ("minor" in place) return undefined;
@@ -30,16 +33,21 @@ export function readImage(device: DeviceRef): ShownTable | undefined {
   const name = quote(text);
   const source = new DescriptorSource(descriptor.fd, { start: 0, size }, name);
   const table = readTableOf(source, name, text);
+  const partitions: Partition[] = [];
+  const slices = new Slices();
+  for (const { isContainer, ...entry } of table?.partitions ?? []) {
+    await slices.pause();
+    partitions.push({
+      ...entry,
+      path: partitionPath(text, entry.number),
+      ...(!isContainer &&
+        fileSystemOn(new DescriptorSource(descriptor.fd, entry, name))),
+    });
+  }
   return {
     size,
     unusable: table?.unusable ?? [],
-    partitions: (table?.partitions ?? [])
-      .map(({ isContainer, ...entry }): Partition => ({
-        ...entry,
-        path: partitionPath(text, entry.number),
-        ...(!isContainer &&
-          fileSystemOn(new DescriptorSource(descriptor.fd, entry, name))),
-      })),
+    partitions,
     ...(table === undefined && fileSystemOn(source)),
   };
 }

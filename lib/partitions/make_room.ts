@@ -2,6 +2,7 @@
 import { describeHolders } from "../describe_holder.ts";
 import { LoopBusyError, quote, unwrap } from "../errors.ts";
 import type { Loop } from "../kernel/loop.ts";
+import { extentOf } from "../kernel/loop_sysfs.ts";
 import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
 import { EBUSY, ENXIO } from "../sys/errno.ts";
 import { pollUntil, type WaitOptions } from "../waiting.ts";
@@ -34,13 +35,15 @@ export async function makeRoom(
   let busy: Doomed | undefined;
   try {
     const looks = await pollUntil(() => {
-      busy = inTheWay.find((one) =>
+      // First the one that was in use: then nothing has to be put back.
+      const order = busy === undefined ? inTheWay : [busy, ...inTheWay];
+      busy = order.find((one) =>
         !removed.includes(one) && !remove(loop, one, removed)
       );
+      if (busy !== undefined) restore(loop, removed);
       return busy === undefined;
     }, { ...waiting, timeout });
     if (looks === undefined && busy !== undefined) {
-      restore(loop, removed);
       throw await busyError(loop, busy);
     }
   } catch (error) {
@@ -51,8 +54,10 @@ export async function makeRoom(
     .map(({ number }) => number);
 }
 
-/** Whether it has gone; not when it is in use. */
+/** Whether it has gone, or is not what it was any more; not when it is in use. */
 function remove(loop: Loop, doomed: Doomed, removed: Doomed[]): boolean {
+  const now = extentOf(loop.minor, doomed);
+  if (now?.start !== doomed.start || now.size !== doomed.size) return true;
   const result = deletePartition(loop.fd, doomed.number);
   if (result === -EBUSY) return false;
   if (result === -ENXIO) return true;

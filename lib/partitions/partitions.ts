@@ -73,7 +73,7 @@ export async function partitionTable(
   const waiting = checkPartitionsOptions(options);
   // Read when it is needed: most programs have no partitions.
   const { readImage } = await import("./image_file.ts");
-  const image = readImage(device);
+  const image = await readImage(device);
   if (image !== undefined) return image;
   const { showTable } = await import("./appear.ts");
   using loop = openAttached(device, "show the partitions of");
