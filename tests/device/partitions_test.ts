@@ -1,8 +1,11 @@
 import {
   attach,
   detach,
+  list,
+  Loop,
   LoopBusyError,
   LoopError,
+  openFile,
   openMemory,
   type Partition,
   partitions,
@@ -31,6 +34,7 @@ import {
   withScratch,
 } from "./support.ts";
 import { addPartition } from "../../lib/sys/blk_uapi.ts";
+import { ioctlValue } from "../../lib/sys/libc.ts";
 
 const MiB = 1 << 20;
 
@@ -451,6 +455,81 @@ describe("partitions()", onDevices, () => {
         () => partitions({ minor, diskSequence }),
         StaleDeviceError,
       );
+    }),
+  );
+
+  it(
+    "leave those of others alone where there is no table, or a damaged one",
+    withScratch(async (scratch) => {
+      for (const damage of ["none", "header"]) {
+        const path = damage === "none"
+          ? scratch.image(16 * MiB, damage)
+          : gptImage(scratch, damage);
+        if (damage === "header") {
+          using file = Deno.openSync(path, { write: true });
+          for (const at of [512, Deno.statSync(path).size - 512]) {
+            file.seekSync(at + 40, Deno.SeekMode.Start);
+            file.writeSync(new Uint8Array(8).fill(0xff));
+          }
+        }
+        using own = new OwnDevice();
+        await using device = await attach(path, { minor: own.minor });
+        runOk("addpart", own.path, "9", "4096", "64");
+        if (damage === "none") {
+          const [partition] = await partitions(device.minor);
+          assertEquals(partition?.number, 9);
+        } else {
+          const error = await assertRejects(
+            () => partitions(device.minor),
+            LoopError,
+          );
+          assertEquals(error.code, "EUCLEAN");
+        }
+        assertEquals(partitionNames(own.name), [`${own.name}p9`]);
+        using loop = new Loop(own.minor, { readOnly: true });
+        assertEquals(loop.getStatus().partscan, false);
+      }
+    }),
+  );
+
+  it(
+    "refuse a device whose file is exchanged while they wait",
+    withScratch(async (scratch) => {
+      const path = scratch.image(16 * MiB);
+      const one = (start: number): void =>
+        sfdisk(
+          path,
+          `label: dos\\nstart=${start},size=8192,type=83\\n`,
+          "--force",
+          "--no-reread",
+          "--no-tell-kernel",
+        );
+      one(2048);
+      using other = openFile(scratch.image(16 * MiB, "other"), {
+        readOnly: true,
+      });
+      using own = new OwnDevice();
+      await using device = await attach(path, {
+        minor: own.minor,
+        readOnly: true,
+        partscan: true,
+        overlap: "allow",
+      });
+      await device.partitions();
+      one(4096);
+      runOk("blockdev", "--flushbufs", own.path);
+      const held = Deno.openSync(`${own.path}p1`);
+      const identity = list().find(({ minor }) => minor === own.minor)!;
+      const showing = partitions(identity);
+      const refused = assertRejects(() => showing, StaleDeviceError);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      {
+        using loop = new Loop(own.minor, { readOnly: true });
+        const LOOP_CHANGE_FD = 0x4c06;
+        assertEquals(ioctlValue(loop.fd, LOOP_CHANGE_FD, BigInt(other.fd)), 0);
+      }
+      held.close();
+      await refused;
     }),
   );
 
