@@ -32,19 +32,22 @@ export async function pollUntil(
   }
 }
 
-/** So long the event loop stops at most, in milliseconds. */
-const SLICE = 10;
+/** So long the event loop may be stopped at once, in milliseconds. */
+const SLICE = 8;
 
 /** Work in slices: the event loop goes on in between. */
 export class Slices {
-  #start = performance.now();
+  #end = performance.now() + SLICE;
 
-  /** Lets others run when they have waited for long enough; whether they did. */
-  async pause(): Promise<boolean> {
-    if (performance.now() - this.#start <= SLICE) return false;
+  /** Whether others have waited for long enough. */
+  get isTired(): boolean {
+    return performance.now() > this.#end;
+  }
+
+  /** Lets others run. */
+  async breathe(): Promise<void> {
     await sleep(0, undefined);
-    this.#start = performance.now();
-    return true;
+    this.#end = performance.now() + SLICE;
   }
 }
 

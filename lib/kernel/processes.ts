@@ -5,31 +5,17 @@ import { throwUnless } from "./loop_sysfs.ts";
 import { EACCES, EAGAIN, ENOENT, ESRCH } from "../sys/errno.ts";
 import { AT_FDCWD, cString, shareFiles } from "../sys/libc.ts";
 import { namesIn, openDirectoryAt, readLink, readText } from "../sys/sysfs.ts";
+import { Slices } from "../waiting.ts";
 
 /** So long a search may take, in milliseconds: others decide how much there is to look at. */
 const MAX_TIME = 3000;
-/** So long the event loop may be stopped at once. */
-const SLICE = 8;
-
 /** How long a search goes on, and when it lets others run. */
-export class Pace {
+export class Pace extends Slices {
   readonly #deadline = performance.now() + MAX_TIME;
-  #slice = performance.now() + SLICE;
 
   /** Whether the time is up. */
   get isOver(): boolean {
     return performance.now() > this.#deadline;
-  }
-
-  /** Whether others have waited for long enough. */
-  get isTired(): boolean {
-    return performance.now() > this.#slice;
-  }
-
-  /** Lets others run. */
-  async breathe(): Promise<void> {
-    await new Promise((resolve) => setTimeout(resolve, 0));
-    this.#slice = performance.now() + SLICE;
   }
 }
 

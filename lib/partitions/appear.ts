@@ -1,4 +1,6 @@
 /** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
+import { sequenceOf } from "../attaching/release.ts";
+import { recycled } from "../device_ref.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import type { Loop } from "../kernel/loop.ts";
@@ -22,8 +24,6 @@ import {
 } from "../sys/errno.ts";
 import type { FileSystem } from "../mounting/file_system.ts";
 import { recognize } from "../mounting/recognize.ts";
-import { sequenceOf } from "../attaching/release.ts";
-import { recycled } from "../device_ref.ts";
 import { pollUntil, Slices, type WaitOptions } from "../waiting.ts";
 import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
@@ -68,9 +68,14 @@ export async function showTable(
     loop.setStatus({ partscan: true });
   }
   // A scan that somebody else has caused drops and returns all of them.
-  const looks = await pollUntil(() => showing.look(waiting), waiting);
+  let isFirst = true;
+  const looks = await pollUntil(() => {
+    if (!isFirst) showing.readAgain();
+    isFirst = false;
+    return showing.look(waiting);
+  }, waiting);
   if (looks === undefined) throw showing.timedOut();
-  return showing.describe(showing.result());
+  return showing.outcome(showing.result());
 }
 
 /**
@@ -84,16 +89,7 @@ export function lookAt(loop: Loop): ShownTable {
   } catch (error) {
     if (!(error instanceof LoopError)) throw error; // a damaged table is none
   }
-  return showing.describe(showing.present());
-}
-
-function read(loop: Loop, size: number): PartitionTable | undefined {
-  const source = sourceOf(loop, size);
-  return readTableOf(source, quote(loop.path), loop.path, loop.getBlockSize());
-}
-
-function sourceOf({ fd, path }: Loop, size: number): DescriptorSource {
-  return new DescriptorSource(fd, { start: 0, size }, quote(path));
+  return showing.outcome(showing.present());
 }
 
 /** What is recognized in a range, as a property. What cannot be read is not. */
@@ -134,7 +130,7 @@ export function readTableOf(
 }
 
 /** A partition as the kernel has it. */
-export interface KnownPartition extends KernelPartition {
+interface KnownPartition extends KernelPartition {
   readonly start: number;
   readonly size: number;
 }
@@ -145,8 +141,8 @@ class Showing {
   readonly #nodes: NodeDirectory | undefined;
   /** Of the binding whose partitions they are. */
   readonly #sequence: number | undefined;
-  readonly #sectorSize: number;
   #size = 0;
+  #sectorSize = 0;
   /** What the disk has now, when we know what it is. */
   #table: PartitionTable | undefined;
   /** Those that the kernel does not take from us. */
@@ -161,13 +157,34 @@ class Showing {
     this.#loop = loop;
     this.#nodes = nodes;
     this.#sequence = sequenceOf(loop);
-    this.#sectorSize = loop.getBlockSize();
   }
 
   /** Reads the table. */
   read(): void {
+    const { path } = this.#loop;
     this.#size = this.#loop.getSize();
-    this.#table = read(this.#loop, this.#size);
+    this.#sectorSize = this.#loop.getBlockSize();
+    this.#table = readTableOf(
+      this.#source(),
+      quote(path),
+      path,
+      this.#sectorSize,
+    );
+  }
+
+  /** Reads the table of the same binding after others could run. */
+  readAgain(): void {
+    this.#checkBinding();
+    this.read();
+  }
+
+  #source(): DescriptorSource {
+    const { fd, path } = this.#loop;
+    return new DescriptorSource(
+      fd,
+      { start: 0, size: this.#size },
+      quote(path),
+    );
   }
 
   /** Whether there is a table that we know. */
@@ -180,13 +197,12 @@ class Showing {
   }
 
   /** What became of the table. */
-  describe(partitions: Partition[]): ShownTable {
-    const source = sourceOf(this.#loop, this.#size);
+  outcome(partitions: Partition[]): ShownTable {
     return {
       size: this.#size,
       partitions,
       unusable: this.#table?.unusable ?? [],
-      ...(!this.hasTable && fileSystemOn(source)),
+      ...(!this.hasTable && fileSystemOn(this.#source())),
     };
   }
 
@@ -198,22 +214,21 @@ class Showing {
 
   /** Does what is to be done; whether all is there. */
   async look(waiting: WaitOptions): Promise<boolean> {
-    this.#checkBinding();
-    this.read();
     this.#known = knownPartitions(this.#loop.minor);
     const { inTheWay, stale } = this.#sortOut();
     if (inTheWay.length + stale.length > 0) {
       const left = await makeRoom(this.#loop, inTheWay, stale, waiting);
       left.forEach((number) => this.#left.add(number));
-      this.#checkBinding();
-      this.read();
+      this.readAgain();
       this.#known = knownPartitions(this.#loop.minor);
     }
     const known = new Map(this.#known.map((one) => [one.number, one]));
     this.#missing = [];
     const slices = new Slices();
     const pause = async () => {
-      if (await slices.pause()) this.#checkBinding();
+      if (!slices.isTired) return;
+      await slices.breathe();
+      this.#checkBinding();
     };
     for (const entry of this.#entries) {
       await pause();

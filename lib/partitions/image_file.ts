@@ -36,7 +36,7 @@ export async function readImage(
   const partitions: Partition[] = [];
   const slices = new Slices();
   for (const { isContainer, ...entry } of table?.partitions ?? []) {
-    await slices.pause();
+    if (slices.isTired) await slices.breathe();
     partitions.push({
       ...entry,
       path: partitionPath(text, entry.number),
