@@ -29,7 +29,7 @@ export const MAX_INLINE_BYTES: bigint = 8n << 20n;
 export const MAX_INLINE_PAGES = 2048;
 
 /** Clean pages that the last close of a device drops: 64 MiB. */
-export const MAX_INLINE_CACHED_PAGES = 16384;
+const MAX_INLINE_CACHED_PAGES = 16384;
 
 /** A device, and which binding of it. */
 export interface Binding {
@@ -60,7 +60,7 @@ export async function release(loop: Loop): Promise<Released> {
 }
 
 /** Releases a device at once: for one of which little is cached. */
-export function releaseNow(loop: Loop): Released {
+function releaseNow(loop: Loop): Released {
   return releaseBy(loop, writeBack);
 }
 
