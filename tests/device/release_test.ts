@@ -24,10 +24,19 @@ import {
   OwnDevice,
   partitionNames,
   runOk,
+  type Scratch,
+  type Undo,
   withScratch,
 } from "./support.ts";
 
 const MiB = 1 << 20;
+
+/** A file system in the directory `small` of a test, with no room for what it writes. */
+function smallDisk(scratch: Scratch, size: string): Undo {
+  const path = `${scratch.path}/small`;
+  Deno.mkdirSync(path);
+  return mounted("-t", "tmpfs", "-o", `size=${size}`, "none", path);
+}
 
 describe("Attachment.detach() and detach()", onDevices, () => {
   it(
@@ -78,9 +87,7 @@ describe("Attachment", onDevices, () => {
   it(
     "reports that much could not be written back, by detach() and by persist()",
     withScratch(async (scratch) => {
-      const small = `${scratch.path}/small`;
-      Deno.mkdirSync(small);
-      using mount = mounted("-t", "tmpfs", "-o", "size=16M", "none", small);
+      using mount = smallDisk(scratch, "16M");
       for (const persists of [false, true]) {
         const path = scratch.image(64 * MiB, "small/disk.img");
         const device = await attach(path);
@@ -108,9 +115,7 @@ describe("Attachment", onDevices, () => {
   it(
     "reports by disposal what a detach() that was aborted could not tell",
     withScratch(async (scratch) => {
-      const small = `${scratch.path}/small`;
-      Deno.mkdirSync(small);
-      using mount = mounted("-t", "tmpfs", "-o", "size=2M", "none", small);
+      using mount = smallDisk(scratch, "2M");
       const path = scratch.image(8 * MiB, "small/disk.img");
       const device = await attach(path);
       await device.write(new Uint8Array(6 * MiB).fill(1), 0);
@@ -186,9 +191,7 @@ describe("writeBackError()", onDevices, () => {
   it(
     "tells once of an error of another descriptor, without writing",
     withScratch(async (scratch) => {
-      const small = `${scratch.path}/small`;
-      Deno.mkdirSync(small);
-      using mount = mounted("-t", "tmpfs", "-o", "size=1M", "none", small);
+      using mount = smallDisk(scratch, "1M");
       const device = await attach(scratch.image(4 * MiB, "small/disk.img"));
       assertEquals(writeBackError(device.loop.fd), 0);
       using writer = new Loop(device.minor);
