@@ -1,0 +1,189 @@
+/** Which file system of a disk is mounted: the only one, or the one that was asked for. */
+import { LoopError, printable, quote } from "../errors.ts";
+import { exactSize, type Loop } from "../kernel/loop.ts";
+import { partitionsOf } from "../kernel/loop_sysfs.ts";
+import type { NodeDirectory } from "../kernel/node_directory.ts";
+import { showPartitions } from "../partitions/appear.ts";
+import { DamagedTable } from "../partitions/damaged_table.ts";
+import { DescriptorSource } from "../partitions/descriptor_source.ts";
+import type { Partition } from "../partitions/partition.ts";
+import { readTable } from "../partitions/table.ts";
+import { EINVAL, ENOENT } from "../sys/errno.ts";
+import { DEFAULT_TIMEOUT } from "../waiting.ts";
+import type { FileSystem } from "./file_system.ts";
+import type { MountRequest } from "./options.ts";
+import { recognize } from "./recognize.ts";
+
+/** A disk that is open. */
+export interface Disk {
+  readonly loop: Loop;
+  /** By which it can be opened. */
+  readonly path: string;
+  readonly nodes: NodeDirectory | undefined;
+}
+
+/** The path of the device to mount: that of the disk, or of a partition. */
+export async function choosePath(
+  disk: Disk,
+  request: MountRequest,
+): Promise<string> {
+  const { partition, signal } = request;
+  const whole = recognizeDisk(disk);
+  if (partition === undefined && !mayHavePartitions(disk, whole)) {
+    return disk.path;
+  }
+  const waiting = { timeout: DEFAULT_TIMEOUT, signal };
+  const all = await showPartitions(disk.loop, waiting, disk.nodes);
+  return partition === undefined
+    ? chooseAmong(disk, whole, all)
+    : find(disk, all, partition).path;
+}
+
+function recognizeDisk({ loop, path }: Disk): FileSystem | undefined {
+  const range = { start: 0, size: Number(exactSize(loop)) };
+  return recognize(new DescriptorSource(loop.fd, range, quote(path)));
+}
+
+/** A partition table beside these is for firmware, and its partitions are parts of them. */
+const WITH_TABLE = ["iso9660", "udf"];
+
+/** Whether partitions are to be looked at. A table that cannot be read counts only where nothing else is known. */
+function mayHavePartitions(
+  { loop, path }: Disk,
+  whole: FileSystem | undefined,
+): boolean {
+  if (whole !== undefined && WITH_TABLE.includes(whole.type)) return false;
+  if (partitionsOf(loop.minor).length > 0) return true;
+  const range = { start: 0, size: Number(exactSize(loop)) };
+  try {
+    const source = new DescriptorSource(loop.fd, range, quote(path));
+    const table = readTable(source, { sectorSize: loop.getBlockSize() });
+    return table !== undefined && table.partitions.length > 0;
+  } catch (error) {
+    if (!(error instanceof DamagedTable)) throw error;
+    return whole === undefined;
+  }
+}
+
+const OPENED = "cryptsetup opens it, and what that gives is mounted";
+
+/** What a device cannot be mounted for, and what is to be done with it. */
+const NOT_MOUNTED: Readonly<Record<string, string>> = Object.fromEntries(
+  [
+    ["crypto_LUKS", `it is encrypted: ${OPENED}`],
+    ["BitLocker", `it is encrypted: ${OPENED}`],
+    [
+      "LVM2_member",
+      "it is a part of a volume group of LVM: vgchange activates that, and its volumes are mounted",
+    ],
+    [
+      "linux_raid_member",
+      "it is a part of a RAID: mdadm assembles it, and what that gives is mounted",
+    ],
+    ["swap", "it is swap space, and no file system"],
+  ],
+);
+
+function isMountable(fileSystem: FileSystem | undefined): boolean {
+  return fileSystem !== undefined &&
+    !Object.hasOwn(NOT_MOUNTED, fileSystem.type);
+}
+
+function chooseAmong(
+  disk: Disk,
+  whole: FileSystem | undefined,
+  partitions: readonly Partition[],
+): string {
+  const found = partitions.filter(({ fileSystem }) => isMountable(fileSystem));
+  if (whole !== undefined) {
+    if (found.length === 0) return disk.path;
+    // One of the two is old. Whoever writes to it ruins the other.
+    throw refusal(
+      disk,
+      `it has a file system (${
+        printable(whole.type)
+      }), and partitions with others: ${
+        describe(partitions)
+      }; say which partition`,
+    );
+  }
+  if (found.length === 1) return found[0]!.path;
+  if (partitions.length === 0) return disk.path;
+  throw refusal(
+    disk,
+    found.length === 0
+      ? `no partition has a file system that is known here: ${
+        describe(partitions)
+      }`
+      : `it has several file systems: ${
+        describe(partitions)
+      }; say which partition`,
+  );
+}
+
+function find(
+  disk: Disk,
+  partitions: readonly Partition[],
+  wanted: number | string,
+): Partition {
+  const matching = partitions.filter(({ number, name }) =>
+    typeof wanted === "number" ? number === wanted : name === wanted
+  );
+  if (matching.length === 1) return matching[0]!;
+  const what = typeof wanted === "number" ? wanted : quote(wanted);
+  const there = partitions.length === 0
+    ? "it has no partitions"
+    : `its partitions are ${describe(partitions)}`;
+  throw refusal(
+    disk,
+    matching.length === 0
+      ? `there is no partition ${what}: ${there}`
+      : `several partitions have the name ${what}: ${describe(matching)}`,
+    matching.length === 0 ? ENOENT : EINVAL,
+  );
+}
+
+/** So many partitions are named in a message. */
+const MAX_NAMED = 10;
+
+/** Partitions in a message: `1 "boot" (vfat), 2 (nothing known)`. */
+function describe(partitions: readonly Partition[]): string {
+  const words = partitions.slice(0, MAX_NAMED).map(
+    ({ number, name, fileSystem }) =>
+      `${number}${name === undefined ? "" : ` ${quote(name)}`} (${
+        fileSystem === undefined ? "nothing known" : printable(fileSystem.type)
+      })`,
+  );
+  const rest = partitions.length - words.length;
+  return [...words, ...rest > 0 ? [`and ${rest} more`] : []].join(", ");
+}
+
+function refusal({ path }: Disk, hint: string, errno = EINVAL): LoopError {
+  return new LoopError(`Cannot mount ${quote(path)}`, {
+    errno,
+    operation: "mount",
+    path,
+    hint,
+  });
+}
+
+/** The type to mount a device as. */
+export function typeOf(
+  path: string,
+  fileSystem: FileSystem | undefined,
+  wanted: string | undefined,
+): string {
+  if (wanted !== undefined) return wanted;
+  const hint = fileSystem === undefined
+    ? "no file system is recognized on it; option type may name one"
+    : Object.hasOwn(NOT_MOUNTED, fileSystem.type)
+    ? `${NOT_MOUNTED[fileSystem.type]} (${fileSystem.type})`
+    : undefined;
+  if (hint === undefined) return fileSystem!.type;
+  throw new LoopError(`Cannot mount ${quote(path)}`, {
+    errno: EINVAL,
+    operation: "mount",
+    path,
+    hint,
+  });
+}

@@ -1,0 +1,190 @@
+/** The device that is mounted: a whole loop device, or one of its partitions. */
+import type { FilePath } from "../arguments.ts";
+import { quote, UnexpectedDevice, unwrap } from "../errors.ts";
+import { FileDescriptor, unwrapFound } from "../kernel/file_descriptor.ts";
+import { FoundFile } from "../kernel/found_file.ts";
+import { DescriptorSource } from "../partitions/descriptor_source.ts";
+import { BLKGETSIZE64, BLKROGET } from "../sys/blk_uapi.ts";
+import { EBUSY, ENODEV, ENOENT, ENXIO } from "../sys/errno.ts";
+import {
+  AT_FDCWD,
+  cString,
+  ioctlPointer,
+  O_EXCL,
+  O_NONBLOCK,
+  O_RDONLY,
+} from "../sys/libc.ts";
+import { isBlockDevice, majorMinor, type Stat } from "../sys/stat.ts";
+import { readLink } from "../sys/sysfs.ts";
+import type { FileSystem } from "./file_system.ts";
+import { recognize } from "./recognize.ts";
+
+/** Which loop device a block device is, or is a partition of. */
+export interface LoopPlace {
+  readonly minor: number;
+  /** `loop3p1`; `undefined` for the whole device. */
+  readonly partition: string | undefined;
+}
+
+/** The loop device of a device number; `undefined` for another block device. */
+export function loopPlaceOf(rdev: number): LoopPlace | undefined {
+  const [major, minor] = majorMinor(rdev);
+  const target = readLink(`/sys/dev/block/${major}:${minor}`);
+  if (typeof target !== "string") return undefined;
+  const [, digits, partition] = /\/block\/loop(\d+)(?:\/(loop\d+p\d+))?$/
+    .exec(target) ?? [];
+  return digits === undefined
+    ? undefined
+    : { minor: Number(digits), partition };
+}
+
+/** Finds the loop device or partition that a path leads to; `undefined` when it leads to something else. */
+export function findSource(path: FilePath): SourceDevice | undefined {
+  const found = FoundFile.find(AT_FDCWD, path.bytes);
+  // Whoever opens it as a file says what is wrong.
+  if (typeof found === "number") return undefined;
+  const place = isBlockDevice(found.stat)
+    ? loopPlaceOf(found.stat.rdev)
+    : undefined;
+  if (place !== undefined) {
+    return new SourceDevice(found.canonicalPath ?? path.text, place, found);
+  }
+  found[Symbol.dispose]();
+  return undefined;
+}
+
+/** By what a device is known that is not open. */
+export interface Source {
+  readonly path: string;
+  /** Of the loop device. */
+  readonly minor: number;
+  /** As in `st_rdev`. */
+  readonly rdev: number;
+}
+
+/** What is said of a device that has gone. */
+const GONE: readonly number[] = [ENOENT, ENXIO, ENODEV];
+
+/** Whether no file system on it is mounted any more, wherever, and nobody holds it exclusively. */
+export function isSourceReleased({ path, rdev }: Source): boolean {
+  const failure = {
+    action: `Cannot look whether ${quote(path)} is mounted`,
+    operation: "open",
+    path,
+  };
+  const found = FoundFile.find(AT_FDCWD, cString(path));
+  if (typeof found === "number" && GONE.includes(-found)) return true;
+  using node = unwrapFound(found, () => failure);
+  if (node.stat.rdev !== rdev) return true; // another device has its name
+  const fd = node.open(O_RDONLY | O_NONBLOCK | O_EXCL);
+  if (fd === -EBUSY) return false;
+  if (GONE.includes(-fd)) return true;
+  new FileDescriptor(unwrap(fd, () => failure)).close();
+  return true;
+}
+
+/** The node of a device, held by what it is. */
+export class SourceDevice implements Disposable {
+  readonly path: string;
+  readonly place: LoopPlace;
+  readonly stat: Stat;
+  readonly #found: FoundFile;
+
+  /** Takes over what was found. */
+  constructor(path: string, place: LoopPlace, found: FoundFile) {
+    this.path = path;
+    this.place = place;
+    this.stat = found.stat;
+    this.#found = found;
+  }
+
+  /** A node that must be that of this loop device, or of one of its partitions. */
+  static of(path: FilePath, minor: number): SourceDevice {
+    const found = unwrapFound(FoundFile.find(AT_FDCWD, path.bytes), () => ({
+      action: `Cannot mount ${quote(path.text)}`,
+      operation: "open",
+      path: path.text,
+    }));
+    const { mode, rdev } = found.stat;
+    const place = isBlockDevice(found.stat) ? loopPlaceOf(rdev) : undefined;
+    if (place?.minor === minor) {
+      return new SourceDevice(path.text, place, found);
+    }
+    found[Symbol.dispose]();
+    throw new UnexpectedDevice(minor, rdev, mode, {
+      path: path.text,
+      hint: `it is no node of loop${minor}`,
+    });
+  }
+
+  /** By what it is known later. */
+  get source(): Source {
+    const { path, place: { minor }, stat: { rdev } } = this;
+    return { path, minor, rdev };
+  }
+
+  /** Opens it for reading, which keeps the device attached. */
+  open(): OpenSource {
+    const { path } = this;
+    const fd = this.#found.open(O_RDONLY | O_NONBLOCK);
+    return new OpenSource(
+      path,
+      new FileDescriptor(
+        unwrap(fd, () => ({
+          action: `Cannot open ${quote(path)}`,
+          operation: "open",
+          path,
+        })),
+      ),
+    );
+  }
+
+  [Symbol.dispose](): void {
+    this.#found[Symbol.dispose]();
+  }
+}
+
+/** A device that is open. */
+export class OpenSource implements Disposable {
+  readonly #path: string;
+  readonly #descriptor: FileDescriptor;
+
+  constructor(path: string, descriptor: FileDescriptor) {
+    this.#path = path;
+    this.#descriptor = descriptor;
+  }
+
+  /** What is on it. */
+  recognize(): FileSystem | undefined {
+    const size = new BigUint64Array(1);
+    this.#ioctl("BLKGETSIZE64", BLKGETSIZE64, size);
+    const range = { start: 0, size: Number(size[0]) };
+    return recognize(
+      new DescriptorSource(this.#descriptor.fd, range, quote(this.#path)),
+    );
+  }
+
+  /** Whether it cannot be written to. */
+  get isReadOnly(): boolean {
+    const value = new Int32Array(1);
+    this.#ioctl("BLKROGET", BLKROGET, value);
+    return value[0] !== 0;
+  }
+
+  #ioctl(
+    operation: string,
+    request: number,
+    value: BigUint64Array | Int32Array,
+  ): void {
+    const { fd } = this.#descriptor;
+    unwrap(ioctlPointer(fd, request, new Uint8Array(value.buffer)), () => ({
+      action: `Cannot examine ${quote(this.#path)}`,
+      operation,
+      path: this.#path,
+    }));
+  }
+
+  [Symbol.dispose](): void {
+    this.#descriptor.close();
+  }
+}
