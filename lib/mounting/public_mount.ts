@@ -33,11 +33,11 @@ export class Target implements Disposable {
   readonly #descriptor: FileDescriptor;
 
   /** Opens the directory. */
-  constructor(target: FilePath) {
+  constructor(target: FilePath, verb = "mount on") {
     const fd = openAt(AT_FDCWD, target.bytes, O_PATH | O_DIRECTORY);
     this.#descriptor = new FileDescriptor(
       unwrap(fd, () => ({
-        action: `Cannot mount on ${quote(target.text)}`,
+        action: `Cannot ${verb} ${quote(target.text)}`,
         operation: "open",
         path: target.text,
         hint: {
