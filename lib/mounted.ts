@@ -120,10 +120,12 @@ export class MountedFileSystem extends Mounted {
       await this.#owned!.detach({ ...waiting, lazy: isLazy });
       return !isLazy;
     } catch (error) {
-      if (!(error instanceof LoopBusyError)) throw error;
-      this.#failure ??= error.cause instanceof LoopError
-        ? error.cause
-        : undefined;
+      if (!(error instanceof LoopError)) throw error;
+      if (!(error instanceof LoopBusyError)) {
+        this.#tellFailure(); // the first error counts
+        throw error;
+      }
+      if (error.cause instanceof LoopError) this.#failure ??= error.cause;
       throw await this.#busy("the kernel detaches it when they let go");
     }
   }
