@@ -3,6 +3,7 @@ import type { FilePath } from "../arguments.ts";
 import { quote, UnexpectedDevice, unwrap } from "../errors.ts";
 import { FileDescriptor, unwrapFound } from "../kernel/file_descriptor.ts";
 import { FoundFile } from "../kernel/found_file.ts";
+import { hasSysfs, LOOP_MAJOR, throwUnless } from "../kernel/loop_sysfs.ts";
 import { DescriptorSource } from "../partitions/descriptor_source.ts";
 import { BLKGETSIZE64, BLKROGET } from "../sys/blk_uapi.ts";
 import { EBUSY, ENODEV, ENOENT, ENXIO } from "../sys/errno.ts";
@@ -29,8 +30,14 @@ export interface LoopPlace {
 /** The loop device of a device number; `undefined` for another block device. */
 export function loopPlaceOf(rdev: number): LoopPlace | undefined {
   const [major, minor] = majorMinor(rdev);
-  const target = readLink(`/sys/dev/block/${major}:${minor}`);
-  if (typeof target !== "string") return undefined;
+  const path = `/sys/dev/block/${major}:${minor}`;
+  const target = readLink(path);
+  if (typeof target !== "string") {
+    throwUnless([ENOENT], target, path);
+    return major === LOOP_MAJOR && !hasSysfs()
+      ? { minor, partition: undefined }
+      : undefined;
+  }
   const [, digits, partition] = /\/block\/loop(\d+)(?:\/(loop\d+p\d+))?$/
     .exec(target) ?? [];
   return digits === undefined
@@ -40,17 +47,20 @@ export function loopPlaceOf(rdev: number): LoopPlace | undefined {
 
 /** Finds the loop device or partition that a path leads to; `undefined` when it leads to something else. */
 export function findSource(path: FilePath): SourceDevice | undefined {
-  const found = FoundFile.find(AT_FDCWD, path.bytes);
-  // Whoever opens it as a file says what is wrong.
-  if (typeof found === "number") return undefined;
+  using unused = new DisposableStack();
+  const found = unused.use(
+    unwrapFound(FoundFile.find(AT_FDCWD, path.bytes), () => ({
+      action: `Cannot open ${quote(path.text)}`,
+      operation: "open",
+      path: path.text,
+    })),
+  );
   const place = isBlockDevice(found.stat)
     ? loopPlaceOf(found.stat.rdev)
     : undefined;
-  if (place !== undefined) {
-    return new SourceDevice(found.canonicalPath ?? path.text, place, found);
-  }
-  found[Symbol.dispose]();
-  return undefined;
+  if (place === undefined) return undefined;
+  unused.move();
+  return new SourceDevice(found.canonicalPath ?? path.text, place, found);
 }
 
 /** By what a device is known that is not open. */
@@ -100,17 +110,20 @@ export class SourceDevice implements Disposable {
 
   /** A node that must be that of this loop device, or of one of its partitions. */
   static of(path: FilePath, minor: number): SourceDevice {
-    const found = unwrapFound(FoundFile.find(AT_FDCWD, path.bytes), () => ({
-      action: `Cannot mount ${quote(path.text)}`,
-      operation: "open",
-      path: path.text,
-    }));
+    using unused = new DisposableStack();
+    const found = unused.use(
+      unwrapFound(FoundFile.find(AT_FDCWD, path.bytes), () => ({
+        action: `Cannot mount ${quote(path.text)}`,
+        operation: "open",
+        path: path.text,
+      })),
+    );
     const { mode, rdev } = found.stat;
     const place = isBlockDevice(found.stat) ? loopPlaceOf(rdev) : undefined;
     if (place?.minor === minor) {
+      unused.move();
       return new SourceDevice(path.text, place, found);
     }
-    found[Symbol.dispose]();
     throw new UnexpectedDevice(minor, rdev, mode, {
       path: path.text,
       hint: `it is no node of loop${minor}`,

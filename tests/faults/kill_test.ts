@@ -23,6 +23,8 @@ const OPERATIONS = ["attach", "detach", "changeFd", "setStatus", "persist"];
 const LONG_OPERATIONS = [
   "attach with every option",
   "attach a descriptor, no overlap",
+  "mount",
+  "unmount",
 ];
 
 /** The calls of an operation, each once: `ioctl:signal=KILL:when=2`. */
