@@ -117,10 +117,10 @@ export class Child implements AsyncDisposable {
     log: string,
     threads: "first" | "others" = "first",
   ): Promise<{ answer: Answer | undefined; trace: string }> {
+    const traced = threads === "first" ? [`${this.pid}`] : this.#otherThreads();
     const strace = new Deno.Command("strace", {
       args: [
-        ...(threads === "first" ? [`${this.pid}`] : this.#otherThreads())
-          .flatMap((thread) => ["-p", thread]),
+        ...traced.flatMap((thread) => ["-p", thread]),
         "-o",
         log,
         "-e",
@@ -135,8 +135,7 @@ export class Child implements AsyncDisposable {
     const attached = (await messages.next()).value ?? "";
     assert(attached.includes("attached"), attached);
     // It says that of each thread.
-    const count = threads === "first" ? 1 : this.#otherThreads().length;
-    for (let seen = 1; seen < count; seen++) await messages.next();
+    for (let seen = 1; seen < traced.length; seen++) await messages.next();
     const answer = await this.tell(command);
     try {
       strace.kill("SIGINT");
