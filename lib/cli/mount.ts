@@ -1,6 +1,7 @@
 import { mount as mountFile } from "../mount.ts";
-import type { MountOptions } from "../mounting/options.ts";
-import { checkMountOptions } from "../mounting/options.ts";
+import { checkMountOptions, type MountOptions } from "../mounting/options.ts";
+import { findSource } from "../mounting/source.ts";
+import { checkPath } from "../arguments.ts";
 import { minorInName } from "../device_ref.ts";
 import { quote } from "../errors.ts";
 import { type Arguments, asUsage, parse, UsageError } from "./arguments.ts";
@@ -90,11 +91,13 @@ async function run(args: string[]): Promise<number> {
   return 0;
 }
 
-/** `/dev/loop3` for that, `loop3` or `3`, unless there is a file of that name. */
-function deviceOf(source: string): string | undefined {
+/** The path of a loop device or a partition; `undefined` for a file. */
+function deviceOf(source: string): string | URL | undefined {
   const minor = minorInName(/^\d+$/.test(source) ? `loop${source}` : source);
-  if (minor === undefined) return undefined;
-  return `/dev/loop${minor}`;
+  if (minor !== undefined) return `/dev/loop${minor}`;
+  const path = fileOf(source);
+  using found = findSource(checkPath(path));
+  return found === undefined ? undefined : path;
 }
 
 /** How to mount, by the options of the command line, checked. */
