@@ -58,6 +58,7 @@ export async function diagnose(): Promise<Check[]> {
     ...attempt("nodes", diagnoseNodes),
     ...attempt("left nodes", diagnoseLeftNodes),
     ...attempt("capabilities", () => diagnoseCapabilities(self)),
+    ...attempt("AppArmor", () => diagnoseAppArmor(self)),
     ...attempt("stale partitions", diagnoseStalePartitions),
     ...attempt("deleted files", diagnoseDeletedFiles),
     diagnoseUdev(),
@@ -498,7 +499,7 @@ function some(items: string[]): string {
 }
 
 function diagnoseCapabilities(self: Process): Check[] {
-  if (can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace) {
+  if (canMount(self)) {
     return [ok("capabilities", "CAP_SYS_ADMIN: partitions and mounts work")];
   }
   const consequence =
@@ -515,6 +516,27 @@ function diagnoseCapabilities(self: Process): Check[] {
         `no CAP_SYS_ADMIN: ${consequence}`,
         "for these: run as root (in a container: --cap-add SYS_ADMIN)",
       ),
+  ];
+}
+
+function canMount(self: Process): boolean {
+  return can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace;
+}
+
+/** A profile for containers forbids to mount, whatever the capabilities are. */
+function diagnoseAppArmor(self: Process): Check[] {
+  const profile = ["apparmor/current", "current"]
+    .map((name) => readText(`/proc/self/attr/${name}`))
+    .find((text) => typeof text === "string");
+  // Of another security module it has another form.
+  const name = /^(.+) \((?:enforce|kill)\)$/.exec(profile ?? "")?.[1];
+  if (name === undefined || !canMount(self)) return [];
+  return [
+    warning(
+      "AppArmor",
+      `profile ${quote(name)} may forbid to mount file systems`,
+      "for mounting: --security-opt apparmor=unconfined, or a profile that allows it",
+    ),
   ];
 }
 
