@@ -3,7 +3,12 @@ import { checkPath } from "./arguments.ts";
 import { openAttached } from "./attaching/open_attached.ts";
 import { LoopError, quote, StaleDeviceError } from "./errors.ts";
 import { MountedFileSystem } from "./mounted.ts";
-import { choosePath, type Disk, typeOf } from "./mounting/choice.ts";
+import {
+  choosePath,
+  type Disk,
+  isToBeReadOnly,
+  typeOf,
+} from "./mounting/choice.ts";
 import { mountDetached } from "./mounting/context.ts";
 import {
   checkMountOptions,
@@ -86,10 +91,11 @@ async function mountSource(
   using source = device.open();
   const { path } = device;
   const known = request.type === undefined ? source.recognize() : undefined;
+  const wanted = typeOf(path, known, request.type);
   const { descriptor, type } = await mountDetached({
     source: path,
-    type: typeOf(path, known, request.type),
-    readOnly: request.readOnly ?? source.isReadOnly,
+    type: wanted,
+    readOnly: isToBeReadOnly(request.readOnly, wanted, source.isReadOnly),
     options: request.options,
     attributes: request.attributes,
   });

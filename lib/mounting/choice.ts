@@ -187,3 +187,15 @@ export function typeOf(
     hint,
   });
 }
+
+/** File systems that nobody can write to. The kernel refuses some of them for writing. */
+const WITHOUT_WRITING = ["cramfs", "erofs", "iso9660", "squashfs"];
+
+/** Whether to mount read-only: as it was asked for, or as type and device are. */
+export function isToBeReadOnly(
+  wanted: boolean | undefined,
+  type: string,
+  isDeviceReadOnly: boolean,
+): boolean {
+  return wanted ?? (isDeviceReadOnly || WITHOUT_WRITING.includes(type));
+}

@@ -196,7 +196,7 @@ function hintFor(
     case EACCES:
       return readOnly
         ? "a security module may forbid it (AppArmor in a container)"
-        : "the device is read-only: mount it read-only";
+        : "it can only be read: mount it read-only";
     case EROFS: {
       const option = Object.hasOwn(WITHOUT_JOURNAL, type)
         ? WITHOUT_JOURNAL[type]

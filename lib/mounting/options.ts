@@ -27,7 +27,7 @@ export interface MountOptions {
    * Nothing can be written. A file is attached read-only too, so that no journal is
    * replayed either.
    *
-   * @default {as the device is}
+   * @default {as the device and the file system are}
    */
   readOnly?: boolean | undefined;
   /**

@@ -697,7 +697,7 @@ describe("mount() for reading only", onDevices, () => {
         LoopError,
       );
       assertEquals(error.code, "EACCES");
-      assertMatch(error.message, /the device is read-only: mount it read-only/);
+      assertMatch(error.message, /it can only be read: mount it read-only/);
     }),
   );
 
