@@ -18,6 +18,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { inNamespace, TMPFS_DEV } from "./namespace.ts";
 import {
   attribute,
   isSoon,
@@ -931,6 +932,43 @@ describe("Mount.unmount()", onDevices, () => {
       using _mount = new Undo(() => runOk("umount", target));
       runOk("mount", "-o", "loop,ro", image, target);
       assertEquals(Deno.readFileSync(`${target}/large`), content);
+    }),
+  );
+});
+
+describe("mount() in other worlds", onDevices, () => {
+  const body = (image: string) => `
+    await tell(async () => {
+      await using disk = await loopdev.mount("${image}", { partition: "b" });
+      return disk.source;
+    });`;
+
+  it(
+    "takes nodes of its own where /dev has none",
+    withScratch((scratch) => {
+      const image = partitioned(scratch, [{ name: "a" }, {
+        name: "b",
+        make: EXT4,
+      }]);
+      const { stdout } = inNamespace(scratch, TMPFS_DEV, body(image));
+      assertMatch(stdout, /^ok "\/run\/loopdev-[^/]+\/loop\d+p2"\n$/);
+    }),
+  );
+
+  it(
+    "says which right is missing, and leaves nothing",
+    withScratch((scratch) => {
+      const image = ext4(scratch);
+      const { stdout } = inNamespace(
+        scratch,
+        "true",
+        `await tell(() => loopdev.mount("${image}"));`,
+        { user: "setpriv --bounding-set -all,+dac_override,+mknod" },
+      );
+      assertMatch(
+        stdout,
+        /^LoopError EPERM Cannot mount .* needs CAP_SYS_ADMIN: run it as root/,
+      );
     }),
   );
 });
