@@ -1,7 +1,7 @@
 /**
  * How long calls stop the event loop: the longest pause between two turns of a timer that
  * wants one every millisecond, while much is dirty, open, mounted or partitioned. As root,
- * with gcc and sfdisk:
+ * with gcc, mkfs.ext4 and sfdisk:
  *
  *     deno task bench:event-loop [DIRECTORY]
  */
@@ -11,6 +11,7 @@ import {
   holders,
   Loop,
   LoopBusyError,
+  mount,
 } from "@loopdev/loopdev";
 
 const MiB = 2 ** 20;
@@ -166,6 +167,15 @@ async function measure(directory: string): Promise<Map<string, number>> {
       `busy detach ${crowd}`,
       () => one.detach({ timeout: 100 }).catch(onlyBusy),
     );
+  }
+  await run("mkfs.ext4", "-q", "-F", path);
+  const target = `${directory}/mnt`;
+  await Deno.mkdir(target);
+  for (const options of [{}, { target }]) {
+    const disk = await mount(path, options);
+    await fill(`${disk.path}/file`, GiB);
+    const what = "target" in options ? "a target" : "a private mount";
+    await add(`unmount of ${what} with 1 GiB unwritten`, () => disk.unmount());
   }
   {
     const script = `label: gpt\ntable-length: 250\n${"size=1M\n".repeat(250)}`;

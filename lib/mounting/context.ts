@@ -17,6 +17,7 @@ import {
   fsconfigSet,
   fsmount,
   fsopen,
+  fsopenAsync,
   MOUNT_ATTR_RDONLY,
   read,
 } from "../sys/mount_calls.ts";
@@ -88,16 +89,11 @@ async function openContext(plan: Plan): Promise<{ fd: number; type: string }> {
   let fd = -ENODEV;
   let type = plan.type;
   for (type of names) {
-    fd = await fsopen(type);
+    fd = await openType(plan, type);
     if (fd !== -ENODEV) break;
   }
   if (fd < 0) throw mountError(plan, -fd, "fsopen", []);
   try {
-    if (needsNoDevice(type)) {
-      throw mountError(plan, EINVAL, "fsopen", [
-        "it is a file system that has no device",
-      ]);
-    }
     set(plan, fd, "source", plan.source);
     if (plan.readOnly) set(plan, fd, "ro", true);
     for (const [key, value] of plan.options) set(plan, fd, key, value);
@@ -108,11 +104,17 @@ async function openContext(plan: Plan): Promise<{ fd: number; type: string }> {
   }
 }
 
-/** Such a file system would take no notice of the device. */
-function needsNoDevice(type: string): boolean {
+/** On another thread where a module has to be loaded: a descriptor, or a negative error number. */
+async function openType(plan: Plan, type: string): Promise<number> {
   const list = readWhole("/proc/filesystems");
-  return typeof list === "string" &&
-    list.split("\n").includes(`nodev\t${type}`);
+  const lines = typeof list === "string" ? list.split("\n") : [];
+  // It would take no notice of the device.
+  if (lines.includes(`nodev\t${type}`)) {
+    throw mountError(plan, EINVAL, "fsopen", [
+      "it is a file system that has no device",
+    ]);
+  }
+  return lines.includes(`\t${type}`) ? fsopen(type) : await fsopenAsync(type);
 }
 
 function set(

@@ -66,16 +66,26 @@ type Bytes = Uint8Array<ArrayBuffer>;
 
 const FSOPEN_CLOEXEC = 1n;
 
-/**
- * `fsopen(2)` (Linux 5.2) on another thread, since it may load a module: a descriptor. One
- * that fails is repeated here, which tells why.
- */
-export async function fsopen(type: string): Promise<number> {
-  const number = SYSCALL_NUMBERS.fsopen;
+/** `fsopen(2)` (Linux 5.2): a descriptor. It may load a module. */
+export function fsopen(type: string): number {
+  return errnoResult(
+    table().pathCall(
+      SYSCALL_NUMBERS.fsopen,
+      cString(type) as Bytes,
+      FSOPEN_CLOEXEC,
+    ),
+  );
+}
+
+/** The same on another thread. One that fails is repeated here, which tells why. */
+export async function fsopenAsync(type: string): Promise<number> {
   const name = cString(type) as Bytes;
-  const fd = await table().pathCallNonblocking(number, name, FSOPEN_CLOEXEC);
-  if (fd >= 0) return fd;
-  return errnoResult(table().pathCall(number, name, FSOPEN_CLOEXEC));
+  const fd = await table().pathCallNonblocking(
+    SYSCALL_NUMBERS.fsopen,
+    name,
+    FSOPEN_CLOEXEC,
+  );
+  return fd < 0 ? fsopen(type) : fd;
 }
 
 // linux/mount.h: enum fsconfig_command
