@@ -1,4 +1,5 @@
-import { mount as mountFile } from "../mount.ts";
+import { attach } from "../attach.ts";
+import { mount as mountDevice } from "../mount.ts";
 import { checkMountOptions, type MountOptions } from "../mounting/options.ts";
 import { findSource } from "../mounting/source.ts";
 import { checkPath } from "../arguments.ts";
@@ -10,6 +11,7 @@ import type { Command, Options } from "./command.ts";
 import { fileOf } from "./files.ts";
 import { print } from "./output.ts";
 import { Interruptible } from "./signals.ts";
+import { warnOfRest } from "./warnings.ts";
 
 /** Which file system is mounted. */
 export const PARTITION_OPTION: Options = {
@@ -65,30 +67,36 @@ async function run(args: string[]): Promise<number> {
   if (more.length > 0) {
     throw new UsageError(`${quote(more[0]!)} is one operand too many`);
   }
-  const asked = {
-    ...mountOptions(given),
-    readOnly: given.flag("read-only") || undefined,
-    target: fileOf(directory),
-  };
-  const attach = attachOptions(given, 1);
+  const asked = mountOptions(given);
+  const readOnly = given.flag("read-only") || asked.readOnly;
+  const attaching = { ...attachOptions(given, 1), readOnly: readOnly ?? false };
   using interruptible = new Interruptible();
-  const options = { ...asked, signal: interruptible.signal };
-  const device = deviceOf(source);
-  const hasAttachOptions = Object.keys(ATTACH_OPTIONS)
-    .some((name) => name !== "read-only" && given.value(name) !== undefined);
-  if (device !== undefined && hasAttachOptions) {
-    throw new UsageError("options of attach are for a FILE");
-  }
+  const { signal } = interruptible;
+  const options = { ...asked, readOnly, target: fileOf(directory), signal };
   await using unfinished = new AsyncDisposableStack();
-  unfinished.use(
-    device === undefined
-      ? await mountFile(fileOf(source), { ...options, attach })
-      : await mountFile(device, options),
-  );
+  const device = deviceOf(source);
+  if (device === undefined) {
+    const file = fileOf(source);
+    const attached = await attach(file, { ...attaching, signal });
+    unfinished.use(attached);
+    warnOfRest(attached.loop, file);
+    unfinished.use(await attached.mount(options));
+  } else {
+    refuseAttachOptions(given);
+    unfinished.use(await mountDevice(device, options));
+  }
   await interruptible.throwIfInterrupted();
   print(directory);
   unfinished.move(); // it stays
   return 0;
+}
+
+function refuseAttachOptions(given: Arguments): void {
+  const name = Object.keys(ATTACH_OPTIONS).find((name) =>
+    name !== "read-only" && given.value(name) !== undefined
+  );
+  if (name === undefined) return;
+  throw new UsageError(`--${name} is for a FILE, and this is a device`);
 }
 
 /** The path of a loop device or a partition; `undefined` for a file. */

@@ -7,6 +7,7 @@ import {
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
+  attribute,
   CLI,
   cli,
   isSoon,
@@ -169,6 +170,20 @@ describe("loopdev mount and unmount", onDevices, () => {
   );
 
   it(
+    "attach read-only for -r and -O ro",
+    withScratch((scratch) => {
+      const { image, directory } = ext4(scratch);
+      for (const option of ["-r", "-Oro"]) {
+        assertEquals(cli("mount", option, image, directory).stderr, "");
+        const [device] = scratch.devices();
+        assertEquals(attribute(device!.replace("/dev/", ""), "ro"), "1");
+        assertMatch(runOk("findmnt", "-n", "-o", "OPTIONS", directory), /^ro,/);
+        assertEquals(cli("unmount", directory).code, 0);
+      }
+    }),
+  );
+
+  it(
     "refuse wrong usage",
     withScratch((scratch) => {
       const { image, directory } = ext4(scratch);
@@ -178,13 +193,20 @@ describe("loopdev mount and unmount", onDevices, () => {
         ["mount", image, directory, "more"],
         ["mount", "-p", "0", image, directory],
         ["mount", "-t", "a b", image, directory],
-        ["mount", "--offset", "1M", "/dev/loop0", directory],
         ["mount", "-O", "source=x", image, directory],
         ["unmount"],
         ["run", "--partition", "1", image, "--", "true"],
         ["run", "--mount", directory, image, image, "--", "true"],
       ];
       for (const args of wrong) assertEquals(cli(...args).code, 2, `${args}`);
+      const device = cli("attach", image).stdout.trim();
+      const refused = cli("mount", "--offset", "1M", device, directory);
+      assertEquals(refused.code, 2);
+      assertMatch(
+        refused.stderr,
+        /--offset is for a FILE, and this is a device/,
+      );
+      assertEquals(cli("detach", device).code, 0);
     }),
   );
 });
