@@ -198,10 +198,10 @@ export const OPERATIONS: Record<string, Operation> = {
 
 /** Operations that make system calls on other threads. */
 export const ON_OTHER_THREADS = [
-  "mount",
   "mount on a target",
-  "unmount",
   "unmount a target",
+  "mount",
+  "unmount",
 ];
 
 /** Lets go of what is left, as a user would. */
