@@ -523,12 +523,12 @@ function canMount(self: Process): boolean {
   return can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace;
 }
 
-/** A profile for containers forbids to mount, whatever the capabilities are. */
+/** Warns of a profile, which may forbid mounting whatever the capabilities are. */
 function diagnoseAppArmor(self: Process): Check[] {
   const profile = ["apparmor/current", "current"]
     .map((name) => readText(`/proc/self/attr/${name}`))
     .find((text) => typeof text === "string");
-  // Of another security module it has another form.
+  // Other security modules use another syntax.
   const name = /^(.+) \((?:enforce|kill)\)$/.exec(profile ?? "")?.[1];
   if (name === undefined || !canMount(self)) return [];
   return [

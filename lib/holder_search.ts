@@ -57,9 +57,9 @@ const MAX_MAPPINGS = 65_536;
 /** Bytes of all tables of mounts. */
 const MAX_MOUNT_BYTES = 64 << 20;
 
-/** What is looked for. */
+/** Options of a search. */
 interface SearchOptions {
-  /** Also processes that use a file of a file system that is mounted. */
+  /** Include processes that use files of a mounted file system. */
   readonly withUsers?: boolean;
 }
 

@@ -1,4 +1,4 @@
-/** Mounting: what is in an image is there, for as long as it is needed. */
+/** Mounts file systems of images and devices. */
 import { attach, type AttachOptions } from "./attach.ts";
 import { Attachment } from "./attachment.ts";
 import { LoopError } from "./errors.ts";
@@ -13,17 +13,17 @@ export type { MountOptions };
  * Mounts a file system: that of an image, of an attached device or of a partition.
  *
  * A file is attached first, and detached with the {@linkcode Mount}. The path of a loop
- * device or of one of its partitions is mounted as it is. The type is recognized by the
- * superblock; no program is run.
+ * device or of one of its partitions is mounted as it is. The type comes from the
+ * superblock. No program is run.
  *
  * Without `target` the mount is private: this process, its children and root reach it by
  * {@linkcode Mount.path}, and it cannot leak. When the process ends, however it ends,
  * mount and device are gone, as soon as children that have files open in it have ended too.
- * With `target` everybody sees it, and it outlives the process as a mount of mount(8)
- * does; whoever unmounts it frees the device.
+ * With `target` every process sees it, and it outlives this one, as with mount(8); whoever
+ * unmounts it frees the device.
  *
  * Requires Linux 5.10 or later, `--allow-ffi`, and `CAP_SYS_ADMIN`. Deno's own file calls
- * want `--allow-all` for the path of a private mount, since it is below `/proc`.
+ * require `--allow-all` for the path of a private mount, since it is below `/proc`.
  *
  * @param source The image, the device or partition, an {@linkcode Attachment}, or an open
  * descriptor of an image. A path is relative to the working directory.
@@ -93,7 +93,7 @@ function refuseAttachOptions(options: AttachOptions | undefined): void {
   );
 }
 
-/** Mounts what is on a loop device or partition; `undefined` when the source is something else. */
+/** Mounts a loop device or partition. Returns `undefined` for any other source. */
 async function mountNode(
   source: string | URL | { readonly fd: number },
   request: MountRequest,
@@ -104,7 +104,7 @@ async function mountNode(
   return await mountPath(source, request, () => refuseAttachOptions(attaching));
 }
 
-/** Detaches what was attached for nothing. The first error counts. */
+/** Detaches a file that could not be mounted. Its error must not hide the first one. */
 async function undo(attachment: Attachment): Promise<void> {
   try {
     await attachment[Symbol.asyncDispose]();

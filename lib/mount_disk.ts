@@ -1,4 +1,4 @@
-/** Mounting what is on a device. */
+/** Mounts the file system of a device. */
 import { checkPath } from "./arguments.ts";
 import { openAttached } from "./attaching/open_attached.ts";
 import { LoopError, quote, StaleDeviceError } from "./errors.ts";
@@ -22,7 +22,7 @@ import { EROFS } from "./sys/errno.ts";
 import { isMountReadOnly } from "./sys/mount_calls.ts";
 import { majorMinor } from "./sys/stat.ts";
 
-/** Mounts what is on an attached device. */
+/** Mounts the file system of an attached device. */
 export async function mountAttached(
   disk: Disk,
   options: MountOptions,
@@ -42,8 +42,8 @@ async function mountDisk(
 }
 
 /**
- * Mounts what is on the loop device or partition that a path leads to; `undefined` when it
- * leads to something else. `check` is called when it does.
+ * Mounts the loop device or partition that a path leads to. Returns `undefined` for any
+ * other file. `check` is called before a device is mounted.
  */
 export async function mountPath(
   path: string | URL,
@@ -77,7 +77,7 @@ export async function mountPath(
   );
 }
 
-/** The directory to mount on; `undefined` for a private mount. */
+/** Opens the directory to mount on, unless the mount is private. */
 function openTarget({ target }: MountRequest): Target | undefined {
   return target === undefined ? undefined : new Target(target);
 }
@@ -116,7 +116,7 @@ async function mountSource(
   }
 }
 
-/** Whether nothing can be written; what is not as it was asked for is an error. */
+/** Checks that the mount is as requested, and returns whether it is read-only. */
 function examine(
   mount: PrivateMount,
   { path, stat }: SourceDevice,
@@ -157,7 +157,7 @@ function attachTo(
 ): MountedFileSystem {
   const numbers = numbersOf(mount.fd, details.source.path);
   target.attach(mount.fd, details.source.path);
-  // From here on nothing fails.
+  // Nothing after this can fail.
   mount.letGo();
   const { text } = request.target!;
   return new MountedFileSystem(new PublicMount(target.path, numbers), {

@@ -1,22 +1,22 @@
-/** What callers hold of a mounted file system. */
+/** The handle of a mounted file system. */
 import {
   checkDetachOptions,
   type DetachOptions,
   type ResolvedDetachOptions,
 } from "./detach.ts";
 
-/** A mounted file system. What it needs is loaded with it: most programs mount nothing. */
+/** A mounted file system. Its implementation is loaded by the first mount: most programs mount nothing. */
 export abstract class Mounted {
-  /** Where its files are. */
+  /** Path of its root directory. */
   abstract readonly path: string;
   /** The device. */
   abstract readonly source: string;
   /** The type of the file system. */
   abstract readonly type: string;
-  /** Whether nothing can be written. */
+  /** True for a read-only mount. */
   abstract readonly readOnly: boolean;
 
-  /** Has a device detached when it is unmounted. */
+  /** Takes over a device, to be detached after unmounting. */
   abstract own(owned: Owned, timeout: number): void;
 
   /** Unmounts. */
@@ -26,19 +26,19 @@ export abstract class Mounted {
   abstract dispose(): Promise<void>;
 }
 
-/** What goes with a mount: the device that was attached for it. */
+/** The device that was attached for a mount. */
 export interface Owned {
   detach(options: DetachOptions): Promise<void>;
 }
 
-/** What a caller's handle stands for. */
+/** Returns the implementation that a handle stands for. */
 export let mountedIn: (mount: Mount) => Mounted;
 
 /**
- * A file system that {@linkcode mount} has mounted, for as long as it is not disposed of.
+ * A file system mounted by {@linkcode mount}, unmounted on disposal.
  *
- * Private, without `target`, it lives as long as this process and the files that are open
- * in it. On a `target` it stays mounted until it is unmounted, here or by others.
+ * A private mount, without `target`, lives as long as this process and the files that are
+ * open in it. On a `target` it stays mounted until this process or another unmounts it.
  *
  * @example Unmounting by hand, with a limit
  * ```ts
@@ -72,7 +72,7 @@ export class Mount implements AsyncDisposable {
     mountedIn = (mount) => mount.#mounted;
   }
 
-  /** Where its files are: the target, or `/proc/PID/fd/N`, which leads this process, its children and root into it. Deno's own file calls want `--allow-all` for paths below `/proc`. */
+  /** Path of its root directory: the target, or `/proc/PID/fd/N`, by which this process, its children and root reach a private mount. Deno's own file calls require `--allow-all` for paths below `/proc`. */
   get path(): string {
     return this.#mounted.path;
   }
@@ -87,7 +87,7 @@ export class Mount implements AsyncDisposable {
     return this.#mounted.type;
   }
 
-  /** Whether nothing can be written. */
+  /** True for a read-only mount. */
   get readOnly(): boolean {
     return this.#mounted.readOnly;
   }
@@ -95,15 +95,15 @@ export class Mount implements AsyncDisposable {
   /**
    * Writes back, unmounts, and detaches the device when {@linkcode mount} attached it.
    *
-   * A mount on a target that is in use stays mounted, unless `lazy`. A private one is
-   * closed first, and waited for until nobody has files open in it; after
-   * {@linkcode LoopBusyError}, an abort or `lazy` calling it again waits again. Unmounted
-   * already, by others or by an earlier call, it resolves at once.
+   * A target that is in use stays mounted, unless `lazy` is set. A private mount is closed
+   * first, and then waited for until no file in it is open; after
+   * {@linkcode LoopBusyError}, an abort or `lazy`, another call waits again. If it is already
+   * unmounted, by an earlier call or by another process, it resolves at once.
    *
    * @param options How long to wait for others.
-   * @throws {LoopBusyError} `EBUSY` when others use it for too long: they are named
-   * @throws {LoopError} `EIO`, `ENOSPC` when writing back failed, with it unmounted;
-   * `EBUSY` when something else is mounted above it
+   * @throws {LoopBusyError} `EBUSY` if it is still in use after `timeout`, with the holders
+   * @throws {LoopError} `EIO` or `ENOSPC` if write-back failed, after unmounting; `EBUSY` if
+   * another file system is mounted over it
    *
    * @example
    * ```ts
@@ -131,7 +131,7 @@ export class Mount implements AsyncDisposable {
   }
 
   /**
-   * What is mounted where.
+   * Returns the properties as plain data.
    *
    * @returns Plain data.
    */
@@ -140,7 +140,7 @@ export class Mount implements AsyncDisposable {
     return { path, source, type, readOnly };
   }
 
-  /** What `console.log` shows. */
+  /** Formats the mount for `console.log`. */
   [Symbol.for("Deno.customInspect")](
     inspect: typeof Deno.inspect,
     options: Deno.InspectOptions,
@@ -150,8 +150,8 @@ export class Mount implements AsyncDisposable {
 
   /**
    * Unmounts as {@linkcode Mount.unmount} does, within 5 seconds or the `detachTimeout` of
-   * `attach`; no second waiting after one that failed. What stays mounted on its target is
-   * detached by whoever unmounts it.
+   * `attach`. It does not wait again after a failure. If the target stays mounted, the device
+   * is detached by whoever unmounts it.
    */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#mounted.dispose();

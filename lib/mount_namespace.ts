@@ -1,4 +1,4 @@
-/** Mounting for the programs that this process starts, and for nobody else. */
+/** Mounts for the programs that this process starts, and for no others. */
 import { checkPath } from "./arguments.ts";
 import type { Attachment } from "./attachment.ts";
 import { mountedIn } from "./mount_handle.ts";
@@ -9,9 +9,9 @@ import { Target } from "./mounting/public_mount.ts";
 import { DEFAULT_TIMEOUT } from "./waiting.ts";
 
 /**
- * Mounts what is on a device on a directory, in a mount namespace of this thread and of
- * the programs that it starts from now on. With the last of them the mount is gone. It is
- * unmounted, and the device detached, when it is disposed of.
+ * Mounts the file system of a device on a directory, in a mount namespace of this thread
+ * and of the programs that it starts from now on. The mount ends with the last of them.
+ * Disposal unmounts it and detaches the device.
  */
 export async function mountInNamespace(
   device: Attachment,
@@ -23,7 +23,7 @@ export async function mountInNamespace(
   mounted.own(device, DEFAULT_TIMEOUT);
   try {
     enterMountNamespace();
-    // One that was opened before would lead out of the namespace.
+    // A directory opened before would be in the old namespace.
     using target = new Target(checkPath(directory));
     mounted.moveInNamespace(target);
     return mount;

@@ -1,4 +1,4 @@
-/** Who uses a mounted file system. */
+/** Users of a mounted file system. */
 import { list } from "./devices.ts";
 import { LoopError } from "./errors.ts";
 import type { Holder, Holders } from "./holder.ts";
@@ -6,14 +6,13 @@ import type { PrivateMount } from "./mounting/private_mount.ts";
 import { PublicMount } from "./mounting/public_mount.ts";
 import { readLink } from "./sys/sysfs.ts";
 
-/** {@linkcode Holders}, and what is mounted in the file system. */
+/** {@linkcode Holders}, and mount points in the file system. */
 export interface Users extends Holders {
   readonly within: string[];
 }
 
 /**
- * Who uses a file system that is mounted, as far as that can be seen; or, once it is
- * unmounted here, whoever keeps its device busy.
+ * Finds the users of a mounted file system, or the holders of its device after unmounting.
  */
 export async function usersOf(
   minor: number,
@@ -39,18 +38,18 @@ export async function usersOf(
       within: await place.mountsWithin(),
     };
   } catch (error) {
-    // That nobody can be found must not hide that it is busy.
+    // A failed search must not hide that it is busy.
     if (!(error instanceof LoopError)) throw error;
     return { holders: [], complete: false, within: [] };
   }
 }
 
-/** The node may be in another directory than `/dev`. */
+/** Returns the name of a node, which may be in another directory than `/dev`. */
 function nameOf(path: string): string {
   return path.slice(path.lastIndexOf("/") + 1);
 }
 
-/** Who has the node open does not use the file system. The mount itself has copies in other namespaces. */
+/** Tells users of the file system from holders of the node, and from copies of the mount in other namespaces. */
 function isUser(
   holder: Holder,
   place: PrivateMount | PublicMount,
@@ -59,7 +58,7 @@ function isUser(
     case "mount":
       return holder.target !== place.path;
     case "file":
-      // Of a private mount our own descriptor would always be among them.
+      // Our own descriptor of a private mount is always among them.
       return place instanceof PublicMount ||
         holder.pid !== Number(readLink("/proc/self"));
     default:
@@ -67,7 +66,7 @@ function isUser(
   }
 }
 
-/** The loop devices to which a file in it is attached. */
+/** Loop devices whose backing file is in the file system. */
 function devicesIn(path: string, device: string): Holder[] {
   return list({ under: path })
     .map(({ name }) => ({ kind: "block", device, name }));

@@ -1,4 +1,4 @@
-/** A mounted file system, and how it is unmounted: without loss, and to the end. */
+/** Unmounts without losing data, and waits until the device is free. */
 import type { ResolvedDetachOptions } from "./detach.ts";
 import { describeHolder, describeHolders } from "./describe_holder.ts";
 import { LoopBusyError, LoopError, printable, quote } from "./errors.ts";
@@ -15,12 +15,12 @@ import { isSourceReleased, type Source } from "./mounting/source.ts";
 import { EBUSY } from "./sys/errno.ts";
 import { DEFAULT_TIMEOUT, pollUntil, type WaitOptions } from "./waiting.ts";
 
-/** What is known of a file system that was mounted. */
+/** Properties of a mounted file system. */
 export interface Details {
   readonly source: Source;
   readonly type: string;
   readonly readOnly: boolean;
-  /** As it was named, where that is not the path of the place. */
+  /** The target as the caller named it, if that differs from its canonical path. */
   readonly path?: string;
 }
 
@@ -34,9 +34,9 @@ export class MountedFileSystem extends Mounted {
   #owned: Owned | undefined;
   #timeout = DEFAULT_TIMEOUT;
   #state: "mounted" | "pending" | "unmounted" = "mounted";
-  /** Why not everything was written back, until it is told. */
+  /** A write-back error that was not thrown yet. */
   #failure: LoopError | undefined;
-  /** One call after the other. */
+  /** The previous call: calls run one after the other. */
   #last: Promise<void> = Promise.resolve();
 
   constructor(place: PrivateMount | PublicMount, details: Details) {
@@ -61,7 +61,7 @@ export class MountedFileSystem extends Mounted {
     this.#timeout = timeout;
   }
 
-  /** Attaches a private mount to a directory in the mount namespace of this thread, which other threads do not see. */
+  /** Moves a private mount to a directory in the mount namespace of this thread, which other threads do not see. */
   moveInNamespace(target: Target): void {
     const place = this.#place;
     if (!(place instanceof PrivateMount)) return;
@@ -97,7 +97,7 @@ export class MountedFileSystem extends Mounted {
     this.#tellFailure();
   }
 
-  /** Unmounts. Of a private mount only its descriptor is closed: the files that are open in it keep it. */
+  /** Unmounts. A private mount is only closed, and lives on while files in it are open. */
   async #leave(isLazy: boolean, waiting: WaitOptions): Promise<void> {
     const place = this.#place;
     if (place instanceof PrivateMount) return await place.close();
@@ -105,7 +105,7 @@ export class MountedFileSystem extends Mounted {
     if (looks === undefined) throw await this.#busy("it stays mounted");
   }
 
-  /** Waits until the device is free, as far as that is to be waited for. */
+  /** Waits until the file system is released, and a device of ours is free. */
   async #isFreeWithin(isLazy: boolean, waiting: WaitOptions): Promise<boolean> {
     if (this.#owned !== undefined) return await this.#detach(isLazy, waiting);
     if (this.#place instanceof PublicMount) return true;
@@ -122,7 +122,7 @@ export class MountedFileSystem extends Mounted {
     } catch (error) {
       if (!(error instanceof LoopError)) throw error;
       if (!(error instanceof LoopBusyError)) {
-        this.#tellFailure(); // the first error counts
+        this.#tellFailure(); // the first error is the one to report
         throw error;
       }
       if (error.cause instanceof LoopError) this.#failure ??= error.cause;
@@ -198,7 +198,7 @@ export class MountedFileSystem extends Mounted {
         signal: undefined,
       });
     } catch (error) {
-      // What stays mounted keeps its device, until somebody unmounts it.
+      // The mount keeps its device attached until another process unmounts it.
       if (this.#isMounted) await this.#letGo();
       throw error;
     }
@@ -208,17 +208,17 @@ export class MountedFileSystem extends Mounted {
     return this.#state === "mounted";
   }
 
-  /** Closes the device. */
+  /** Closes the device, which its mount keeps attached. */
   async #letGo(): Promise<void> {
     try {
       await this.#owned?.detach({ lazy: true });
     } catch (error) {
-      if (!(error instanceof LoopError)) throw error; // the first error counts
+      if (!(error instanceof LoopError)) throw error; // must not hide the first error
     }
   }
 }
 
-/** Who uses what is mounted, in words. */
+/** Describes the users of a mounted file system. */
 function describeUsers(
   holders: readonly Holder[],
   complete: boolean,
@@ -236,7 +236,7 @@ function describeUsers(
   ];
 }
 
-/** So many processes are named in a message. */
+/** Limit of processes named in a message. */
 const MAX_NAMED = 10;
 
 function describeUser(holder: Holder): string {

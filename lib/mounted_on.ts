@@ -1,4 +1,4 @@
-/** File systems of loop devices that are mounted on a directory, whoever mounted them. */
+/** Finds the file system of a loop device that any process has mounted on a directory. */
 import type { FilePath } from "./arguments.ts";
 import { bindingOf, diskSequenceOf } from "./kernel/loop_sysfs.ts";
 import { isFree, type Released } from "./attaching/release.ts";
@@ -14,14 +14,14 @@ import { AT_FDCWD, cString } from "./sys/libc.ts";
 import { majorMinor, statAt } from "./sys/stat.ts";
 import { Slices, type WaitOptions } from "./waiting.ts";
 
-/** What is mounted on a directory. */
+/** A file system mounted on a directory. */
 export interface MountedOn {
   readonly mounted: MountedFileSystem;
-  /** The device, to wait for; `undefined` when it stays attached. */
+  /** The device to wait for, if its last mount detaches it. */
   readonly device: Released | undefined;
 }
 
-/** The file system of a loop device that is mounted on a directory. */
+/** Returns the file system that is mounted on a directory. */
 export async function mountedOn(directory: FilePath): Promise<MountedOn> {
   using target = new Target(directory, "examine");
   const { identity, number } = numbersOf(target.fd, directory.text);
@@ -62,7 +62,7 @@ function refusal({ text }: FilePath, hint: string): LoopError {
   });
 }
 
-/** What `mountinfo` has of a mount. */
+/** Reads the properties of a mount from `mountinfo`. */
 async function findMount(
   number: number,
 ): Promise<
@@ -78,13 +78,13 @@ async function findMount(
   return undefined;
 }
 
-/** The device number of a node: a Btrfs has one of its own. */
+/** Returns the device number of a node: a Btrfs has a number of its own. */
 function rdevAt(path: string): number | undefined {
   const stat = statAt(AT_FDCWD, cString(path));
   return typeof stat === "number" ? undefined : stat.rdev;
 }
 
-/** A device that the kernel detaches at the last close. */
+/** Returns the binding of a device that the kernel detaches at the last close. */
 function toBeFreed(minor: number): Released | undefined {
   const device = inspect(minor);
   if (device === undefined || !device.autoclear) return undefined;
@@ -98,7 +98,7 @@ function toBeFreed(minor: number): Released | undefined {
   };
 }
 
-/** Waits until a device is free, unless it is mounted elsewhere too. */
+/** Waits until a device is free, unless another file system on it is mounted. */
 export async function untilDetached(
   device: Released,
   waiting: WaitOptions,

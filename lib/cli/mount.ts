@@ -13,7 +13,7 @@ import { print } from "./output.ts";
 import { Interruptible } from "./signals.ts";
 import { warnOfRest } from "./warnings.ts";
 
-/** Which file system is mounted. */
+/** The option that selects a partition. */
 export const PARTITION_OPTION: Options = {
   partition: {
     letter: "p",
@@ -99,7 +99,7 @@ function refuseAttachOptions(given: Arguments): void {
   throw new UsageError(`--${name} is for a FILE, and this is a device`);
 }
 
-/** The path of a loop device or a partition; `undefined` for a file. */
+/** Returns the path of a loop device or a partition, or `undefined` for a file. */
 function deviceOf(source: string): string | URL | undefined {
   const minor = minorInName(/^\d+$/.test(source) ? `loop${source}` : source);
   if (minor !== undefined) return `/dev/loop${minor}`;
@@ -108,7 +108,7 @@ function deviceOf(source: string): string | URL | undefined {
   return found === undefined ? undefined : path;
 }
 
-/** How to mount, by the options of the command line, checked. */
+/** Checks the options, and returns them for the library. */
 export function mountOptions(given: Arguments): MountOptions {
   const partition = given.value("partition");
   const options = {
@@ -122,7 +122,7 @@ export function mountOptions(given: Arguments): MountOptions {
   return options;
 }
 
-/** What the words of mount(8) mean that are no options of a file system. */
+/** Options of mount(8) that apply to the mount and not to the file system. */
 const WORDS: Readonly<Record<string, MountOptions>> = {
   defaults: {},
   ro: { readOnly: true },

@@ -90,7 +90,7 @@ async function run(args: string[]): Promise<number> {
   return status;
 }
 
-/** Where the file system is mounted for the command, and which. */
+/** Mount point for the command, and options of the mount. */
 interface MountPlace extends MountOptions {
   readonly directory: string | URL;
 }

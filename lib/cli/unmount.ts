@@ -60,7 +60,7 @@ async function run(args: string[]): Promise<number> {
       if (device !== undefined) devices.set(device.minor, device);
     });
   }
-  // Partitions of one device may have been mounted on several of them.
+  // Several directories may be mount points of partitions of one device.
   for (const device of lazy ? [] : devices.values()) {
     if (signal.aborted) break;
     await attempt(() => untilDetached(device, { timeout, signal }));

@@ -80,7 +80,7 @@ export class FoundFile implements Disposable {
     return fd === -ENOENT || fd === -ENOTDIR ? this.#openByName(flags) : fd;
   }
 
-  /** Its path without symbolic links, where the kernel tells it. */
+  /** Canonical path, if the kernel tells it. */
   get canonicalPath(): string | undefined {
     const path = readLink(pathOf(this.#fd));
     return typeof path === "string" && path.startsWith("/") ? path : undefined;

@@ -1,4 +1,4 @@
-/** Which file system of a disk is mounted: the only one, or the one that was asked for. */
+/** Chooses the file system of a disk to mount: the requested one, or the only one. */
 import { LoopError, printable, quote } from "../errors.ts";
 import { exactSize, type Loop } from "../kernel/loop.ts";
 import { partitionsOf } from "../kernel/loop_sysfs.ts";
@@ -14,15 +14,15 @@ import type { FileSystem } from "./file_system.ts";
 import type { MountRequest } from "./options.ts";
 import { recognize } from "./recognize.ts";
 
-/** A disk that is open. */
+/** An open disk. */
 export interface Disk {
   readonly loop: Loop;
-  /** By which it can be opened. */
+  /** Path of a node of the disk. */
   readonly path: string;
   readonly nodes: NodeDirectory | undefined;
 }
 
-/** The path of the device to mount: that of the disk, or of a partition. */
+/** Returns the path of the device to mount: the disk or a partition. */
 export async function choosePath(
   disk: Disk,
   request: MountRequest,
@@ -44,10 +44,10 @@ function recognizeDisk({ loop, path }: Disk): FileSystem | undefined {
   return recognize(new DescriptorSource(loop.fd, range, quote(path)));
 }
 
-/** A partition table beside these is for firmware, and its partitions are parts of them. */
+/** File systems that may have a partition table for firmware, whose partitions are parts of them. */
 const WITH_TABLE = ["iso9660", "udf"];
 
-/** Whether partitions are to be looked at. A table that cannot be read counts only where nothing else is known. */
+/** Checks for partitions. A damaged table counts only if no file system is recognized on the disk. */
 function mayHavePartitions(
   { loop, path }: Disk,
   whole: FileSystem | undefined,
@@ -67,7 +67,7 @@ function mayHavePartitions(
 
 const OPENED = "cryptsetup opens it, and what that gives is mounted";
 
-/** What a device cannot be mounted for, and what is to be done with it. */
+/** Contents that cannot be mounted, with advice for each. */
 const NOT_MOUNTED: Readonly<Record<string, string>> = Object.fromEntries(
   [
     ["crypto_LUKS", `it is encrypted: ${OPENED}`],
@@ -97,7 +97,7 @@ function chooseAmong(
   const found = partitions.filter(({ fileSystem }) => isMountable(fileSystem));
   if (whole !== undefined) {
     if (found.length === 0) return disk.path;
-    // One of the two is old. Whoever writes to it ruins the other.
+    // One of the two is stale, and writing to it would corrupt the other.
     throw refusal(
       disk,
       `it has a file system (${
@@ -143,10 +143,10 @@ function find(
   );
 }
 
-/** So many partitions are named in a message. */
+/** Limit of partitions named in a message. */
 const MAX_NAMED = 10;
 
-/** Partitions in a message: `1 "boot" (vfat), 2 (nothing known)`. */
+/** Describes partitions in a message: `1 "boot" (vfat), 2 (nothing known)`. */
 function describe(partitions: readonly Partition[]): string {
   const words = partitions.slice(0, MAX_NAMED).map(
     ({ number, name, fileSystem }) =>
@@ -167,7 +167,7 @@ function refusal({ path }: Disk, hint: string, errno = EINVAL): LoopError {
   });
 }
 
-/** The type to mount a device as. */
+/** Returns the type to mount a device as. */
 export function typeOf(
   path: string,
   fileSystem: FileSystem | undefined,
@@ -188,10 +188,10 @@ export function typeOf(
   });
 }
 
-/** File systems that nobody can write to. The kernel refuses some of them for writing. */
+/** File systems that are always read-only. The kernel refuses to mount some of them for writing. */
 const WITHOUT_WRITING = ["cramfs", "erofs", "iso9660", "squashfs"];
 
-/** Whether to mount read-only: as it was asked for, or as type and device are. */
+/** Returns the requested mode, or by default read-only if type or device are. */
 export function isToBeReadOnly(
   wanted: boolean | undefined,
   type: string,

@@ -1,4 +1,4 @@
-/** A mount that is attached nowhere yet: a file system context, configured and created. */
+/** Creates detached mounts through file system contexts (`fsopen`, `fsconfig`, `fsmount`). */
 import { LoopError, printable, quote } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import {
@@ -23,26 +23,26 @@ import {
 } from "../sys/mount_calls.ts";
 import { readWhole } from "../sys/sysfs.ts";
 
-/** What to mount, and how. */
+/** Parameters of a mount. */
 export interface Plan {
-  /** The path of the device. */
+  /** Path of the device. */
   readonly source: string;
   readonly type: string;
   readonly readOnly: boolean;
-  /** Of the file system. */
+  /** Options of the file system. */
   readonly options: ReadonlyMap<string, string | true>;
-  /** Of the mount, without read-only. */
+  /** Attributes of the mount, without read-only. */
   readonly attributes: number;
 }
 
 /** A mount that lives as long as its descriptor. */
 export interface DetachedMount {
   readonly descriptor: FileDescriptor;
-  /** The type by which the kernel knows it. */
+  /** Type of the file system, as the kernel names it. */
   readonly type: string;
 }
 
-/** Mounts, and attaches that nowhere. The event loop goes on meanwhile. */
+/** Creates a detached mount without blocking the event loop. */
 export async function mountDetached(plan: Plan): Promise<DetachedMount> {
   const { fd, type } = await createContext(plan);
   const attributes = plan.attributes |
@@ -57,7 +57,7 @@ export async function mountDetached(plan: Plan): Promise<DetachedMount> {
   return { descriptor: new FileDescriptor(mount), type };
 }
 
-/** Reads the superblock on another thread. When that fails it is repeated here, which tells why. */
+/** Reads the superblock on another thread, and repeats a failing call on this one to get its error. */
 async function createContext(
   plan: Plan,
 ): Promise<{ fd: number; type: string }> {
@@ -74,14 +74,14 @@ async function createContext(
   throw mountError(plan, -result, "fsconfig", more.length > 0 ? more : words);
 }
 
-/** Other names of a type that blkid has one name for. */
+/** Names of the kernel, in order of preference, for types that blkid names otherwise. */
 const KERNEL_NAMES: Readonly<Record<string, readonly string[]>> = {
   ntfs: ["ntfs3", "ntfs"],
   ext2: ["ext2", "ext4"],
   ext3: ["ext3", "ext4"],
 };
 
-/** A context with all options set. */
+/** Opens a context and sets all options. */
 async function openContext(plan: Plan): Promise<{ fd: number; type: string }> {
   const names = Object.hasOwn(KERNEL_NAMES, plan.type)
     ? KERNEL_NAMES[plan.type]!
@@ -104,11 +104,11 @@ async function openContext(plan: Plan): Promise<{ fd: number; type: string }> {
   }
 }
 
-/** On another thread where a module has to be loaded: a descriptor, or a negative error number. */
+/** Opens a context, on another thread if the kernel has to load a module: a descriptor, or a negative error number. */
 async function openType(plan: Plan, type: string): Promise<number> {
   const list = readWhole("/proc/filesystems");
   const lines = typeof list === "string" ? list.split("\n") : [];
-  // It would take no notice of the device.
+  // Such a file system would ignore the device.
   if (lines.includes(`nodev\t${type}`)) {
     throw mountError(plan, EINVAL, "fsopen", [
       "it is a file system that has no device",
@@ -133,11 +133,11 @@ function set(
   ]);
 }
 
-/** The kernel keeps so many. */
+/** Limit of the kernel for messages of a context. */
 const MAX_MESSAGES = 8;
 const message = new Uint8Array(4096);
 
-/** What the kernel says about a context, errors only where there are some: `ext4: Unknown parameter 'x'`. */
+/** Reads the messages of the kernel about a context, and prefers errors: `ext4: Unknown parameter 'x'`. */
 function kernelWords(fd: number): string[] {
   const decoder = new TextDecoder();
   const lines: string[] = [];
@@ -151,7 +151,7 @@ function kernelWords(fd: number): string[] {
     .map((line) => printable(line.replace(/^[ewi] /, "")));
 }
 
-/** Why the kernel does not mount. */
+/** Makes the error for a mount that the kernel refused. */
 function mountError(
   plan: Plan,
   errno: number,
@@ -169,7 +169,7 @@ function mountError(
   });
 }
 
-/** How a file system is told not to write to its journal, where it has one. */
+/** Option of each journaling file system that mounts without replaying the journal. */
 const WITHOUT_JOURNAL: Readonly<Record<string, string>> = {
   ext3: "noload",
   ext4: "noload",

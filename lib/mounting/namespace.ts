@@ -1,12 +1,13 @@
-/** A mount namespace for the programs that this process starts. */
+/** Creates a mount namespace for the programs that this process starts. */
 import { unwrap } from "../errors.ts";
 import { EINVAL, EPERM } from "../sys/errno.ts";
 import { stopPropagation, unshareMounts } from "../sys/mount_calls.ts";
 
 /**
  * Gives this thread a mount namespace of its own, which programs that it starts inherit.
- * What is mounted in it is seen nowhere else; what others unmount is unmounted here too,
- * or their devices would stay busy. Other threads, and so nonblocking calls, do not see it.
+ * Mounts in it are visible nowhere else. File systems that other processes unmount are
+ * unmounted in it too: otherwise it would keep their devices busy. Other threads, and with
+ * them nonblocking calls, stay in the old namespace.
  */
 export function enterMountNamespace(): void {
   const action = "Cannot make a mount namespace";

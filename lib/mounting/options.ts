@@ -1,4 +1,4 @@
-/** How to mount, checked. */
+/** Checks the options of mounting. */
 import {
   checkBoolean,
   checkOptions,
@@ -14,57 +14,56 @@ import {
   MOUNT_ATTR_NOSUID,
 } from "../sys/mount_calls.ts";
 
-/** How {@linkcode mount} mounts. */
+/** Options of {@linkcode mount}. */
 export interface MountOptions {
   /**
    * The partition, by its number or its name in a GPT. Without it the file system on the
    * whole device, or the only one on its partitions.
    */
   partition?: number | string | undefined;
-  /** The type of the file system as the kernel names it: `ext4`. Without it the superblock tells. */
+  /** Type of the file system as the kernel names it: `ext4`. Without it the superblock determines the type. */
   type?: string | undefined;
   /**
-   * Nothing can be written. A file is attached read-only too, so that no journal is
-   * replayed either.
+   * Mount read-only. A file is attached read-only too, so that no journal is replayed.
    *
    * @default {as the device and the file system are}
    */
   readOnly?: boolean | undefined;
   /**
-   * Options of the file system: `{ noload: true, subvol: "@" }`. When the device is
-   * mounted elsewhere, the file system keeps those that it was mounted with first.
+   * Options of the file system: `{ noload: true, subvol: "@" }`. If the device is already
+   * mounted, the file system keeps the options of its first mount.
    */
   options?: Record<string, string | true> | undefined;
   /**
-   * Programs run without the user and group that their bits name.
+   * Ignore the set-user-ID and set-group-ID bits of programs.
    *
    * @default {true}
    */
   noSuid?: boolean | undefined;
   /**
-   * Device nodes cannot be opened.
+   * Refuse to open device nodes.
    *
    * @default {true}
    */
   noDev?: boolean | undefined;
   /**
-   * No program can be run.
+   * Refuse to execute programs.
    *
    * @default {false}
    */
   noExec?: boolean | undefined;
   /**
-   * Reading a file does not change its time of access.
+   * Do not update access times.
    *
    * @default {false}
    */
   noAtime?: boolean | undefined;
   /**
-   * A directory to mount on, for everybody to see. Such a mount outlives the process.
+   * Directory to mount on, visible to every process. Such a mount outlives this process.
    * Without it the mount is private: reachable by `path`, and gone with this process.
    */
   target?: string | URL | undefined;
-  /** Ends the waiting. Reading the superblock is ended by nothing. */
+  /** Ends the waiting. It cannot interrupt the kernel while that reads the superblock. */
   signal?: AbortSignal | undefined;
 }
 
@@ -74,7 +73,7 @@ export interface MountRequest {
   readonly type: string | undefined;
   readonly readOnly: boolean | undefined;
   readonly options: ReadonlyMap<string, string | true>;
-  /** As `fsmount` takes them. */
+  /** Attributes of `fsmount`. */
   readonly attributes: number;
   readonly target: FilePath | undefined;
   readonly signal: AbortSignal | undefined;
@@ -93,7 +92,7 @@ const NAMES = [
   "type",
 ];
 
-/** Checks the options, beside those of others. An abort that has happened already is thrown. */
+/** Checks the options, and allows the names in `others`. Throws the reason of an earlier abort. */
 export function checkMountOptions(
   options: MountOptions,
   others: readonly string[] = [],
@@ -139,7 +138,7 @@ function checkPartition(value: unknown): number | string | undefined {
   throw new RangeError("Cannot use an empty name as partition");
 }
 
-/** What names of file systems and of their options are made of. */
+/** Syntax of names of file systems and of their options. */
 const WORD = /^[\w.:-]{1,200}$/;
 
 function checkType(value: unknown): string | undefined {
@@ -155,7 +154,7 @@ function checkType(value: unknown): string | undefined {
   );
 }
 
-/** Options that are not the file system's, and what is to be used in their place. */
+/** Options of the mount and not of the file system, with the replacement for each. */
 const OTHERS: Readonly<Record<string, string>> = {
   source: "it is the device",
   ro: "use readOnly",
@@ -170,7 +169,7 @@ const OTHERS: Readonly<Record<string, string>> = {
   noatime: "use noAtime",
 };
 
-/** The kernel takes no longer values. */
+/** Limit of the kernel for a value, in bytes. */
 const MAX_VALUE = 255;
 
 function checkFileSystemOptions(

@@ -1,4 +1,4 @@
-/** A mount that is attached to no directory, and lives as long as its descriptor. */
+/** Mounts on no directory, which live as long as their descriptors. */
 import type { LoopError } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import { closeAsync, duplicate } from "../sys/libc.ts";
@@ -8,7 +8,7 @@ import { openRoot, writeBackFileSystem } from "./write_back.ts";
 
 /** A private mount. */
 export class PrivateMount {
-  /** By which this process, its children and root reach it. */
+  /** Path by which this process, its children and root reach it. */
   readonly path: string;
   readonly #descriptor: FileDescriptor;
 
@@ -26,24 +26,24 @@ export class PrivateMount {
     return this.#descriptor.fd;
   }
 
-  /** Writes back; gives the error. */
+  /** Writes back, and returns the error. */
   async writeBack(): Promise<LoopError | undefined> {
     return await writeBackFileSystem(openRoot(this.fd), this.path);
   }
 
-  /** Closes it on another thread, which unmounts unless files are open in it. */
+  /** Closes it on another thread, which unmounts unless files in it are open. */
   async close(): Promise<void> {
     const last = duplicate(this.fd);
     this.#descriptor.close();
     if (last >= 0) await closeAsync(last);
   }
 
-  /** Closes the descriptor of what is attached to a directory by now. */
+  /** Closes the descriptor after the mount was moved to a directory. */
   letGo(): void {
     this.#descriptor.close();
   }
 
-  /** Whether this process has a file of it open, beside the mount. */
+  /** Checks for other descriptors of this process in the file system. */
   isUsedHere(): boolean {
     const device = deviceOf(this.fd);
     const fd = openDirectoryAt("/proc/self/fd");

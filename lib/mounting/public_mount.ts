@@ -1,4 +1,4 @@
-/** A mount on a directory, recognized by its number: others may mount there too. */
+/** Mounts on directories, identified by their numbers: other processes may mount there too. */
 import type { FilePath } from "../arguments.ts";
 import { LoopError, printable, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
@@ -28,7 +28,7 @@ const decoder = new TextDecoder();
 
 /** A directory to mount on, held by its descriptor. */
 export class Target implements Disposable {
-  /** Without symbolic links, where that is known. */
+  /** Canonical path, if the kernel tells it. */
   readonly path: FilePath;
   readonly #descriptor: FileDescriptor;
 
@@ -70,7 +70,7 @@ export class Target implements Disposable {
   }
 }
 
-/** By which the mount is recognized that the file of a descriptor lies on. */
+/** Reads the identity of the mount that the file of a descriptor is on. */
 export function numbersOf(fd: number, source: string): MountNumbers {
   const identity = mountOf(fd);
   const number = mountNumberAt(fd);
@@ -83,7 +83,7 @@ export function numbersOf(fd: number, source: string): MountNumbers {
   return { identity: identity as MountIdentity, number, source };
 }
 
-/** The path of a descriptor, NUL-terminated and as text. */
+/** Returns the path of a descriptor. */
 function canonical(fd: number): FilePath | undefined {
   const bytes = readLinkBytes(pathOf(fd));
   if (typeof bytes === "number" || bytes[0] !== SLASH) return undefined;
@@ -98,26 +98,26 @@ function terminated(bytes: Uint8Array): CString {
   return path;
 }
 
-/** By which a mount is recognized. */
+/** Identity of a mount. */
 export interface MountNumbers {
   readonly identity: MountIdentity;
-  /** As `mountinfo` has it. */
+  /** Mount ID in `mountinfo`. */
   readonly number: number;
-  /** The path of the device, as it was named. */
+  /** Path of the device, as in `mountinfo`. */
   readonly source: string;
 }
 
 /** A mount on a directory. */
 export class PublicMount {
   readonly #identity: MountIdentity;
-  /** As `mountinfo` has it. */
+  /** Mount ID in `mountinfo`, which the kernel may reuse. */
   readonly #number: number;
-  /** As `mountinfo` has it: a number may be given again, before Linux 6.8. */
+  /** Source in `mountinfo`. */
   readonly #source: string;
   readonly #isOwnNamespace: boolean;
   #path: FilePath;
 
-  /** A mount that others see, or one in a mount namespace of this thread. */
+  /** A mount that every process sees, or one in a mount namespace of this thread. */
   constructor(
     path: FilePath,
     { identity, number, source }: MountNumbers,
@@ -130,23 +130,23 @@ export class PublicMount {
     this.#isOwnNamespace = isOwnNamespace;
   }
 
-  /** Where it is mounted. */
+  /** Mount point. */
   get path(): string {
     return this.#path.text;
   }
 
-  /** Writes back; gives the error. */
+  /** Writes back, and returns the error. */
   async writeBack(): Promise<LoopError | undefined> {
     if (!await this.#isThere()) return undefined;
     const root = openRoot(AT_FDCWD, this.#path.bytes);
     if (typeof root !== "number" && !this.#isSame(mountOf(root.fd))) {
       root.close();
-      return undefined; // exchanged at that moment: unmounting finds out
+      return undefined; // replaced in this moment: unmount() finds that out
     }
     return await writeBackFileSystem(root, this.path);
   }
 
-  /** Unmounts it; `false` when it is in use, and stays mounted. Unmounted by others is unmounted. */
+  /** Unmounts it, if no other process has. Returns `false` if it is in use and stays mounted. */
   async unmount(isLazy: boolean): Promise<boolean> {
     if (!await this.#isThere()) return true;
     const { bytes } = this.#path;
@@ -163,7 +163,7 @@ export class PublicMount {
     return true;
   }
 
-  /** The mounts that others have made in it, at most ten, each of which keeps it mounted. */
+  /** Returns up to ten mount points in it, each of which keeps it mounted. */
   async mountsWithin(): Promise<string[]> {
     const found: string[] = [];
     const slices = new Slices();
@@ -176,9 +176,9 @@ export class PublicMount {
   }
 
   /**
-   * Whether it is mounted still, and on its directory.
+   * Checks that it is still mounted, and where.
    *
-   * @throws {LoopError} `EBUSY` when something else is mounted above it
+   * @throws {LoopError} `EBUSY` if another file system is mounted over it
    */
   async #isThere(): Promise<boolean> {
     if (this.#isOnTop()) return true;
@@ -190,7 +190,7 @@ export class PublicMount {
       errno: EBUSY,
       operation: "umount2",
       path: this.path,
-      hint: `something else is mounted above it: unmount ${
+      hint: `another file system is mounted over it: unmount ${
         printable(this.path)
       } first`,
     });
@@ -208,7 +208,7 @@ export class PublicMount {
       mount.device === this.#identity.device;
   }
 
-  /** Where it is by now. */
+  /** Finds its mount point, which another process may have moved. */
   async #find(): Promise<FilePath | undefined> {
     const slices = new Slices();
     for (const mount of ownMounts()) {

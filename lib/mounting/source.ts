@@ -1,4 +1,4 @@
-/** The device that is mounted: a whole loop device, or one of its partitions. */
+/** Devices to mount: whole loop devices and partitions. */
 import type { FilePath } from "../arguments.ts";
 import { quote, UnexpectedDevice, unwrap } from "../errors.ts";
 import { FileDescriptor, unwrapFound } from "../kernel/file_descriptor.ts";
@@ -20,14 +20,14 @@ import { readLink } from "../sys/sysfs.ts";
 import type { FileSystem } from "./file_system.ts";
 import { recognize } from "./recognize.ts";
 
-/** Which loop device a block device is, or is a partition of. */
+/** A loop device, or a partition of one. */
 export interface LoopPlace {
   readonly minor: number;
-  /** `loop3p1`; `undefined` for the whole device. */
+  /** Name of the partition (`loop3p1`), unless it is the whole device. */
   readonly partition: string | undefined;
 }
 
-/** The loop device of a device number; `undefined` for another block device. */
+/** Returns the loop device of a device number, or `undefined` for another block device. */
 export function loopPlaceOf(rdev: number): LoopPlace | undefined {
   const [major, minor] = majorMinor(rdev);
   const path = `/sys/dev/block/${major}:${minor}`;
@@ -45,7 +45,7 @@ export function loopPlaceOf(rdev: number): LoopPlace | undefined {
     : { minor: Number(digits), partition };
 }
 
-/** Finds the loop device or partition that a path leads to; `undefined` when it leads to something else. */
+/** Finds the loop device or partition that a path leads to. Returns `undefined` for any other file. */
 export function findSource(path: FilePath): SourceDevice | undefined {
   using unused = new DisposableStack();
   const found = unused.use(
@@ -63,19 +63,19 @@ export function findSource(path: FilePath): SourceDevice | undefined {
   return new SourceDevice(found.canonicalPath ?? path.text, place, found);
 }
 
-/** By what a device is known that is not open. */
+/** Identity of a device that is not open. */
 export interface Source {
   readonly path: string;
-  /** Of the loop device. */
+  /** Number of the loop device. */
   readonly minor: number;
-  /** As in `st_rdev`. */
+  /** Device number, encoded as in `st_rdev`. */
   readonly rdev: number;
 }
 
-/** What is said of a device that has gone. */
+/** Errors of a device that no longer exists. */
 const GONE: readonly number[] = [ENOENT, ENXIO, ENODEV];
 
-/** Whether no file system on it is mounted any more, wherever, and nobody holds it exclusively. */
+/** Checks that no file system on the device is mounted in any namespace, and that no process holds it exclusively. */
 export function isSourceReleased({ path, rdev }: Source): boolean {
   const failure = {
     action: `Cannot look whether ${quote(path)} is mounted`,
@@ -93,14 +93,14 @@ export function isSourceReleased({ path, rdev }: Source): boolean {
   return true;
 }
 
-/** The node of a device, held by what it is. */
+/** The node of a device, held by an `O_PATH` descriptor. */
 export class SourceDevice implements Disposable {
   readonly path: string;
   readonly place: LoopPlace;
   readonly stat: Stat;
   readonly #found: FoundFile;
 
-  /** Takes over what was found. */
+  /** Takes over the file. */
   constructor(path: string, place: LoopPlace, found: FoundFile) {
     this.path = path;
     this.place = place;
@@ -108,7 +108,7 @@ export class SourceDevice implements Disposable {
     this.#found = found;
   }
 
-  /** A node that must be that of this loop device, or of one of its partitions. */
+  /** Finds a node, which must belong to this loop device or to one of its partitions. */
   static of(path: FilePath, minor: number): SourceDevice {
     using unused = new DisposableStack();
     const found = unused.use(
@@ -130,13 +130,13 @@ export class SourceDevice implements Disposable {
     });
   }
 
-  /** By what it is known later. */
+  /** Identity of the device, for use after closing. */
   get source(): Source {
     const { path, place: { minor }, stat: { rdev } } = this;
     return { path, minor, rdev };
   }
 
-  /** Opens it for reading, which keeps the device attached. */
+  /** Opens the device for reading, which keeps it attached. */
   open(): OpenSource {
     const { path } = this;
     const fd = this.#found.open(O_RDONLY | O_NONBLOCK);
@@ -157,7 +157,7 @@ export class SourceDevice implements Disposable {
   }
 }
 
-/** A device that is open. */
+/** An open device. */
 export class OpenSource implements Disposable {
   readonly #path: string;
   readonly #descriptor: FileDescriptor;
@@ -167,7 +167,7 @@ export class OpenSource implements Disposable {
     this.#descriptor = descriptor;
   }
 
-  /** What is on it. */
+  /** Recognizes the file system on the device. */
   recognize(): FileSystem | undefined {
     const size = new BigUint64Array(1);
     this.#ioctl("BLKGETSIZE64", BLKGETSIZE64, size);
@@ -177,7 +177,7 @@ export class OpenSource implements Disposable {
     );
   }
 
-  /** Whether it cannot be written to. */
+  /** True for a read-only device. */
   get isReadOnly(): boolean {
     const value = new Int32Array(1);
     this.#ioctl("BLKROGET", BLKROGET, value);

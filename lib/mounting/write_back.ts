@@ -1,4 +1,4 @@
-/** Writing back one file system, with its errors. */
+/** Writes back one file system, and reports the errors. */
 import { LoopError, quote } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import {
@@ -13,7 +13,7 @@ import { syncfs, syncfsAsync } from "../sys/mount_calls.ts";
 
 const HERE = cString(".");
 
-/** An open directory of a file system, or why it cannot be opened. */
+/** Opens a directory of a file system, or returns a negative error number. */
 export function openRoot(
   directory: number,
   path: CString = HERE,
@@ -23,8 +23,8 @@ export function openRoot(
 }
 
 /**
- * Writes back the file system of an open directory on another thread. Each open file is
- * told of an error once: a second one, opened before, asks for what is not known there.
+ * Writes back the file system of an open directory on another thread, where errno is lost.
+ * The kernel reports an error once to each open file, so a second one, opened before, gets it.
  */
 export async function writeBackFileSystem(
   root: FileDescriptor | number,

@@ -199,7 +199,7 @@ function openLibrary(path: string): Libc {
   return library = symbols;
 }
 
-/** Another table of prototypes, for what most programs never call: each symbol costs time at the start. */
+/** Opens another table of prototypes, for calls that most programs never make: each symbol costs time at the start. */
 export function openTable<const Table extends Deno.ForeignLibraryInterface>(
   symbols: Table,
 ): Deno.DynamicLibrary<Table>["symbols"] {

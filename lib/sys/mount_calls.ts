@@ -17,7 +17,7 @@ const SYMBOLS = {
     parameters: ["i64", "buffer", "i64"],
     result: "i32",
   },
-  /** The same on another thread. Its errno is lost. */
+  /** `pathCall` on another thread, where its errno is lost. */
   pathCallNonblocking: {
     name: "syscall",
     parameters: ["i64", "buffer", "i64"],
@@ -30,7 +30,7 @@ const SYMBOLS = {
     parameters: ["i64", "i64", "i64", "buffer", "buffer", "i64"],
     result: "i32",
   },
-  /** `long syscall(long number, …)` with numbers only, on another thread. Its errno is lost. */
+  /** `long syscall(long number, …)` with numbers only, on another thread, where its errno is lost. */
   numbersNonblocking: {
     name: "syscall",
     parameters: ["i64", "i64", "i64", "i64", "i64", "i64"],
@@ -61,7 +61,7 @@ function table(): ReturnType<typeof open> {
   return opened ??= open();
 }
 
-/** Text for C in memory of its own, which other threads may read. */
+/** Bytes that the prototypes accept. */
 type Bytes = Uint8Array<ArrayBuffer>;
 
 const FSOPEN_CLOEXEC = 1n;
@@ -77,7 +77,7 @@ export function fsopen(type: string): number {
   );
 }
 
-/** The same on another thread. One that fails is repeated here, which tells why. */
+/** `fsopen(2)` on another thread. A failing call is repeated on this one to get its error. */
 export async function fsopenAsync(type: string): Promise<number> {
   const name = cString(type) as Bytes;
   const fd = await table().pathCallNonblocking(
@@ -126,7 +126,7 @@ export function fsconfigCreate(fd: number): number {
   );
 }
 
-/** The same on another thread: 0, or -1. The error is not known, and the context can be used no more. */
+/** `fsconfig(2)` on another thread: 0, or -1 without the error. The context is unusable after a failure. */
 export async function fsconfigCreateAsync(fd: number): Promise<number> {
   return await table().numbersNonblocking(
     SYSCALL_NUMBERS.fsconfig,
@@ -204,7 +204,7 @@ export function umount(path: CString, isLazy: boolean): number {
   );
 }
 
-/** The same on another thread, since it may take long. One that fails is repeated here, which tells why. */
+/** `umount2(2)` on another thread, since it may take long. A failing call is repeated on this one to get its error. */
 export async function umountAsync(
   path: CString,
   isLazy: boolean,
@@ -217,12 +217,12 @@ export async function umountAsync(
   return result < 0 ? umount(path, isLazy) : result;
 }
 
-/** `syncfs(2)`: writes a file system back, and gives the error that this open file has not been told of. */
+/** `syncfs(2)`: writes a file system back, and returns an error that was not reported to this open file yet. */
 export function syncfs(fd: number): number {
   return numbersCall(SYSCALL_NUMBERS.syncfs, fd);
 }
 
-/** The same on another thread: 0, or -1. The error is not known. */
+/** `syncfs(2)` on another thread: 0, or -1 without the error. */
 export async function syncfsAsync(fd: number): Promise<number> {
   return await table().numbersNonblocking(
     SYSCALL_NUMBERS.syncfs,
@@ -236,7 +236,7 @@ export async function syncfsAsync(fd: number): Promise<number> {
 
 const ST_RDONLY = 1n;
 
-/** Whether the mount of a descriptor cannot be written to: `fstatfs(2)`; or a negative error number. */
+/** Checks the mount of a descriptor for read-only (`fstatfs(2)`), or returns a negative error number. */
 export function isMountReadOnly(fd: number): boolean | number {
   const bytes = new Uint8Array(STATFS.size);
   const result = errnoResult(
@@ -262,8 +262,8 @@ export function unshareMounts(): number {
 }
 
 /**
- * `mount(2)`: what is mounted in this namespace is not seen in others any more; what
- * others mount and unmount is still seen here.
+ * `mount(2)`: stops mounts of this namespace from propagating to others. Mounts of others
+ * still propagate to this one.
  */
 export function stopPropagation(): number {
   return errnoResult(

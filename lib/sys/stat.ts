@@ -141,17 +141,17 @@ export function directIoAlignment(fd: number): number | undefined {
   return statxView.getUint32(STATX.stx_dio_offset_align, true);
 }
 
-/** Which mount a path or a descriptor lies on. */
+/** Identity of a mount. */
 export interface MountIdentity {
-  /** Never given to another mount from Linux 6.8 on; before that only while it is mounted. */
+  /** Mount ID. From Linux 6.8 on the kernel never reuses it. */
   readonly id: bigint;
   /** Number of the file system, encoded as in `st_dev`. */
   readonly device: number;
-  /** Whether it is the root of the mount. */
+  /** True for the root directory of the mount. */
   readonly isRoot: boolean;
 }
 
-/** Which mount a path lies on: Linux 5.8. No file server is asked. */
+/** Returns the mount that a path is on (Linux 5.8), without asking a file server. */
 export function mountAt(
   directory: number,
   path: CString,
@@ -175,12 +175,12 @@ export function mountAt(
   };
 }
 
-/** Which mount the file of a descriptor lies on. */
+/** Returns the mount that the file of a descriptor is on. */
 export function mountOf(fd: number): MountIdentity | number {
   return mountAt(fd, EMPTY, AT_EMPTY_PATH);
 }
 
-/** The number that `mountinfo` has for the mount of a descriptor or path. */
+/** Returns the mount ID in `mountinfo` of a descriptor or path. */
 export function mountNumberAt(
   directory: number,
   path: CString = EMPTY,

@@ -157,7 +157,7 @@ describe("loopdev mount and unmount", onDevices, () => {
         assertEquals([code, stdout], [1, ""]);
         assertMatch(stderr, /^loopdev: Cannot mount [^\n]+\n$/);
       }
-      // What is not said to be there is not.
+      // A mount that cannot be reported is undone.
       const { code } = run(
         "sh",
         ...["-c", 'exec "$@" > /dev/full', "sh", Deno.execPath(), ...RUN],

@@ -357,7 +357,7 @@ describe("mount() on a target", onDevices, () => {
           LoopError,
         );
         assertEquals(error.code, "EBUSY");
-        assertMatch(error.message, /something else is mounted above it/);
+        assertMatch(error.message, /another file system is mounted over it/);
         assertEquals(mountsAt(target).length, 2);
       }
       await disk.unmount();

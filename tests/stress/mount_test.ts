@@ -93,7 +93,7 @@ class Writer {
     }
   }
 
-  /** What it has written, once it and its children have ended. */
+  /** Waits for its end and that of its children, and returns the files that it has written. */
   async ended(): Promise<number[]> {
     await this.#process.status;
     return await this.#written;
@@ -104,7 +104,7 @@ async function pause(milliseconds: number): Promise<void> {
   await new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
-/** How long it takes when nobody kills it, in milliseconds. */
+/** Measures how long an undisturbed run takes, in milliseconds. */
 async function durationOf(args: string[], place: Place): Promise<number> {
   place.renew();
   const start = performance.now();
