@@ -1,4 +1,4 @@
-/** ResolvedDetachOptions for others, within limits. */
+/** Waiting for others, within limits. */
 
 /** How long to wait. */
 export interface WaitOptions {
@@ -10,6 +10,9 @@ export interface WaitOptions {
 
 /** What is waited where nothing is said, in milliseconds. */
 export const DEFAULT_TIMEOUT = 5000;
+
+/** How long udev, mkfs or fsck may use a device that is to be changed, in milliseconds. */
+export const BRIEF_USE = 500;
 
 const FIRST_PAUSE = 1;
 const LONGEST_PAUSE = 20;

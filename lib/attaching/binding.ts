@@ -3,9 +3,12 @@ import type { Wanted } from "./device_size.ts";
 import { removePartitions } from "../kernel/remove_partitions.ts";
 import { bind, type Loop, reopen } from "../kernel/loop.ts";
 import { hasPartitions, isBound } from "../kernel/loop_sysfs.ts";
+import { mayUdevRun } from "../kernel/udev.ts";
 import { O_EXCL, O_RDONLY } from "../sys/libc.ts";
 import { LO_FLAGS_PARTSCAN, type LoopInfo64 } from "../sys/loop_uapi.ts";
+import { BRIEF_USE } from "../waiting.ts";
 import { rollBack } from "./release.ts";
+import { retryWhileHeld } from "./retry_while_held.ts";
 import { verify } from "./verification.ts";
 
 /** Binds the file to an open device, which is closed when that fails: it may be somebody else's by then. */
@@ -15,9 +18,11 @@ export function bindOrClose<L extends Loop>(
 ): L {
   try {
     removeStalePartitions(loop);
-    // Scanning for partitions is the second step: in one, it races with udev, and
-    // partitions that have appeared vanish again.
-    config.info.flags &= ~LO_FLAGS_PARTSCAN;
+    // Scanning for partitions is a second step beside udev, which takes 16 ms: in one,
+    // the two race, and partitions that have appeared vanish again.
+    if ((config.info.flags & LO_FLAGS_PARTSCAN) !== 0 && mayUdevRun()) {
+      config.info.flags &= ~LO_FLAGS_PARTSCAN;
+    }
     bind(loop, config, backing.name);
     return loop;
   } catch (error) {
@@ -37,13 +42,21 @@ export async function completeBinding(
   finish?: (info: LoopInfo64) => Promise<void>,
 ): Promise<void> {
   try {
-    if (wanted.options.partscan) loop.setStatus({ partscan: true });
+    if (wanted.options.partscan) await turnOnPartscan(loop);
     const info = verify(loop, wanted);
     await finish?.(info);
   } catch (error) {
     await rollBack(loop);
     throw error;
   }
+}
+
+/** Has the kernel look for partitions, unless it was told to when the file was bound. */
+async function turnOnPartscan(loop: Loop): Promise<void> {
+  await retryWhileHeld(() => loop.setStatus({ partscan: true }), {
+    timeout: BRIEF_USE,
+    signal: undefined,
+  });
 }
 
 /**

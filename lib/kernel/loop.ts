@@ -664,7 +664,11 @@ export class Loop implements Disposable {
     const set = () => ioctlPointer(fd, LOOP_SET_STATUS64, info.bytes);
     unwrap(
       repeatWhileAgain(set, fd),
-      this.#failure("LOOP_SET_STATUS64", what, NOT_BOUND),
+      this.#failure("LOOP_SET_STATUS64", what, {
+        ...NOT_BOUND,
+        [EBUSY]:
+          "from Linux 6.19 on that is refused while the disk or a partition is mounted or held exclusively",
+      }),
     );
   }
 
