@@ -165,6 +165,13 @@ describe("readTable() of disks without a table", () => {
     }
   });
 
+  it("gives undefined for a dynamic disk of Windows, and reads type 0x42 without one", () => {
+    const image = mbrImage({ slots: [{ start: 63, count: 100, type: 0x42 }] });
+    assertEquals(partitionsOf(image).map(({ type }) => type), ["0x42"]);
+    image.set(encoder.encode("PRIVHEAD"), 6 * 512);
+    assertEquals(read(image), undefined);
+  });
+
   it("gives undefined for FAT whose slots are boot code or the disk itself", () => {
     const slots = [
       { start: 0, count: 2048, type: 0x0c, bootFlag: 0x80 },
