@@ -33,9 +33,10 @@ import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { quote } from "./errors.ts";
 import { checkSymlinks, unwrapStat } from "./kernel/file_descriptor.ts";
 import type { Symlinks } from "./kernel/found_file.ts";
-import { exactSize, type Loop } from "./kernel/loop.ts";
+import type { Loop } from "./kernel/loop.ts";
 import type { NodeDirectory } from "./kernel/node_directory.ts";
 import { openAnyNode } from "./kernel/nodes.ts";
+import { recallRdev } from "./kernel/vacancy.ts";
 import { statOf } from "./sys/stat.ts";
 import type { LoopConfig } from "./sys/loop_uapi.ts";
 import { DEFAULT_TIMEOUT } from "./waiting.ts";
@@ -170,9 +171,9 @@ export async function attach(
     backing: claim.backing,
   };
   const loop = await bindDevice(device, request);
-  await completeBinding(loop, device, async (info) => {
+  await completeBinding(loop, device, async ({ info, size }) => {
     loop.remember(info);
-    refuseEmptyRange(device, exactSize(loop));
+    refuseEmptyRange(device, size);
     // Who does not lock may have attached it since we looked.
     if (request.overlap === "refuse") {
       await refuseRivals(claim, loop, request.signal);
@@ -307,7 +308,10 @@ async function bindDevice(
   signal?.throwIfAborted();
   const readOnly = device.options.readOnly ?? false;
   const tryDevice = (minor: number): BoundLoop =>
-    bindOrClose(new BoundLoop(openAnyNode(minor, readOnly)), device);
+    bindOrClose(
+      new BoundLoop(openAnyNode(minor, readOnly, recallRdev(minor))),
+      device,
+    );
   return minor === undefined
     ? await bindFirstFree(tryDevice, device.backing.name, signal)
     : bindMinor(tryDevice, minor);

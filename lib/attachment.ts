@@ -278,7 +278,10 @@ export class Attachment implements AsyncDisposable {
     try {
       if (this.#transfers.size > 0) await this.#settleTransfers();
       if (this.#hasOwnPartitions) this.#removePartitions();
-      const released = await release(this.#loop);
+      const released = await release(
+        this.#loop,
+        this.#loop.diskSequence,
+      );
       return { ...released, failure: released.failure ?? left };
     } catch (error) {
       // The kernel refused; our descriptor is closed all the same.

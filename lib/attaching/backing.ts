@@ -48,6 +48,7 @@ export class Backing implements Disposable {
     this.fd = fd;
     this.name = name;
     this.#owned = owned;
+    // Not what it was before it was opened: for writing, overlayfs makes another file of it.
     this.stat = this.#examine();
     checkBackingFile(this.stat, `Cannot attach ${name}`);
     this.size = this.#isBlockDevice ? this.#deviceSize() : this.stat.size;
@@ -161,7 +162,7 @@ export function openBacking(
   options: OpenOptions,
 ): Backing {
   const backing = openAny(file, options);
-  if (options.readOnly || !isSealed(backing.fd)) return backing;
+  if (options.readOnly || !isSealedMemory(backing)) return backing;
   using _closed = backing;
   throw new LoopError(`Cannot attach ${backing.name} for writing`, {
     errno: EPERM,
@@ -169,6 +170,11 @@ export function openBacking(
     hint:
       "it is sealed against writing; use readOnly: true (-r) to attach it for reading",
   });
+}
+
+/** Only a file in memory can be sealed, and that has no name. */
+function isSealedMemory({ fd, stat }: Backing): boolean {
+  return stat.links === 0 && isSealed(fd);
 }
 
 function openAny(

@@ -3,13 +3,15 @@ import type { Wanted } from "./device_size.ts";
 import { removePartitions } from "../kernel/remove_partitions.ts";
 import { bind, type Loop, reopen } from "../kernel/loop.ts";
 import { hasPartitions, isBound } from "../kernel/loop_sysfs.ts";
+import { expectOpenLoopDevice } from "../kernel/opened_node.ts";
 import { mayUdevRun } from "../kernel/udev.ts";
+import { isVacant } from "../kernel/vacancy.ts";
 import { O_EXCL, O_RDONLY } from "../sys/libc.ts";
-import { LO_FLAGS_PARTSCAN, type LoopInfo64 } from "../sys/loop_uapi.ts";
+import { LO_FLAGS_PARTSCAN } from "../sys/loop_uapi.ts";
 import { BRIEF_USE } from "../waiting.ts";
 import { rollBack } from "./release.ts";
 import { retryWhileHeld } from "./retry_while_held.ts";
-import { verify } from "./verification.ts";
+import { type Verified, verify } from "./verification.ts";
 
 /** Binds the file to an open device, which is closed when that fails: it may be somebody else's by then. */
 export function bindOrClose<L extends Loop>(
@@ -39,12 +41,12 @@ export function bindOrClose<L extends Loop>(
 export async function completeBinding(
   loop: Loop,
   wanted: Wanted,
-  finish?: (info: LoopInfo64) => Promise<void>,
+  finish?: (verified: Verified) => Promise<void>,
 ): Promise<void> {
   try {
     if (wanted.options.partscan) await turnOnPartscan(loop);
-    const info = verify(loop, wanted);
-    await finish?.(info);
+    const verified = verify(loop, wanted);
+    await finish?.(verified);
   } catch (error) {
     await rollBack(loop);
     throw error;
@@ -68,6 +70,8 @@ async function turnOnPartscan(loop: Loop): Promise<void> {
  * @throws {LoopError} `EBUSY` when somebody uses the device or one of them
  */
 function removeStalePartitions(loop: Loop): void {
+  if (isVacant(loop.minor)) return;
+  expectOpenLoopDevice(loop); // it was opened as what it was when it was last seen
   if (!hasPartitions(loop.minor)) return;
   // Held for a moment, partitions that somebody uses could not be formatted or mounted.
   if (isBound(loop.minor)) return;
