@@ -171,15 +171,20 @@ export async function attach(
     backing: claim.backing,
   };
   const loop = await bindDevice(device, request);
-  await completeBinding(loop, device, async ({ info, size }) => {
-    loop.remember(info);
-    refuseEmptyRange(device, size);
+  const finish = async () => {
     // Who does not lock may have attached it since we looked.
     if (request.overlap === "refuse") {
       await refuseRivals(claim, loop, request.signal);
     }
     if (nodes !== undefined) nodes.add(loop.name, rdevOfOpen(loop));
     else if (loop.isWithoutNode) nodes = await privateNodes(loop);
+  };
+  await completeBinding(loop, device, ({ backing, size }) => {
+    loop.remember(backing);
+    refuseEmptyRange(device, size);
+    const isDone = request.overlap !== "refuse" && nodes === undefined &&
+      !loop.isWithoutNode;
+    return isDone ? undefined : finish();
   });
   unfinished.move();
   if (request.overlap !== "allow") {
@@ -279,7 +284,7 @@ async function prepare(
     if (backing.isRegular) {
       refuseEmptyRange({ options: wanted, config, backing });
     }
-    await backing.writeBackInBackground(signal);
+    if (backing.isMuchDirty) await backing.writeBackInBackground(signal);
     config.fd = backing.fd;
     return claim;
   } catch (error) {
@@ -301,10 +306,10 @@ async function isBeingFreed(device: LoopDevice): Promise<boolean> {
 }
 
 /** Binds the file to a device, in one step. */
-async function bindDevice(
+function bindDevice(
   device: Wanted,
   { minor, signal }: AttachRequest,
-): Promise<BoundLoop> {
+): BoundLoop | Promise<BoundLoop> {
   signal?.throwIfAborted();
   const readOnly = device.options.readOnly ?? false;
   const tryDevice = (minor: number): BoundLoop =>
@@ -313,7 +318,7 @@ async function bindDevice(
       device,
     );
   return minor === undefined
-    ? await bindFirstFree(tryDevice, device.backing.name, signal)
+    ? bindFirstFree(tryDevice, device.backing.name, signal)
     : bindMinor(tryDevice, minor);
 }
 

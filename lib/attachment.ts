@@ -7,6 +7,7 @@ import {
   closeInBackground,
   hasLargeCache,
   isFree,
+  isFreeNow,
   release,
   type Released,
   reportWriteBack,
@@ -304,7 +305,7 @@ export class Attachment implements AsyncDisposable {
     waiting: ResolvedDetachOptions,
   ): Promise<void> {
     const released = await state.released;
-    if (!waiting.lazy) {
+    if (!waiting.lazy && !isFreeNow(released)) {
       await untilFree(released, waiting).catch((error) => {
         if (error instanceof LoopBusyError) state.isTold = true;
         throw error;

@@ -22,11 +22,13 @@ export async function pollUntil(
   isSo: () => boolean | Promise<boolean>,
   { timeout, signal }: WaitOptions,
 ): Promise<number | undefined> {
-  const deadline = performance.now() + timeout;
+  let deadline;
   let pause = FIRST_PAUSE;
   for (let looks = 1;; looks++) {
     const answer = isSo();
-    if (typeof answer === "boolean" ? answer : await answer) return looks;
+    if (answer === true) return looks;
+    deadline ??= performance.now() + timeout;
+    if (await answer) return looks;
     signal?.throwIfAborted();
     const left = deadline - performance.now();
     if (left <= 0) return undefined;

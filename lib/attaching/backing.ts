@@ -129,14 +129,18 @@ export class Backing implements Disposable {
     return size[0]!;
   }
 
+  /** Whether to write so much back would stop the event loop. */
+  get isMuchDirty(): boolean {
+    if (this.size <= MAX_INLINE_BYTES) return false;
+    const cache = pageCacheOf(this.fd);
+    return typeof cache !== "number" && cache.dirty > MAX_INLINE_PAGES;
+  }
+
   /**
-   * Writes back on another thread when much of the file is dirty: binding it to a device
-   * has the kernel do that, from Linux 6.14 on, and would stop the event loop for as long.
+   * Writes back on another thread: binding the file to a device has the kernel do that,
+   * from Linux 6.14 on, and would stop the event loop for as long.
    */
   async writeBackInBackground(signal: AbortSignal | undefined): Promise<void> {
-    if (this.size <= MAX_INLINE_BYTES) return;
-    const cache = pageCacheOf(this.fd);
-    if (typeof cache === "number" || cache.dirty <= MAX_INLINE_PAGES) return;
     // A descriptor of its own: after an abort the other thread is still at it.
     const fd = duplicate(this.fd);
     if (fd < 0) return; // none to spare: then the kernel does it at once

@@ -41,12 +41,12 @@ export function bindOrClose<L extends Loop>(
 export async function completeBinding(
   loop: Loop,
   wanted: Wanted,
-  finish?: (verified: Verified) => Promise<void>,
+  finish: (verified: Verified) => Promise<void> | undefined = () => undefined,
 ): Promise<void> {
   try {
     if (wanted.options.partscan) await turnOnPartscan(loop);
-    const verified = verify(loop, wanted);
-    await finish?.(verified);
+    const finished = finish(verify(loop, wanted));
+    if (finished !== undefined) await finished;
   } catch (error) {
     await rollBack(loop);
     throw error;

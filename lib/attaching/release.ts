@@ -1,6 +1,6 @@
 /** Releasing a device: what was written is in the file, and the descriptor is closed, whatever fails. */
 import { LoopError, quote, unwrap } from "../errors.ts";
-import { exactSize, Loop, reopen } from "../kernel/loop.ts";
+import { currentInfo, exactSize, Loop, reopen } from "../kernel/loop.ts";
 import {
   bindingOf,
   diskSequenceOf,
@@ -100,7 +100,7 @@ function releaseBy(
   try {
     const written = captureError(() => reportWriteBack(loop, flush));
     // Without them clearing finds out, and the file may have been exchanged.
-    const flags = captureError(() => loop.getInfo().flags).value ??
+    const flags = captureError(() => currentInfo(loop).flags).value ??
       LO_FLAGS_READ_ONLY;
     // Others can exchange the file of a read-only device alone (LOOP_CHANGE_FD), with
     // which the sequence rises: of any other it tells the binding.
@@ -268,7 +268,12 @@ export function isFree({ minor, binding, diskSequence }: Binding): boolean {
   return hasSysfs() || isUnbound(minor, diskSequence);
 }
 
-/** Waits until others have closed the device. Mostly there are none, and one look is enough. */
+/** Whether a device is free at the first look, with nothing to wait for. Mostly it is. */
+export function isFreeNow(device: Released): boolean {
+  return !device.partscan && isFree(device);
+}
+
+/** Waits until others have closed the device. */
 export async function isFreeWithin(
   device: Released,
   limits: WaitOptions,

@@ -3,8 +3,14 @@ import { DEFAULT_BLOCK_SIZE, deviceSize, type Wanted } from "./device_size.ts";
 import { directIoAlignment } from "../sys/stat.ts";
 import { decodeFlags } from "../kernel/configuration.ts";
 import type { Backing } from "./backing.ts";
+import type { BackingFile } from "./bound_loop.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
-import { exactSize, fitPageCache, type Loop } from "../kernel/loop.ts";
+import {
+  currentInfo,
+  exactSize,
+  fitPageCache,
+  type Loop,
+} from "../kernel/loop.ts";
 import { BLKROSET } from "../sys/blk_uapi.ts";
 import { EINVAL, EIO } from "../sys/errno.ts";
 import { ioctlPointer } from "../sys/libc.ts";
@@ -12,14 +18,14 @@ import type { LoopConfig, LoopInfo64 } from "../sys/loop_uapi.ts";
 
 /** What was found out about a device. */
 export interface Verified {
-  readonly info: LoopInfo64;
+  readonly backing: BackingFile;
   /** In bytes. */
   readonly size: bigint;
 }
 
 /** Throws unless the device is what was asked for. */
 export function verify(loop: Loop, wanted: Wanted): Verified {
-  const info = loop.getInfo();
+  const info = currentInfo(loop);
   const { options, config, backing } = wanted;
   const expect: Expect = (what, want, got) => {
     if (want !== undefined && got !== want) {
@@ -47,7 +53,9 @@ export function verify(loop: Loop, wanted: Wanted): Verified {
   expect("block size", options.blockSize, blockSize);
   // No page cache has smaller blocks than the smallest.
   if (blockSize > DEFAULT_BLOCK_SIZE) fitPageCache(loop, blockSize);
-  return { info, size: verifySize(loop, wanted, expect) };
+  const { device, inode } = info;
+  const size = verifySize(loop, wanted, expect);
+  return { backing: { device, inode }, size };
 }
 
 /** Throws when a property is not as asked for; `undefined` asks for nothing. */

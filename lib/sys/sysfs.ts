@@ -40,10 +40,40 @@ export function readBytes(
   return withoutNewline(size);
 }
 
-/** The text of an attribute that is open already, as it is now. */
-export function readOpen(fd: number): string | number {
+/** The number in an attribute, or a negative error number. A bigint where a `number` may not be exact. */
+export function readDecimal(
+  path: CString,
+  directory: number,
+): number | bigint {
+  const fd = openAt(directory, path, O_RDONLY);
+  if (fd < 0) return fd;
+  const value = readOpenDecimal(fd);
+  close(fd);
+  return value;
+}
+
+/** {@linkcode readDecimal} of an attribute that is open already, as it is now. */
+export function readOpenDecimal(fd: number): number | bigint {
   const size = pread(fd, page, 0);
-  return size < 0 ? size : decoder.decode(withoutNewline(size));
+  return size < 0 ? size : decimal(size);
+}
+
+const ZERO = "0".charCodeAt(0);
+/** Numbers of so many digits are exact. */
+const EXACT_DIGITS = 15;
+
+/** The number whose digits are at the beginning of the page. To make a text of them first would take longer than to read them. */
+function decimal(size: number): number | bigint {
+  let value = 0;
+  for (let at = 0; at < size; at++) {
+    const digit = page[at]! - ZERO;
+    if (digit < 0 || digit > 9) return value;
+    if (at === EXACT_DIGITS) {
+      return BigInt(decoder.decode(page.subarray(0, size)));
+    }
+    value = value * 10 + digit;
+  }
+  return value;
 }
 
 function withoutNewline(size: number): Uint8Array {
