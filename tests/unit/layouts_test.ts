@@ -26,7 +26,8 @@ import {
   OPEN_HOW,
   STATX,
 } from "../../lib/sys/layouts.ts";
-import { libraryPaths, OPEN_FLAGS } from "../../lib/sys/libc.ts";
+import { libraryPaths } from "../../lib/sys/find_libc.ts";
+import { OPEN_FLAGS } from "../../lib/sys/libc.ts";
 
 /** Size of the types of C, which is their alignment too. */
 const ABIS: Record<string, Record<string, number>> = {
