@@ -29,10 +29,10 @@ import {
   O_WRONLY,
   openAt,
   openFlags,
-  pageCacheOf,
 } from "../sys/libc.ts";
+import { pageCacheOf } from "../sys/page_cache.ts";
 import { abortable } from "../waiting.ts";
-import { MAX_INLINE_BYTES, MAX_INLINE_PAGES } from "./release.ts";
+import { MAX_INLINE_BYTES } from "./release.ts";
 
 /** The backing file of an attachment to be. */
 export class Backing implements Disposable {
@@ -135,7 +135,7 @@ export class Backing implements Disposable {
   async writeBackInBackground(signal: AbortSignal | undefined): Promise<void> {
     if (this.size <= MAX_INLINE_BYTES) return;
     const cache = pageCacheOf(this.fd);
-    if (typeof cache === "number" || cache.dirty <= MAX_INLINE_PAGES) return;
+    if (typeof cache === "number" || cache.dirty <= MAX_INLINE_BYTES) return;
     // A descriptor of its own: after an abort the other thread is still at it.
     const fd = duplicate(this.fd);
     if (fd < 0) return; // none to spare: then the kernel does it at once

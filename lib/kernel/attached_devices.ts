@@ -48,7 +48,7 @@ export interface LoopDevice {
   /**
    * The path of the backing file as the kernel knows it now, after renaming too,
    * without ` (deleted)`. Bytes that are not UTF-8 read as U+FFFD. Empty when it is
-   * longer than the kernel can tell (some 4000 bytes).
+   * longer than the kernel can tell: a page, of 4096 bytes on most machines.
    */
   backingFile: string;
   /** Whether the backing file has no name any more. */

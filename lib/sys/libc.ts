@@ -8,7 +8,7 @@
  */
 
 import { grantedLibraries, notGranted } from "./find_libc.ts";
-import { CACHESTAT, FLOCK, OPEN_HOW } from "./layouts.ts";
+import { FLOCK, OPEN_HOW } from "./layouts.ts";
 
 const SYMBOLS = {
   /** `int openat(int directory, const char *path, int flags, mode_t mode)` */
@@ -641,38 +641,6 @@ const AT_REMOVEDIR = 0x200;
 /** `unlinkat(2)` of an empty directory. */
 export function removeDirectoryAt(directory: number, path: CString): number {
   return pathCall(SYSCALL_NUMBERS.unlinkat, directory, path, AT_REMOVEDIR);
-}
-
-// linux/mman.h: struct cachestat_range, from the start, no end
-const WHOLE_FILE = new Uint8Array(16);
-const cacheStatBytes = new Uint8Array(CACHESTAT.size);
-const cacheStatView = new DataView(cacheStatBytes.buffer);
-
-/** What is cached of a file, in pages. */
-export interface PageCache {
-  readonly cached: number;
-  /** Not written back yet, or just being written back. */
-  readonly dirty: number;
-}
-
-/** What is cached of a file: `cachestat(2)`, Linux 6.5; or a negative error number. */
-export function pageCacheOf(fd: number): PageCache | number {
-  const result = errnoResult(
-    libc().syscallTwoPointers(
-      SYSCALL_NUMBERS.cachestat,
-      BigInt(fd),
-      WHOLE_FILE,
-      cacheStatBytes,
-      0n,
-    ),
-  );
-  if (result < 0) return result;
-  const pages = (offset: number) =>
-    Number(cacheStatView.getBigUint64(offset, true));
-  return {
-    cached: pages(CACHESTAT.nr_cache),
-    dirty: pages(CACHESTAT.nr_dirty) + pages(CACHESTAT.nr_writeback),
-  };
 }
 
 const UTSNAME_FIELD = 65;
