@@ -25,6 +25,7 @@ import {
 import {
   cli,
   isSoon,
+  lacking,
   losetupDetach,
   mounted,
   onDevices,
@@ -32,6 +33,7 @@ import {
   run,
   runOk,
   Undo,
+  unless,
   withScratch,
 } from "./support.ts";
 
@@ -83,7 +85,7 @@ class Background implements AsyncDisposable {
   }
 }
 
-const hasPython = run("bash", "-c", "type python3").code === 0;
+const noPython = lacking("python3");
 
 /** A process like that which runs a program in Python. */
 const Python = {
@@ -293,8 +295,10 @@ describe("holders()", onDevices, () => {
   );
 
   it(
-    "finds who has it mapped, and lives on without its first thread",
-    { ignore: !hasPython },
+    ...unless(
+      noPython,
+      "finds who has it mapped, and lives on without its first thread",
+    ),
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
       await using mapped = await Python.start(`
@@ -331,8 +335,10 @@ libc.syscall(exit, 0)`);
   );
 
   it(
-    "finds descriptors that only one thread has, and tells two files of one path apart",
-    { ignore: !hasPython },
+    ...unless(
+      noPython,
+      "finds descriptors that only one thread has, and tells two files of one path apart",
+    ),
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
       await using threaded = await Python.start(`
@@ -381,8 +387,10 @@ os.open("${path}", os.O_RDONLY)`);
   );
 
   it(
-    "names all devices of a Btrfs, mounted through any node",
-    { ignore: run("bash", "-c", "type mkfs.btrfs").code !== 0 },
+    ...unless(
+      lacking("mkfs.btrfs"),
+      "names all devices of a Btrfs, mounted through any node",
+    ),
     withScratch(async (scratch) => {
       const attached = ["a", "b"].map((name) =>
         runOk("losetup", "--find", "--show", scratch.image(128 * MiB, name))
@@ -431,8 +439,12 @@ os.open("${path}", os.O_RDONLY)`);
   );
 
   it(
-    "names the mapping of device-mapper",
-    { ignore: run("dmsetup", "version").code !== 0 },
+    ...unless(
+      run("dmsetup", "version").code === 0
+        ? undefined
+        : "there is no device-mapper",
+      "names the mapping of device-mapper",
+    ),
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
       const label = `loopdev-test-${crypto.randomUUID()}`;

@@ -51,13 +51,44 @@ export function times(count: number): number {
 export function onAnyKernel(
   name: string,
   { ignore = false } = {},
-): [name: string, options: { ignore: boolean }] {
-  if (FEWER === 1 || Deno.env.has("LOOPDEV_TEST_ALL")) {
-    return [name, { ignore }];
-  }
-  return [`${name} (skipped: it comes to the same on any kernel)`, {
-    ignore: true,
-  }];
+): NameAndOptions {
+  return sameOnAnyKernel === undefined
+    ? [name, { ignore }]
+    : unless(sameOnAnyKernel, name);
+}
+
+/** Why such a test does not run; `undefined` when it does. */
+export const sameOnAnyKernel: string | undefined =
+  FEWER === 1 || Deno.env.has("LOOPDEV_TEST_ALL")
+    ? undefined
+    : "it comes to the same on any kernel";
+
+type NameAndOptions = [name: string, options: { ignore: boolean }];
+
+/** A test that does not run where there is a reason. Gives its name, with the reason, and its options. */
+export function unless(
+  reason: string | undefined,
+  name: string,
+): NameAndOptions {
+  return [
+    reason === undefined ? name : `${name} (skipped: ${reason})`,
+    { ignore: reason !== undefined },
+  ];
+}
+
+/** Why a test with this program does not run; `undefined` when it is there. */
+export function lacking(program: string): string | undefined {
+  return run("sh", "-c", `command -v ${program}`).code === 0
+    ? undefined
+    : `there is no ${program}`;
+}
+
+/** Why a test with names that are not UTF-8 does not run: old versions of Deno refuse such arguments. */
+export function lackingByteArguments(): string | undefined {
+  const help = `'${Deno.execPath()}' eval 0 $'\\xff'`;
+  return run("bash", "-c", help).code === 0
+    ? undefined
+    : "this Deno takes no arguments that are not UTF-8";
 }
 
 /** The numbers from 1 to `count`, or evenly spread ones of them, that begin anywhere. */
