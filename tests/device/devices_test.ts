@@ -16,6 +16,7 @@ import { pageSize } from "../../lib/sys/page_cache.ts";
 import {
   attribute,
   CLI,
+  diskSequenceOf,
   losetupDetach,
   mounted,
   onDevices,
@@ -116,7 +117,7 @@ describe("list()", onDevices, () => {
         });
         assertEquals(device.size, Number(attribute(name, "size")) * 512);
         assertEquals(device.size, a.size);
-        assertEquals(device.diskSequence, Number(attribute(name, "diskseq")));
+        assertEquals(device.diskSequence, diskSequenceOf(name));
         assertEquals(device.diskSequence, a.diskSequence);
         assertEquals(device.minor, a.minor);
         assertEquals(device.deleted, false);

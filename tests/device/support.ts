@@ -230,6 +230,20 @@ export function attribute(name: string, attribute: string): string {
   return Deno.readTextFileSync(`/sys/block/${name}/${attribute}`).trim();
 }
 
+/** The disk sequence number of a device; 0 where the kernel has none. */
+export function diskSequenceOf(name: string): number {
+  return exists(`/sys/block/${name}/diskseq`)
+    ? Number(attribute(name, "diskseq"))
+    : 0;
+}
+
+/** Why a test that needs disk sequence numbers does not run; `undefined` when it does. */
+export const noDiskSequence: string | undefined =
+  reasonToSkip !== undefined || [...Deno.readDirSync("/sys/block")]
+      .some(({ name }) => exists(`/sys/block/${name}/diskseq`))
+    ? undefined
+    : "there are no disk sequence numbers before Linux 5.15";
+
 /** What a command printed. */
 export interface Output {
   code: number;
@@ -383,4 +397,21 @@ export async function* lines(
       text = text.slice(end + 1);
     }
   }
+}
+
+/**
+ * Why no partitions are left of an earlier owner; `undefined` when they are. Linux 7.2
+ * drops those that were added by `BLKPG` at the detach; kernels before did not.
+ */
+export function dropsPartitions(): string | undefined {
+  if (reasonToSkip !== undefined) return undefined;
+  using scratch = new Scratch();
+  using own = new OwnDevice();
+  runOk("losetup", own.path, scratch.image());
+  runOk("addpart", own.path, "1", "8", "8");
+  losetupDetach(own.path);
+  // Beside udev some kernels remove them at the first open: the test knows.
+  return hasUdev || partitionNames(own.name).length > 0
+    ? undefined
+    : "this kernel drops partitions at a detach";
 }
