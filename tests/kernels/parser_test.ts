@@ -28,6 +28,13 @@ type Row = `${number}: ${number}+${number}`;
 const EXTENDED_SIZE = 2;
 const EXTENDED_TYPES = ["0x5", "0xf", "0x85"];
 
+/** Tables that only the backup has: the kernel reads it with `gpt` on its command line alone. We do, as partx. */
+const IN_BACKUP = [
+  "GPT: primary bad",
+  "GPT: primary without a signature",
+  "GPT: grown, primary bad",
+];
+
 /** What we read in an image, as the kernel shows it. */
 function ours(image: Uint8Array): Row[] {
   try {
@@ -60,11 +67,18 @@ function kernels(path: string, wanted: Row[]): Row[] {
       })
       .sort(([a], [b]) => a - b)
       .map(([, row]) => row);
+    found = withoutRepeats(found);
     return `${found}` === `${wanted}`;
   };
   // udev may have the kernel look anew, and the partitions go and come again meanwhile.
   isSoon(look, 1000);
   return found;
+}
+
+/** Where links go round, the kernel shows the same partitions until it has 255; we show each once, as partx. */
+function withoutRepeats(rows: Row[]): Row[] {
+  const extents = rows.map((row) => row.split(": ")[1]);
+  return rows.filter((_, index) => extents.indexOf(extents[index]) === index);
 }
 
 function attached(scratch: Scratch, image: Uint8Array, wanted: Row[]): Row[] {
@@ -96,7 +110,7 @@ describe("readTable()", onDevices, () => {
       const expected: Record<string, Row[]> = {};
       const actual: Record<string, Row[]> = {};
       for (const [name, image] of Object.entries(ODD_IMAGES)) {
-        actual[name] = ours(image);
+        actual[name] = IN_BACKUP.includes(name) ? [] : ours(image);
         expected[name] = attached(scratch, image, actual[name]);
       }
       assertEquals(actual, expected);
