@@ -139,7 +139,11 @@ async function run(
   running.delete(process);
   readResults(guest, suites, code, stdout, stderr);
   const seconds = Math.round((performance.now() - started) / 1000);
-  console.error(`${guest.name}: ended after ${seconds} s`);
+  const failed = guest.results.flatMap(({ failed }) => failed);
+  console.error(
+    `${guest.name}: ended after ${seconds} s, ${failed.length} failed`,
+  );
+  for (const test of failed) console.error(`${guest.name}: FAILED ${test}`);
 }
 
 /** Reads what the guest reports to its end, and says how far it is. */
