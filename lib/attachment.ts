@@ -330,7 +330,7 @@ export class Attachment implements AsyncDisposable {
       const known = error instanceof LoopError &&
         [ENXIO, ENODEV, ENOENT].includes(error.errno);
       if (!known) throw error;
-      const binding = bindingOfSequence(minor, diskSequence);
+      const binding = this.#isStillOurs ? bindingOf(minor) : undefined;
       const device = { minor, path, binding, diskSequence };
       if (error.errno === ENXIO) {
         await untilFree({ ...device, failure: undefined, partscan: true }, {
@@ -401,6 +401,14 @@ export class Attachment implements AsyncDisposable {
     return path;
   }
 
+  /** Whether the device has our binding, by its disk sequence number, or before Linux 5.15 by the binding itself. */
+  get #isStillOurs(): boolean {
+    const { minor, diskSequence, backing } = this.#loop;
+    return diskSequence === 0
+      ? backing?.binding === bindingOf(minor)
+      : diskSequence === diskSequenceOf(minor);
+  }
+
   get #isPersisted(): boolean {
     return this.#state.is === "persisted";
   }
@@ -438,7 +446,7 @@ export class Attachment implements AsyncDisposable {
     try {
       const device = readDevice(minor)?.device;
       const isOurs = device !== undefined && this.#state.is !== "detached" &&
-        device.diskSequence === diskSequence;
+        device.diskSequence === diskSequence && this.#isStillOurs;
       if (isOurs) return { ...device, path };
     } catch {
       // a JSON without it is better than none
@@ -497,13 +505,3 @@ type State =
   | { readonly is: "detached" };
 
 const MAX_SAFE = BigInt(Number.MAX_SAFE_INTEGER);
-
-/** The binding of a device, if it is the one with that disk sequence number; 0 is any. */
-function bindingOfSequence(
-  minor: number,
-  diskSequence: number,
-): bigint | undefined {
-  const binding = bindingOf(minor);
-  const isOurs = diskSequence === 0 || diskSequenceOf(minor) === diskSequence;
-  return isOurs ? binding : undefined;
-}

@@ -29,10 +29,10 @@ import {
   O_WRONLY,
   openAt,
   openFlags,
-  pageCacheOf,
 } from "../sys/libc.ts";
+import { pageCacheOf } from "../sys/page_cache.ts";
 import { abortable } from "../waiting.ts";
-import { MAX_INLINE_BYTES, MAX_INLINE_PAGES } from "./release.ts";
+import { MAX_INLINE_BYTES } from "./release.ts";
 
 /** The backing file of an attachment to be. */
 export class Backing implements Disposable {
@@ -133,7 +133,7 @@ export class Backing implements Disposable {
   get isMuchDirty(): boolean {
     if (this.size <= MAX_INLINE_BYTES) return false;
     const cache = pageCacheOf(this.fd);
-    return typeof cache !== "number" && cache.dirty > MAX_INLINE_PAGES;
+    return typeof cache !== "number" && cache.dirty > MAX_INLINE_BYTES;
   }
 
   /**

@@ -14,7 +14,6 @@ import {
   duplicate,
   ioctlValue,
   O_RDONLY,
-  pageCacheOf,
   writeBack,
   writeBackAsync,
   writeBackError,
@@ -25,18 +24,16 @@ import {
   LO_FLAGS_READ_ONLY,
   LOOP_CLR_FD,
 } from "../sys/loop_uapi.ts";
+import { pageCacheOf } from "../sys/page_cache.ts";
 import { DEFAULT_TIMEOUT, pollUntil, type WaitOptions } from "../waiting.ts";
 
 // How much is done at once, in a few milliseconds. More of it goes to another thread.
 
 /** Bytes that are written to the page cache of a backing file. */
-export const MAX_INLINE_BYTES: bigint = 8n << 20n;
+export const MAX_INLINE_BYTES: number = 8 << 20;
 
-/** Pages of the smallest size that hold so many bytes. */
-export const MAX_INLINE_PAGES = 2048;
-
-/** Clean pages that the last close of a device drops: 64 MiB. */
-const MAX_INLINE_CACHED_PAGES = 16384;
+/** Bytes, clean ones too, that the last close of a device drops from its page cache. */
+const MAX_INLINE_CACHED = 64 << 20;
 
 /** A device, and which binding of it. */
 export interface Binding {
@@ -152,8 +149,7 @@ function captureError<T>(call: () => T): { value?: T; error?: LoopError } {
 export function hasLargeCache(loop: Loop): boolean {
   const cache = pageCacheOf(loop.fd);
   if (typeof cache !== "number") {
-    return cache.dirty > MAX_INLINE_PAGES ||
-      cache.cached > MAX_INLINE_CACHED_PAGES;
+    return cache.dirty > MAX_INLINE_BYTES || cache.cached > MAX_INLINE_CACHED;
   }
   if (loop.fd === -1) return false;
   // Before Linux 6.5: no more than there is.
@@ -190,7 +186,7 @@ export async function writeBackInBackground(
       const cache = pageCacheOf(second.fd);
       const isLittle = typeof cache === "number"
         ? performance.now() - start < SHORT_PASS // before Linux 6.5
-        : cache.dirty <= MAX_INLINE_PAGES;
+        : cache.dirty <= MAX_INLINE_BYTES;
       if (isLittle) return writeBack;
     }
     return writeBackError;

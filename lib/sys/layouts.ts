@@ -81,3 +81,15 @@ export const LOOP_CONFIG_OFFSETS = {
   info: 8,
   reserved: 240,
 } as const;
+
+/** `Elf64_Ehdr`, linux/elf.h. */
+export const ELF64 = { size: 64, e_phoff: 32, e_phnum: 56 } as const;
+/** `Elf64_Phdr`, linux/elf.h. */
+export const ELF64_PHDR = {
+  size: 56,
+  p_type: 0,
+  p_offset: 8,
+  p_filesz: 32,
+} as const;
+/** The segment that names the loader, linux/elf.h. */
+export const PT_INTERP = 3;

@@ -22,7 +22,7 @@ import {
 const decoder = new TextDecoder();
 const NEWLINE = 10;
 
-// An attribute of sysfs has at most one page.
+// An attribute of sysfs has at most one page, of 64 KiB on some machines.
 const page = new Uint8Array(65536);
 const pageView = new DataView(page.buffer);
 
@@ -160,8 +160,8 @@ export class LineReader {
   }
 }
 
-/** More than any line of `/proc` has: two paths with each byte escaped, and a page of options. */
-const LINE_BUFFER = 1 << 16;
+/** More than any line of `/proc` has: two paths with each byte escaped, and a page of options, which are 64 KiB at most. */
+const LINE_BUFFER = 1 << 17;
 
 /** The lines of a file, or a negative error number. */
 export function openLines(

@@ -4,6 +4,7 @@ import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
   boundDevices,
+  diskSequenceOf,
   holdExclusively,
   isSoon,
   onDevices,
@@ -83,9 +84,11 @@ describe(
       const device = runOk("losetup", "--find", "--show", victim);
       using detached = new Undo(() => runOk("losetup", "-d", device));
       const name = device.replace("/dev/", "");
-      const state = () =>
-        ["loop/backing_file", "loop/autoclear", "diskseq"]
-          .map((key) => attribute(name, key));
+      const state = () => [
+        ...["loop/backing_file", "loop/autoclear"]
+          .map((key) => attribute(name, key)),
+        diskSequenceOf(name),
+      ];
       const before = state();
 
       // Somebody with another tool, who looks whether his device stays his.
