@@ -3,7 +3,7 @@ import { LoopError, printable, quote } from "../errors.ts";
 import { exactSize, type Loop } from "../kernel/loop.ts";
 import { partitionsOf } from "../kernel/loop_sysfs.ts";
 import type { NodeDirectory } from "../kernel/node_directory.ts";
-import { showPartitions } from "../partitions/appear.ts";
+import { showTable } from "../partitions/appear.ts";
 import { DamagedTable } from "../partitions/damaged_table.ts";
 import { DescriptorSource } from "../partitions/descriptor_source.ts";
 import type { Partition } from "../partitions/partition.ts";
@@ -33,7 +33,7 @@ export async function choosePath(
     return disk.path;
   }
   const waiting = { timeout: DEFAULT_TIMEOUT, signal };
-  const all = await showPartitions(disk.loop, waiting, disk.nodes);
+  const { partitions: all } = await showTable(disk.loop, waiting, disk.nodes);
   return partition === undefined
     ? chooseAmong(disk, whole, all)
     : find(disk, all, partition).path;

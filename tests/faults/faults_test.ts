@@ -10,6 +10,7 @@ import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
   boundDevices,
+  diskSequenceOf,
   isSoon,
   numbersTo,
   onDevices,
@@ -91,7 +92,7 @@ function faultsOf(
       break;
     case "changeFd":
       expectAttached({ "loop/backing_file": site.files.second, "ro": "1" });
-      expect(Number(attribute(device!, "diskseq")));
+      expect(diskSequenceOf(device!));
       break;
     case "setStatus":
       expectAttached({ "loop/offset": "4096" });

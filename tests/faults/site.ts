@@ -3,6 +3,7 @@ import { assert, assertEquals } from "@std/assert";
 import {
   attribute,
   boundDevices,
+  diskSequenceOf,
   runOk,
   Scratch,
   Undo,
@@ -34,7 +35,7 @@ class Victim implements Disposable {
     return [
       attribute(name, "loop/backing_file"),
       attribute(name, "loop/autoclear"),
-      attribute(name, "diskseq"),
+      diskSequenceOf(name),
     ];
   }
 
