@@ -9,6 +9,7 @@
 import { attachCase, manyCase, optionsCase } from "./attach.ts";
 import { eventLoopCase } from "./event_loop.ts";
 import { listCase, statusCase } from "./list.ts";
+import { mountCase } from "./mount.ts";
 import { plot } from "./plot.ts";
 import { processesCase } from "./processes.ts";
 import { markdown, type Report, summary, text } from "./report.ts";
@@ -26,6 +27,7 @@ const CASES: Record<string, (world: World) => Promise<Findings>> = {
   list: listCase,
   processes: processesCase,
   throughput: throughputCase,
+  mount: mountCase,
   stops: eventLoopCase,
   start: startCase,
 };
