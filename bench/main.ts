@@ -26,8 +26,8 @@ const CASES: Record<string, (world: World) => Promise<Findings>> = {
   status: statusCase,
   list: listCase,
   processes: processesCase,
-  throughput: throughputCase,
   mount: mountCase,
+  throughput: throughputCase,
   stops: eventLoopCase,
   start: startCase,
 };

@@ -1,68 +1,69 @@
-/** Mounting: an attached ext4 beside mount(8), and `run --mount` beside the shell script that it replaces. */
-import type { Attachment } from "@loopdev/loopdev";
+/** Mounting and unmounting, beside mount(8), and a mount for one command beside five programs. */
 import { buildC } from "./build.ts";
-import { alternate, type Contender } from "./measure.ts";
-import { denoArguments, Program } from "./program.ts";
+import { alternate } from "./measure.ts";
+import { loopdev, Program } from "./program.ts";
 import type { Findings } from "./result.ts";
 import { output, type World } from "./world.ts";
 
-const NANOSECONDS = 1e6;
+const SIZE = 16 << 20;
 
-/** Mounts and unmounts, in this process and by programs of util-linux. */
+/** An ext4 that is attached already; and an image, for one command. */
 export async function mountCase(world: World): Promise<Findings> {
   const run = buildC("run");
-  const image = world.image(world.memory, 64 << 20);
-  output("mkfs.ext4", "-q", "-F", image);
-  const target = `${world.memory.path}/mnt`;
+  const target = `${world.memory.path}/target`;
   Deno.mkdirSync(target);
+  const [attached, theirs, image] = [1, 2, 3].map(() => {
+    const file = world.image(world.memory, SIZE);
+    output("mkfs.ext4", "-q", file);
+    return file;
+  });
+  const device = await world.attach(theirs!);
   await using programs = new AsyncDisposableStack();
-  const shell = (script: string): Contender =>
-    programs.use(new Program(run, "sh", "-e", "-c", script)).as("losetup", 2);
-  const script =
-    `d=$(losetup -f --show ${image}); mount $d ${target}; true; umount ${target}; losetup -d $d`;
-  const command = ["run", "--mount", target, image, "--", "true"];
-  const ours = programs.use(
-    new Program(
-      run,
-      Deno.execPath(),
-      ...denoArguments("../cli.ts").toSpliced(-1, 0, "--allow-run"),
-      ...command,
-    ),
-  ).as("loopdev", 2, 3);
-  const commands = await alternate([ours, shell(script)], world.times(40, 3));
-  await using device = await world.attach(image);
-  const mounts = await alternate([
-    mounting(device, {}, "loopdev, private"),
-    mounting(device, { target }, "loopdev"),
-    shell(`mount ${device.path} ${target}; umount ${target}`),
-  ], world.times(40, 3));
-  const row = (id: string, title: string, samples: typeof mounts) =>
-    ({ id, title, unit: "µs", samples }) as const;
+  const script = (...commands: string[][]): Program =>
+    programs.use(
+      new Program(
+        run,
+        ...commands.flatMap((words) => ["--then", ...words]).slice(1),
+      ),
+    );
+  const command = Deno.execPath();
+  const cli = new URL("../dist/loopdev.js", import.meta.url).pathname;
+  const free = reserve(world);
+  const rounds = world.times(40, 4);
   return {
-    rows: [
-      row("mount", "mount and unmount an attached ext4", mounts),
-      row("run --mount", "attach, mount, run `true`, undo it", commands),
-    ],
+    rows: [{
+      id: "mount",
+      title: "mount an attached ext4, and unmount it",
+      unit: "µs",
+      samples: await alternate([
+        programs.use(loopdev("mount", attached!)).as("loopdev", 5, 100),
+        script(["mount", device.path, target], ["umount", target])
+          .as("losetup", 5),
+      ], rounds),
+    }, {
+      id: "run --mount",
+      title: "`run --mount` of `true`; five programs",
+      unit: "µs",
+      samples: await alternate([
+        script([
+          ...[command, "run", "--quiet", "--allow-ffi", "--allow-run", cli],
+          ...["run", "--mount", target, image!, "--", "true"],
+        ]).as("loopdev", 2, 3),
+        script(
+          ["losetup", free, image!],
+          ["mount", free, target],
+          ["true"],
+          ["umount", target],
+          ["losetup", "--detach", free],
+        ).as("losetup", 2),
+      ], rounds),
+    }],
   };
 }
 
-function mounting(
-  device: Attachment,
-  options: { target?: string },
-  name: string,
-): Contender {
-  return {
-    name,
-    cycles: 10,
-    warmUp: 100,
-    async run(cycles): Promise<number[]> {
-      const times: number[] = [];
-      for (let cycle = 0; cycle < cycles; cycle++) {
-        const start = performance.now();
-        await (await device.mount(options)).unmount();
-        times.push((performance.now() - start) * NANOSECONDS);
-      }
-      return times;
-    },
-  };
+/** The path of a device that nobody else binds meanwhile. */
+function reserve(world: World): string {
+  const own = world.ownDevices();
+  own.add(1);
+  return `/dev/loop${own.minors[0]}`;
 }

@@ -17,7 +17,6 @@ export const CONTENDERS: Record<string, string> = {
   loopdev: "loopdev",
   C: "C",
   losetup: "losetup",
-  "loopdev, private": "loopdev, private",
   original: "the original's calls",
   Go: "Go library",
   Rust: "Rust library",
