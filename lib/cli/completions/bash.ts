@@ -1,5 +1,6 @@
 /** Completion in bash. */
-import { type Source, sourceOf, spellings, type Subject } from "./subject.ts";
+import { type Source, sourceOf, type Subject } from "./subject.ts";
+import { spellings } from "../spelling.ts";
 
 /** The script. */
 export function bash(subjects: readonly Subject[]): string {

@@ -1,11 +1,6 @@
 /** Completion in fish. */
-import {
-  quoted,
-  type Source,
-  sourceOf,
-  spellings,
-  type Subject,
-} from "./subject.ts";
+import { quoted, type Source, sourceOf, type Subject } from "./subject.ts";
+import { spellings } from "../spelling.ts";
 
 /** The script. */
 export function fish(subjects: readonly Subject[]): string {

@@ -47,14 +47,6 @@ export function sourceOf(
   }
 }
 
-/** The long spellings of an option. */
-export function spellings(
-  name: string,
-  negatable: boolean | undefined,
-): string[] {
-  return [`--${name}`, ...negatable ? [`--no-${name}`] : []];
-}
-
 /** Text as a word of a shell. */
 export function quoted(text: string): string {
   return `'${text.replaceAll("'", `'\\''`)}'`;
