@@ -1,6 +1,7 @@
 /** The arguments of a command. */
 import { parseArgs } from "@std/cli/parse-args";
 import { checkBytes, checkMinor } from "../arguments.ts";
+import { checkBlockSize } from "../kernel/block_size.ts";
 import { minorInName, minorOf } from "../device_ref.ts";
 import { printable, quote } from "../errors.ts";
 import type { Loop, LoopOpenOptions } from "../kernel/loop.ts";
@@ -238,6 +239,14 @@ export function optionalSize(
   const text = given.value(option);
   if (text === undefined) return undefined;
   return asUsage(() => checkBytes(parseSize(text, option), `--${option}`));
+}
+
+/** The block size that `--sector-size` was given, if it was. */
+export function optionalBlockSize(given: Arguments): number | undefined {
+  const size = optionalSize(given, "sector-size");
+  return size === undefined
+    ? undefined
+    : asUsage(() => checkBlockSize(Number(size)));
 }
 
 /** Milliseconds: `5` and `5s` are seconds, `500ms`. */

@@ -12,7 +12,7 @@ import {
   Interruption,
   SignalHandler,
 } from "./signals.ts";
-import { warnOfRest } from "./warnings.ts";
+import { warnAboutFile } from "./warnings.ts";
 import { terminal, Witness } from "./witness.ts";
 
 export const command: Command = {
@@ -53,7 +53,7 @@ async function run(args: string[]): Promise<number> {
     const paths: string[] = [];
     for (const file of files) {
       const device = devices.use(await attach(file, { ...options, signal }));
-      warnOfRest(device.loop, file);
+      warnAboutFile(device.loop, file);
       if (options.partscan) await device.partitions({ signal });
       paths.push(device.path);
     }

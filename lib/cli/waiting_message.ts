@@ -1,7 +1,7 @@
 /** Names on stderr the processes and mounts that a command waits for. */
 import type { Holders } from "../holder.ts";
 import { escapeControls, printable } from "../errors.ts";
-import { fail } from "./output.ts";
+import { columns, fail } from "./output.ts";
 import { clip } from "./text.ts";
 
 /** A wait that takes too long to pass without a word. */
@@ -83,7 +83,7 @@ class StatusLine {
   /** Shows a message, cut to the width of the terminal. */
   show(message: string): void {
     this.#isShown = true;
-    const room = Deno.consoleSize().columns - 1;
+    const room = columns() - 1;
     this.#write(clip(`loopdev: ${escapeControls(message)}`, room));
   }
 
