@@ -120,7 +120,9 @@ class Speller {
       const name = Object.keys(this.#options)
         .find((name) => this.#option(name)?.letter === letter);
       if (name === undefined) {
-        throw new UsageError(`unknown option -${letter}`);
+        throw new UsageError(
+          `unknown option -${letter}${suggest(`--${letters}`, this.#all())}`,
+        );
       }
       const kind = this.#option(name)?.value;
       if (kind === undefined) {

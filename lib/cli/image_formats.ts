@@ -20,7 +20,7 @@ const FORMATS: readonly Format[] = [
       remedy: "convert it with qemu-img convert -O raw",
     })),
   {
-    name: "Android sparse",
+    name: "an Android sparse image",
     magic: "\x3a\xff\x26\xed",
     remedy: "convert it with simg2img",
   },

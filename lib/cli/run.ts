@@ -21,12 +21,12 @@ export const command: Command = {
 loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'`,
   options: ATTACH_OPTIONS,
   notes:
-    `COMMAND finds the devices in LOOPDEV, in the order of the files, with a blank between
-them. The exit status is that of COMMAND: 128 and its number when a signal ended it, 127
-when there is no such command, 126 when it cannot be executed. It is 1 when a device
-could not be attached or detached. An interrupt is for COMMAND: the devices are
-detached when it has ended, and by the kernel when this process is killed.
-With --partscan the partitions are there when it starts.
+    `COMMAND finds the devices in LOOPDEV, in the order of the files, separated by spaces.
+The exit status is that of COMMAND: 128 and its number if a signal ended it, 127 if there
+is no such command, 126 if it cannot be executed. It is 1 if a device could not be attached
+or detached. An interrupt goes to COMMAND: the devices are detached when it has ended, and
+by the kernel when this process is killed. With --partscan the partitions are there when it
+starts.
 Permissions: deno run --allow-ffi --allow-run, and mostly root.`,
   run,
 };
@@ -38,7 +38,7 @@ async function run(args: string[]): Promise<number> {
     ? []
     : args.slice(end + 1).map(exact);
   if (program === undefined) {
-    throw new UsageError("COMMAND is missing: it stands behind --");
+    throw new UsageError("COMMAND is missing: it follows --");
   }
   const given = parse(args.slice(0, end), ATTACH_OPTIONS);
   const files = given.operands.map(fileOf);
@@ -86,12 +86,18 @@ async function runCommand(
       !(error instanceof Deno.errors.NotCapable);
     if (!isNotRun) throw error;
     const isMissing = error instanceof Deno.errors.NotFound;
-    const why = isMissing ? "no such command" : error.message;
+    const why = isMissing ? "no such command" : reason(error);
     fail(`Cannot run ${quote(program)}: ${why}`);
     return isMissing ? NOT_FOUND : NOT_EXECUTABLE;
   }
   signals.forwardTo(child);
   return (await child.status).code; // 128 and the number of the signal that ended it
+}
+
+/** Why a command cannot be executed, without what the runtime adds to that. */
+function reason({ message }: Error): string {
+  return message.replace(/^Failed to spawn '.*': /s, "")
+    .replace(/ \(os error \d+\)$/, "").toLowerCase();
 }
 
 /** Passes on to the command what would end this process. Before there is one, it aborts. */

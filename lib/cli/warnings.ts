@@ -12,28 +12,29 @@ import { warn } from "./output.ts";
 
 /** Warns about a file that was attached to a device just now. */
 export function warnAboutFile(loop: Loop, file: string | URL): void {
-  warnOfRest(loop, file);
-  warnAboutFormat(loop, file);
+  // Such a file rarely ends with a whole block, and that is not what is wrong with it.
+  if (!warnAboutFormat(loop, file)) warnOfRest(loop, file);
   warnAboutOtherDevices(loop, file);
 }
 
-/** Warns if the device begins as a compressed file or an image of another program does. */
-function warnAboutFormat(loop: Loop, file: string | URL): void {
+/** Warns if the device begins as a compressed file or an image of another program does. Returns whether it does. */
+function warnAboutFormat(loop: Loop, file: string | URL): boolean {
   const head = new Uint8Array(HEAD_SIZE);
   try {
     loop.read(head, 0);
   } catch (error) {
-    if (error instanceof LoopError) return; // it cannot be read: no reason to fail
+    if (error instanceof LoopError) return false; // it cannot be read: no reason to fail
     throw error;
   }
   const format = formatOf(head);
-  if (format === undefined) return;
+  if (format === undefined) return false;
   const { name, remedy } = format;
   warn(
     `${
       nameOf(file)
-    } is a ${name} file, and is attached as it is: ${remedy} first`,
+    } looks like ${name}, and is attached as it is: ${remedy} first`,
   );
+  return true;
 }
 
 /** Warns if another device shows some of the bytes. */
