@@ -1,5 +1,4 @@
 /** The arguments of a command. */
-import { parseArgs } from "@std/cli/parse-args";
 import { checkBytes, checkMinor } from "../arguments.ts";
 import { checkBlockSize } from "../kernel/block_size.ts";
 import { minorInName, minorOf } from "../device_ref.ts";
@@ -27,18 +26,13 @@ export interface Arguments {
 
 /** Parses the arguments of a command. Everything after `--` is an operand. */
 export function parse(args: string[], options: Options = {}): Arguments {
-  const parsed = parseArgs(spell(args, options), {
-    string: [
-      "_", // file names stay text: 007, 1e3
-      ...Object.keys(options),
-    ],
-  });
+  const { operands, values } = new Parser(args, options);
   const value = (name: string) => {
-    if (Object.hasOwn(options, name)) return parsed[name] as string | undefined;
+    if (Object.hasOwn(options, name)) return values.get(name);
     throw new Error(`The command does not declare an option --${name}`);
   };
   return {
-    operands: parsed._.map(String),
+    operands,
     value,
     flag: (name) => value(name) !== undefined,
     switched: (name) => {
@@ -53,33 +47,27 @@ const FILES = ["FILE", "DIR"];
 const ON = "on";
 const OFF = "off";
 
-/**
- * Spells out every option as `--name=value`, and refuses unknown ones: the parser would
- * take the word after a flag for its value, and `-r5` for something other than `-r`.
- */
-function spell(args: string[], options: Options): string[] {
-  return new Speller(args, options).spell();
-}
-
-class Speller {
+/** Tells options from operands. The last value of an option counts. */
+class Parser {
+  readonly operands: string[] = [];
+  /** By the long names of the options. */
+  readonly values = new Map<string, string>();
   readonly #options: Options;
   readonly #rest: string[];
-  readonly #spelled: string[] = [];
 
   constructor(args: readonly string[], options: Options) {
     this.#options = options;
     this.#rest = [...args];
-  }
-
-  spell(): string[] {
     for (let arg; (arg = this.#rest.shift()) !== undefined;) {
-      if (arg === "--") return [...this.#spelled, arg, ...this.#rest];
+      if (arg === "--") {
+        this.operands.push(...this.#rest);
+        return;
+      }
       const long = /^--([^=]+)(?:=(.*))?$/s.exec(arg);
       if (long !== null) this.#long(long[1]!, long[2]);
       else if (/^-./s.test(arg)) this.#letters(arg.slice(1));
-      else this.#spelled.push(arg);
+      else this.operands.push(arg);
     }
-    return this.#spelled;
   }
 
   #option(name: string): Option | undefined {
@@ -90,7 +78,7 @@ class Speller {
     const positive = name.replace(/^no-/, "");
     const kind = this.#option(name)?.value;
     if (kind !== undefined) {
-      this.#add(name, this.#value(`--${name}`, kind, attached));
+      this.values.set(name, this.#value(`--${name}`, kind, attached));
       return;
     }
     const isFlag = this.#option(name) !== undefined;
@@ -104,7 +92,7 @@ class Speller {
     if (attached !== undefined) {
       throw new UsageError(`--${name} takes no value`);
     }
-    this.#add(isFlag ? name : positive, isFlag ? ON : OFF);
+    this.values.set(isFlag ? name : positive, isFlag ? ON : OFF);
   }
 
   /** The long spellings of all options. */
@@ -126,11 +114,14 @@ class Speller {
       }
       const kind = this.#option(name)?.value;
       if (kind === undefined) {
-        this.#add(name, ON);
+        this.values.set(name, ON);
         continue;
       }
       const attached = letters.slice(index + 1).replace(/^=/, "");
-      this.#add(name, this.#value(`-${letter}`, kind, attached || undefined));
+      this.values.set(
+        name,
+        this.#value(`-${letter}`, kind, attached || undefined),
+      );
       return;
     }
   }
@@ -141,10 +132,6 @@ class Speller {
       throw new UsageError(`${spelling} takes a value`);
     }
     return FILES.includes(kind) ? value : exact(value);
-  }
-
-  #add(name: string, value: string): void {
-    this.#spelled.push(`--${name}=${value}`);
   }
 }
 

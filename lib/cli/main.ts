@@ -1,4 +1,5 @@
 /** Finds the command, and turns what goes wrong into one line and an exit status. */
+import "../sys/open_on_use.ts";
 import project from "../../deno.json" with { type: "json" };
 import { COMMANDS } from "./commands.ts";
 import type { NamedEntry } from "./find_command.ts";

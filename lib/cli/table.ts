@@ -1,7 +1,6 @@
 /** Tables, aligned by what a terminal shows. */
-import { unicodeWidth } from "@std/cli/unicode-width";
 import { escapeControls } from "../errors.ts";
-import { clipMiddle } from "./text.ts";
+import { clipMiddle, widthOf } from "./text.ts";
 
 /** A column of a table. */
 export interface Column<T> {
@@ -53,7 +52,7 @@ class Cells<T> {
     this.texts = headings ? [column.heading, ...cells] : cells;
     this.narrowed = column.narrowed;
     this.#right = column.right ?? false;
-    this.#widths = this.texts.map((text) => unicodeWidth(text));
+    this.#widths = this.texts.map(widthOf);
     this.width = Math.max(...this.#widths);
   }
 
