@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { dirname } from "@std/path/posix/dirname";
+import { resolve } from "@std/path/posix/resolve";
 
 /** The programs, and the permissions that each needs. */
 const PROGRAMS = {
@@ -27,11 +27,6 @@ function root(): string {
   const home = Deno.env.get("HOME");
   if (home) return `${home}/.deno`;
   throw new InstallError("Cannot find where to install: set DENO_INSTALL_ROOT");
-}
-
-/** The absolute form of a path, which need not exist. */
-function absolute(path: string): string {
-  return path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
 }
 
 function readText(path: string): string | undefined {
@@ -68,7 +63,7 @@ function install(bin: string, share: string): void {
   for (const name of Object.keys(PROGRAMS)) checkOurs(`${bin}/${name}`);
   Deno.mkdirSync(bin, { recursive: true });
   Deno.mkdirSync(share, { recursive: true });
-  const dist = `${dirname(new URL(import.meta.url).pathname)}/dist`;
+  const dist = `${import.meta.dirname}/dist`;
   for (const [name, permissions] of Object.entries(PROGRAMS)) {
     for (const file of [`${name}.js`, `${name}.js.map`]) {
       Deno.copyFileSync(`${dist}/${file}`, `${share}/${file}`);
@@ -99,7 +94,7 @@ function uninstall(bin: string, share: string): void {
 
 if (import.meta.main) {
   try {
-    const base = absolute(root());
+    const base = resolve(root());
     const change = Deno.args[0] === "--undo" ? uninstall : install;
     change(`${base}/bin`, `${base}/share/loopdev`);
   } catch (error) {
