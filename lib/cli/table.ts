@@ -23,6 +23,8 @@ export interface TableStyle {
 
 /** The fewest columns that a narrowed cell gets. */
 const NARROWEST = 8;
+/** With fewer for a cell, other columns are left out. */
+const COMFORTABLE = 20;
 
 /** The lines of a table; none without rows. */
 export function table<T>(
@@ -65,16 +67,28 @@ class Cells<T> {
   }
 }
 
-/** Leaves out columns, then the middle of cells, until the table is as narrow as it can be. */
+/** Makes a table as narrow as the terminal, if it can be: leaves out the middle of cells, or a column if too little of them would stay. */
 function narrow<T>(columns: readonly Cells<T>[], width: number): Cells<T>[] {
-  const excess = (shown: readonly Cells<T>[]): number =>
-    shown.reduce((sum, cells) => sum + cells.width + 1, -1) - width;
-  let shown = [...columns];
-  if (excess(shown) > 0) {
-    shown = shown.filter(({ narrowed }) => narrowed !== "column");
-  }
+  const shown = leastWidth(columns, COMFORTABLE) <= width
+    ? [...columns]
+    : columns.filter(({ narrowed }) => narrowed !== "column");
+  return shrink(shown, width);
+}
+
+/** How wide a table is whose cells are cut to at least so many columns. */
+function leastWidth<T>(cells: readonly Cells<T>[], least: number): number {
+  return cells.reduce(
+    (sum, { narrowed, width }) =>
+      sum + 1 + (narrowed === "cells" ? Math.min(width, least) : width),
+    -1,
+  );
+}
+
+/** Cuts the widest cells, column by column. */
+function shrink<T>(shown: Cells<T>[], width: number): Cells<T>[] {
+  let excess = leastWidth(shown, Infinity) - width;
   const narrowed = shown.filter(({ narrowed }) => narrowed === "cells");
-  while (excess(shown) > 0) {
+  for (; excess > 0; excess--) {
     const [widest] = narrowed.toSorted((a, b) => b.width - a.width);
     if (widest === undefined || widest.width <= NARROWEST) break;
     widest.width--;

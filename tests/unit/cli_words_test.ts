@@ -18,22 +18,7 @@ import { main } from "../../lib/cli/main.ts";
 import { edits, suggest } from "../../lib/cli/spelling.ts";
 import { clip, clipMiddle, widthOf } from "../../lib/cli/text.ts";
 import { inWords } from "../../lib/cli/words.ts";
-
-/** What is printed meanwhile, to either stream. */
-async function printed(
-  act: () => number | Promise<number>,
-): Promise<{ status: number; stdout: string; stderr: string }> {
-  const streams = { log: "", error: "" };
-  const { log, error } = console;
-  console.log = (line: string) => streams.log += `${line}\n`;
-  console.error = (line: string) => streams.error += `${line}\n`;
-  try {
-    const status = await act();
-    return { status, stdout: streams.log, stderr: streams.error };
-  } finally {
-    Object.assign(console, { log, error });
-  }
-}
+import { printed } from "./console.ts";
 
 const commands: [string, Command][] = [];
 for (const [name, entry] of Object.entries(COMMANDS)) {
@@ -115,8 +100,8 @@ describe("options, help and completion", () => {
 describe("loopdev help", () => {
   it("is what loopdev alone and loopdev --help print", async () => {
     for (const args of [[], ["help"], ["--help"], ["-h"]]) {
-      const { status, stdout } = await printed(() => main(args));
-      assertEquals([status, stdout], [0, `${help(COMMANDS)}\n`], args.join());
+      const { code, stdout } = await printed(() => main(args));
+      assertEquals([code, stdout], [0, `${help(COMMANDS)}\n`], args.join());
     }
   });
 
@@ -172,8 +157,8 @@ describe("wrong usage", () => {
       [["-a"], "unknown option -a: options of losetup follow loopdev losetup"],
     ];
     for (const [args, message] of cases) {
-      const { status, stderr } = await printed(() => main(args));
-      assertEquals(status, 2, args.join(" "));
+      const { code, stderr } = await printed(() => main(args));
+      assertEquals(code, 2, args.join(" "));
       assertStringIncludes(stderr, `loopdev: ${message} (see loopdev help`);
     }
   });
