@@ -8,9 +8,6 @@ import {
 import { describe, it } from "@std/testing/bdd";
 import type { Command, Commands } from "../../lib/cli/command.ts";
 import { COMMANDS } from "../../lib/cli/commands.ts";
-import { bash } from "../../lib/cli/completions/bash.ts";
-import { fish } from "../../lib/cli/completions/fish.ts";
-import { zsh } from "../../lib/cli/completions/zsh.ts";
 import { command as completions } from "../../lib/cli/completions.ts";
 import { help, helpOf } from "../../lib/cli/help.ts";
 import { formatOf } from "../../lib/cli/image_formats.ts";
