@@ -31,11 +31,20 @@ const COLORS = { ok: "32", warning: "33", problem: "1;31" };
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   none(given.operands);
-  const checks = await doctor();
+  const checks = (await doctor()).map(inWordsOfCommands);
   const canAttach = checks.every(({ status }) => status !== "problem");
   if (given.flag("json")) printJson({ canAttach, checks });
   else lines(checks).forEach(print);
   return canAttach ? 0 : 1;
+}
+
+/** A check that names options and commands, not functions of the module. */
+function inWordsOfCommands(check: Check): Check {
+  return {
+    ...check,
+    finding: inWords(check.finding),
+    ...(check.remedy !== undefined && { remedy: inWords(check.remedy) }),
+  };
 }
 
 /** One line a check; on a terminal it is broken between words, and in color. */
@@ -49,7 +58,7 @@ function lines(checks: Check[]): string[] {
     const head = `${shown}  ${name.padEnd(width)}  `;
     const indent = MARKS.warning.length + width + 4;
     const texts = [finding, ...remedy === undefined ? [] : [`-> ${remedy}`]]
-      .map((text) => escapeControls(inWords(text)));
+      .map(escapeControls);
     if (columns === undefined) return [head + texts.join(" ")];
     const room = Math.max(20, columns - indent);
     const [first = "", ...rest] = texts.flatMap((text) =>

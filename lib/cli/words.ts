@@ -3,6 +3,8 @@ import { LoopError } from "../errors.ts";
 import { EACCES, EPERM } from "../sys/errno.ts";
 import { readText } from "../sys/sysfs.ts";
 
+const RUN_AS_ROOT = "run it as root";
+
 /** Names of the module, and the options or commands that stand for them. */
 const WORDS: readonly [name: RegExp, words: string][] = [
   [/\breadOnly: true\b/g, "-r (--read-only)"],
@@ -10,6 +12,7 @@ const WORDS: readonly [name: RegExp, words: string][] = [
   [/\bLoopControl\.add\((\d+)\)/g, "loopdev add $1"],
   [/\battach\(\{ nodes \}\)/g, "loopdev attach --nodes"],
   [/\battach\(\)/g, "loopdev attach"],
+  [/root and the group of the node may open it/g, RUN_AS_ROOT],
 ];
 
 /** A message of the library as the command line says it. */
@@ -27,8 +30,9 @@ export function messageOf(error: Error): string {
     (error.errno === EACCES || error.errno === EPERM);
   if (!isForbidden) return message;
   const hasHint = !error.message.endsWith(`(${error.code})`);
-  if (!isRoot()) return `${message}${hasHint ? "; or" : ":"} run it as root`;
-  return hasHint ? message : `${message}: see loopdev doctor`;
+  if (isRoot()) return hasHint ? message : `${message}: see loopdev doctor`;
+  if (message.includes(RUN_AS_ROOT)) return message;
+  return `${message}${hasHint ? ", or" : ":"} ${RUN_AS_ROOT}`;
 }
 
 /** Whether this process runs as root. `Deno.uid` would need a permission. */
