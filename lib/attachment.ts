@@ -2,10 +2,12 @@
 import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { decodeFlags } from "./kernel/configuration.ts";
 import { BoundLoop } from "./attaching/bound_loop.ts";
+import { retryWhileHeld } from "./attaching/retry_while_held.ts";
 import {
   closeInBackground,
   hasLargeCache,
   isFree,
+  isFreeNow,
   release,
   type Released,
   reportWriteBack,
@@ -25,12 +27,15 @@ import { FileDescriptor } from "./kernel/file_descriptor.ts";
 import { exactSize, type Loop } from "./kernel/loop.ts";
 import { bindingOf, diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
 import type { NodeDirectory } from "./kernel/node_directory.ts";
+import { removePartitions } from "./kernel/remove_partitions.ts";
 import {
   checkTransfer,
   READ,
   transferAsync,
   WRITE,
 } from "./kernel/transfer.ts";
+import { Mount } from "./mount_handle.ts";
+import type { MountOptions } from "./mounting/options.ts";
 import type { Partition } from "./partitions/partition.ts";
 import {
   checkPartitionsOptions,
@@ -38,7 +43,7 @@ import {
 } from "./partitions/partitions.ts";
 import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
 import { duplicate, writeBack } from "./sys/libc.ts";
-import { DEFAULT_TIMEOUT } from "./waiting.ts";
+import { BRIEF_USE, DEFAULT_TIMEOUT } from "./waiting.ts";
 
 /**
  * A file that {@linkcode attach} attached, for as long as it is not disposed of.
@@ -63,6 +68,8 @@ export class Attachment implements AsyncDisposable {
   readonly #nodes: NodeDirectory | undefined;
   readonly #timeout: number;
   #state: State = { is: "attached" };
+  /** Whether partitions were added that the kernel does not remove at the detach. */
+  #hasOwnPartitions = false;
   /** What is being read and written. */
   readonly #transfers = new Set<Promise<number>>();
 
@@ -131,8 +138,37 @@ export class Attachment implements AsyncDisposable {
    */
   async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
     const waiting = checkPartitionsOptions(options);
-    const { showPartitions } = await import("./partitions/appear.ts");
-    return await showPartitions(this.#loop, waiting, this.#nodes);
+    const { showTable } = await import("./partitions/appear.ts");
+    const { partitions } = await showTable(this.#loop, waiting, this.#nodes);
+    this.#hasOwnPartitions = !this.#loop.getStatus().partscan;
+    return partitions;
+  }
+
+  /**
+   * Mounts the file system on the device, or on one of its partitions: as {@linkcode mount}.
+   * Unmount it before the device is detached.
+   *
+   * @param options How to mount it.
+   * @returns The mounted file system, which is unmounted when it is disposed of.
+   * @throws {LoopError} as {@linkcode mount}
+   *
+   * @example A device and its file system, in the right order
+   * ```ts
+   * import { attach, openMemory } from "@loopdev/loopdev";
+   *
+   * using memory = openMemory(16 << 20);
+   * await using device = await attach(memory);
+   * await new Deno.Command("mkfs.ext4", { args: ["-q", device.path] }).output();
+   * await using mounted = await device.mount();
+   * await Deno.writeTextFile(`${mounted.path}/hello`, "hello");
+   * ```
+   */
+  async mount(options: MountOptions = {}): Promise<Mount> {
+    const { mountAttached } = await import("./mount_disk.ts");
+    this.#checkAttached(`mount ${quote(this.path)}`);
+    const { path } = this;
+    const disk = { loop: this.#loop, path, nodes: this.#nodes };
+    return new Mount(await mountAttached(disk, options));
   }
 
   /**
@@ -271,7 +307,11 @@ export class Attachment implements AsyncDisposable {
     const left = this.#nodes?.removeAll();
     try {
       if (this.#transfers.size > 0) await this.#settleTransfers();
-      const released = await release(this.#loop);
+      if (this.#hasOwnPartitions) this.#removePartitions();
+      const released = await release(
+        this.#loop,
+        this.#loop.diskSequence,
+      );
       return { ...released, failure: released.failure ?? left };
     } catch (error) {
       // The kernel refused; our descriptor is closed all the same.
@@ -280,12 +320,21 @@ export class Attachment implements AsyncDisposable {
     }
   }
 
+  /** Removes them unless one is in use: then whoever binds the device next removes them. */
+  #removePartitions(): void {
+    try {
+      removePartitions(this.#loop, "detach");
+    } catch (error) {
+      if (!(error instanceof LoopError)) throw error;
+    }
+  }
+
   async #detachReleased(
     state: ReleasedState,
     waiting: ResolvedDetachOptions,
   ): Promise<void> {
     const released = await state.released;
-    if (!waiting.lazy) {
+    if (!waiting.lazy && !isFreeNow(released)) {
       await untilFree(released, waiting).catch((error) => {
         if (error instanceof LoopBusyError) state.isTold = true;
         throw error;
@@ -310,7 +359,7 @@ export class Attachment implements AsyncDisposable {
       const known = error instanceof LoopError &&
         [ENXIO, ENODEV, ENOENT].includes(error.errno);
       if (!known) throw error;
-      const binding = bindingOfSequence(minor, diskSequence);
+      const binding = this.#isStillOurs ? bindingOf(minor) : undefined;
       const device = { minor, path, binding, diskSequence };
       if (error.errno === ENXIO) {
         await untilFree({ ...device, failure: undefined, partscan: true }, {
@@ -353,6 +402,15 @@ export class Attachment implements AsyncDisposable {
     if (this.#isPersisted) return path;
     this.#checkAttached(`persist ${quote(path)}`);
     if (this.#transfers.size > 0) await this.#settleTransfers();
+    return await retryWhileHeld(() => this.#tryPersist(), {
+      timeout: BRIEF_USE,
+      signal: undefined,
+    });
+  }
+
+  async #tryPersist(): Promise<string> {
+    if (this.#isPersisted) return this.path;
+    this.#checkAttached(`persist ${quote(this.path)}`);
     if (!hasLargeCache(this.#loop)) return this.#persist(writeBack);
     const flush = await writeBackInBackground(this.#loop);
     await this.#settleTransfers();
@@ -370,6 +428,14 @@ export class Attachment implements AsyncDisposable {
     this.#nodes?.close();
     this.#loop.close();
     return path;
+  }
+
+  /** Whether the device has our binding, by its disk sequence number, or before Linux 5.15 by the binding itself. */
+  get #isStillOurs(): boolean {
+    const { minor, diskSequence, backing } = this.#loop;
+    return diskSequence === 0
+      ? backing?.binding === bindingOf(minor)
+      : diskSequence === diskSequenceOf(minor);
   }
 
   get #isPersisted(): boolean {
@@ -409,7 +475,7 @@ export class Attachment implements AsyncDisposable {
     try {
       const device = readDevice(minor)?.device;
       const isOurs = device !== undefined && this.#state.is !== "detached" &&
-        device.diskSequence === diskSequence;
+        device.diskSequence === diskSequence && this.#isStillOurs;
       if (isOurs) return { ...device, path };
     } catch {
       // a JSON without it is better than none
@@ -468,13 +534,3 @@ type State =
   | { readonly is: "detached" };
 
 const MAX_SAFE = BigInt(Number.MAX_SAFE_INTEGER);
-
-/** The binding of a device, if it is the one with that disk sequence number; 0 is any. */
-function bindingOfSequence(
-  minor: number,
-  diskSequence: number,
-): bigint | undefined {
-  const binding = bindingOf(minor);
-  const isOurs = diskSequence === 0 || diskSequenceOf(minor) === diskSequence;
-  return isOurs ? binding : undefined;
-}

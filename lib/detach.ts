@@ -5,9 +5,14 @@ import {
   checkSignal,
   checkTimeout,
 } from "./arguments.ts";
-import type { BackingFile } from "./attaching/bound_loop.ts";
+import type { BoundFile } from "./attaching/bound_loop.ts";
 import { openAttached } from "./attaching/open_attached.ts";
-import { isFreeWithin, release, type Released } from "./attaching/release.ts";
+import {
+  isFreeNow,
+  isFreeWithin,
+  release,
+  type Released,
+} from "./attaching/release.ts";
 import type { DeviceRef } from "./device_ref.ts";
 import { LoopBusyError, quote } from "./errors.ts";
 import { describeHolders } from "./describe_holder.ts";
@@ -76,7 +81,8 @@ export function checkDetachOptions(
  * permission to open the node for reading.
  *
  * @param device The device. With a bare name, path or number your word is taken for
- * what is attached to it; with what {@linkcode list} gave it is checked.
+ * what is attached to it; with what {@linkcode list} gave it is checked, from Linux 5.15
+ * on.
  * @param options How long to wait for others.
  * @throws {LoopBusyError} `EBUSY` when others do not let go in time
  * @throws {StaleDeviceError} when the device is bound to something else by now
@@ -114,14 +120,14 @@ function isAttachment(
 /** The same, with something more to recognize the binding by. */
 export async function detachBinding(
   device: DeviceRef,
-  backing: BackingFile | undefined,
+  backing: BoundFile | undefined,
   options: DetachOptions,
 ): Promise<void> {
   const waiting = checkDetachOptions(options);
   using loop = openAttached(device, "detach", backing);
   if (waiting.ifUnused) await refuseUsed(loop);
   const released = await release(loop);
-  if (!waiting.lazy) await untilFree(released, waiting);
+  if (!waiting.lazy && !isFreeNow(released)) await untilFree(released, waiting);
   if (released.failure !== undefined) throw released.failure;
   await removeLeftNodes(released.minor);
 }

@@ -22,7 +22,8 @@ import { readLink } from "./sys/sysfs.ts";
 /**
  * A loop device: its path (`/dev/loop3`), name (`loop3`) or number, or what
  * {@linkcode list} gives. With a disk sequence number its identity is checked: a
- * device that was recycled meanwhile is left alone.
+ * device that was recycled meanwhile is left alone. Before Linux 5.15 there are no such
+ * numbers, and your word is taken for it.
  */
 export type DeviceRef =
   | string

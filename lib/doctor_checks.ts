@@ -3,6 +3,7 @@ import { isBlockDevice, majorMinor, statAt } from "./sys/stat.ts";
 import { list } from "./devices.ts";
 import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
 import { configureNothing, type Loop } from "./kernel/loop.ts";
+import { isUdevRunning } from "./kernel/udev.ts";
 import {
   existingMinors,
   hasSysfs,
@@ -58,6 +59,7 @@ export async function diagnose(): Promise<Check[]> {
     ...attempt("nodes", diagnoseNodes),
     ...attempt("left nodes", diagnoseLeftNodes),
     ...attempt("capabilities", () => diagnoseCapabilities(self)),
+    ...attempt("AppArmor", () => diagnoseAppArmor(self)),
     ...attempt("stale partitions", diagnoseStalePartitions),
     ...attempt("deleted files", diagnoseDeletedFiles),
     diagnoseUdev(),
@@ -498,7 +500,7 @@ function some(items: string[]): string {
 }
 
 function diagnoseCapabilities(self: Process): Check[] {
-  if (can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace) {
+  if (canMount(self)) {
     return [ok("capabilities", "CAP_SYS_ADMIN: partitions and mounts work")];
   }
   const consequence =
@@ -515,6 +517,27 @@ function diagnoseCapabilities(self: Process): Check[] {
         `no CAP_SYS_ADMIN: ${consequence}`,
         "for these: run as root (in a container: --cap-add SYS_ADMIN)",
       ),
+  ];
+}
+
+function canMount(self: Process): boolean {
+  return can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace;
+}
+
+/** Warns of a profile, which may forbid mounting whatever the capabilities are. */
+function diagnoseAppArmor(self: Process): Check[] {
+  const profile = ["apparmor/current", "current"]
+    .map((name) => readText(`/proc/self/attr/${name}`))
+    .find((text) => typeof text === "string");
+  // Other security modules use another syntax.
+  const name = /^(.+) \((?:enforce|kill)\)$/.exec(profile ?? "")?.[1];
+  if (name === undefined || !canMount(self)) return [];
+  return [
+    warning(
+      "AppArmor",
+      `profile ${quote(name)} may forbid to mount file systems`,
+      "for mounting: --security-opt apparmor=unconfined, or a profile that allows it",
+    ),
   ];
 }
 
@@ -548,9 +571,10 @@ function diagnoseDeletedFiles(): Check[] {
 }
 
 function diagnoseUdev(): Check {
-  const isRunning = typeof statAt(AT_FDCWD, cString("/run/udev/control")) !==
-    "number";
-  return ok("udev", isRunning ? "running" : "not running, and not needed");
+  return ok(
+    "udev",
+    isUdevRunning() ? "running" : "not running, and not needed",
+  );
 }
 
 /** Whether the kernel reads partition tables itself. */

@@ -75,9 +75,10 @@ export class LoopError extends Error {
 /**
  * A device did not become free in time: somebody else has it open.
  *
- * The kernel frees it when they let go; nothing has to be repeated. Only
- * {@linkcode detach} and {@linkcode Attachment.detach} throw it. A write-back error is
- * its `cause`.
+ * The kernel frees it when they let go; nothing has to be repeated, but for a mount on a
+ * target, which stays. {@linkcode detach}, {@linkcode Attachment.detach},
+ * {@linkcode Mount.unmount} and {@linkcode partitions} throw it. A write-back error is its
+ * `cause`.
  *
  * @example Who is in the way
  * ```ts

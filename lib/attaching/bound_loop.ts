@@ -2,6 +2,7 @@
 import { encodeOptions, type StatusChanges } from "../kernel/configuration.ts";
 import { checkDescriptor } from "../arguments.ts";
 import { Loop } from "../kernel/loop.ts";
+import { bindingOf } from "../kernel/loop_sysfs.ts";
 import type { OpenedNode } from "../kernel/opened_node.ts";
 import { Backing } from "./backing.ts";
 import {
@@ -12,10 +13,16 @@ import {
 } from "./overlap.ts";
 import { sequenceOf } from "./release.ts";
 
-/** A backing file: tells bindings apart before Linux 5.15, which has no disk sequence numbers. */
+/** A backing file. */
 export interface BackingFile {
   readonly device: bigint;
   readonly inode: bigint;
+}
+
+/** Tells bindings apart before Linux 5.15, which has no disk sequence numbers. */
+export interface BoundFile extends BackingFile {
+  /** What {@linkcode bindingOf} said; `undefined` where there is no sysfs, or a disk sequence number. */
+  readonly binding: bigint | undefined;
 }
 
 /** A device that a file was attached to by us. */
@@ -23,7 +30,7 @@ export class BoundLoop extends Loop {
   /** The disk sequence number of the binding; 0 before Linux 5.15. */
   diskSequence = 0;
   /** What is bound. */
-  backing: BackingFile | undefined;
+  backing: BoundFile | undefined;
   /** `/dev` has none: it was opened through one that has gone. */
   readonly isWithoutNode: boolean;
   /**
@@ -38,9 +45,10 @@ export class BoundLoop extends Loop {
   }
 
   /** Notes what tells this binding from any other, once the descriptor is closed. */
-  remember(backing: BackingFile): void {
-    this.backing = backing;
+  remember({ device, inode }: BackingFile): void {
     this.diskSequence = sequenceOf(this) ?? 0;
+    const binding = this.diskSequence === 0 ? bindingOf(this.minor) : undefined;
+    this.backing = { device, inode, binding };
   }
 
   /** Takes over the descriptor that holds the lock. */
@@ -58,7 +66,8 @@ export class BoundLoop extends Loop {
     const claim = this.#claim;
     if (claim === undefined) super.changeFd(fd);
     else this.#changeLocked(fd, claim);
-    this.backing = this.getInfo();
+    const { device, inode } = this.getInfo();
+    this.backing = { device, inode, binding: this.backing?.binding };
     if (this.diskSequence !== 0) this.diskSequence = this.getDiskSequence();
   }
 

@@ -7,17 +7,18 @@ import {
 } from "../device_ref.ts";
 import { LoopError, quote } from "../errors.ts";
 import type { Loop } from "../kernel/loop.ts";
+import { bindingOf } from "../kernel/loop_sysfs.ts";
 import { openDevice } from "../kernel/nodes.ts";
 import { ENXIO } from "../sys/errno.ts";
 import type { LoopInfo64 } from "../sys/loop_uapi.ts";
-import type { BackingFile } from "./bound_loop.ts";
+import type { BoundFile } from "./bound_loop.ts";
 import { isErrno, sequenceOf } from "./release.ts";
 
 /** Opens a device to which a file is attached, and the right one. */
 export function openAttached(
   device: DeviceRef,
   action: string,
-  backing?: BackingFile,
+  backing?: BoundFile,
 ): Loop {
   const expected = sequenceIn(device);
   // For reading: that a device was open for writing makes udev look at it again.
@@ -31,8 +32,9 @@ export function openAttached(
     if (expected !== undefined && actual !== undefined) {
       if (actual !== expected) throw recycled(action, loop.path);
     } else if (backing !== undefined) {
-      const isSame = info.device === backing.device &&
-        info.inode === backing.inode;
+      const { device, inode, binding } = backing;
+      const isSame = info.device === device && info.inode === inode &&
+        (binding === undefined || binding === bindingOf(loop.minor));
       if (!isSame) throw recycled(action, loop.path);
     }
     return loop;

@@ -4,6 +4,7 @@ import {
   type LoopDevice,
 } from "../kernel/attached_devices.ts";
 import { LoopError, quote } from "../errors.ts";
+import { bindingOf } from "../kernel/loop_sysfs.ts";
 import {
   EACCES,
   EAGAIN,
@@ -54,8 +55,9 @@ export async function lockRange(
   isBeingFreed: (device: LoopDevice) => Promise<boolean>,
   signal: AbortSignal | undefined,
 ): Promise<void> {
+  if (tryLockRange(claim)) return;
   const start = performance.now();
-  while (!tryLockRange(claim)) {
+  do {
     const device = findLocker(claim);
     const waited = performance.now() - start;
     const mayPass = device === undefined
@@ -63,7 +65,7 @@ export async function lockRange(
       : waited < FREEING_TIMEOUT && await isBeingFreed(device);
     if (!mayPass) throw lockedError(claim);
     await sleep(FREEING_PAUSE, signal);
-  }
+  } while (!tryLockRange(claim));
 }
 
 /** Locks the bytes. `false`: others have locked some of them. */
@@ -143,18 +145,31 @@ export async function refuseRivals(
   own: { minor: number; diskSequence: number },
   signal: AbortSignal | undefined,
 ): Promise<void> {
+  const isOlder = olderThan(own);
   for (let looks = 1;; looks++) {
     const rivals = overlapping(claim)
       .filter((device) => device.minor !== own.minor);
     if (rivals.length === 0) return;
-    const older = rivals.find(({ diskSequence }) =>
-      own.diskSequence === 0 || diskSequence < own.diskSequence
-    );
+    const older = rivals.find(isOlder);
     if (older !== undefined || looks === RIVAL_LOOKS) {
       throw overlapError(attachAction(claim), older ?? rivals[0]!);
     }
     await sleep(RIVAL_PAUSE, signal);
   }
+}
+
+/** Whether a device was bound before another. Before Linux 5.15 the inodes of bindings tell, which rise as well. */
+function olderThan(
+  own: { minor: number; diskSequence: number },
+): (device: LoopDevice) => boolean {
+  if (own.diskSequence !== 0) {
+    return ({ diskSequence }) => diskSequence < own.diskSequence;
+  }
+  const binding = bindingOf(own.minor);
+  return ({ minor }) => {
+    const other = bindingOf(minor);
+    return binding === undefined || (other !== undefined && other < binding);
+  };
 }
 
 /** So long the older one waits for the younger ones to go. */

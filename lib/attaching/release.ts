@@ -1,14 +1,19 @@
 /** Releasing a device: what was written is in the file, and the descriptor is closed, whatever fails. */
 import { LoopError, quote, unwrap } from "../errors.ts";
-import { exactSize, Loop, reopen } from "../kernel/loop.ts";
-import { bindingOf, hasSysfs, isBound } from "../kernel/loop_sysfs.ts";
+import { currentInfo, exactSize, Loop, reopen } from "../kernel/loop.ts";
+import {
+  bindingOf,
+  diskSequenceOf,
+  hasSysfs,
+  isBound,
+} from "../kernel/loop_sysfs.ts";
+import { isVacant } from "../kernel/vacancy.ts";
 import { EINVAL, ENOTTY, ENXIO } from "../sys/errno.ts";
 import {
   closeAsync,
   duplicate,
   ioctlValue,
   O_RDONLY,
-  pageCacheOf,
   writeBack,
   writeBackAsync,
   writeBackError,
@@ -16,28 +21,27 @@ import {
 import {
   LO_FLAGS_AUTOCLEAR,
   LO_FLAGS_PARTSCAN,
+  LO_FLAGS_READ_ONLY,
   LOOP_CLR_FD,
 } from "../sys/loop_uapi.ts";
+import { pageCacheOf } from "../sys/page_cache.ts";
 import { DEFAULT_TIMEOUT, pollUntil, type WaitOptions } from "../waiting.ts";
 
 // How much is done at once, in a few milliseconds. More of it goes to another thread.
 
 /** Bytes that are written to the page cache of a backing file. */
-export const MAX_INLINE_BYTES: bigint = 8n << 20n;
+export const MAX_INLINE_BYTES: number = 8 << 20;
 
-/** Pages of the smallest size that hold so many bytes. */
-export const MAX_INLINE_PAGES = 2048;
-
-/** Clean pages that the last close of a device drops: 64 MiB. */
-const MAX_INLINE_CACHED_PAGES = 16384;
+/** Bytes, clean ones too, that the last close of a device drops from its page cache. */
+const MAX_INLINE_CACHED = 64 << 20;
 
 /** A device, and which binding of it. */
 export interface Binding {
   readonly minor: number;
   readonly path: string;
-  /** What {@linkcode bindingOf} said; `undefined` where there is no sysfs. */
+  /** What {@linkcode bindingOf} said; `undefined` where there is no sysfs, or the sequence tells the binding. */
   readonly binding: bigint | undefined;
-  /** Tells the binding where there is no sysfs. */
+  /** Tells the binding where {@linkcode bindingOf} was not asked. */
   readonly diskSequence: number | undefined;
 }
 
@@ -52,16 +56,19 @@ export interface Released extends Binding {
 /**
  * Writes back, has the kernel detach at the last close, and closes. The device is free
  * afterwards unless others have it open. The event loop goes on meanwhile.
+ *
+ * @param diskSequence That of the binding, where it is known.
  */
-export async function release(loop: Loop): Promise<Released> {
-  if (!hasLargeCache(loop)) return releaseNow(loop);
+export async function release(
+  loop: Loop,
+  diskSequence?: number,
+): Promise<Released> {
+  if (!hasLargeCache(loop)) return releaseBy(loop, writeBack, diskSequence);
   const flush = await writeBackInBackground(loop);
-  return await closeInBackground(loop, () => releaseBy(loop, flush));
-}
-
-/** Releases a device at once: for one of which little is cached. */
-function releaseNow(loop: Loop): Released {
-  return releaseBy(loop, writeBack);
+  return await closeInBackground(
+    loop,
+    () => releaseBy(loop, flush, diskSequence),
+  );
 }
 
 /**
@@ -81,14 +88,24 @@ export async function closeInBackground<T>(
   }
 }
 
-function releaseBy(loop: Loop, flush: (fd: number) => number): Released {
+function releaseBy(
+  loop: Loop,
+  flush: (fd: number) => number,
+  knownSequence = 0,
+): Released {
   const { minor, path } = loop;
   try {
-    const sequence = captureError(() => sequenceOf(loop));
-    const binding = captureError(() => bindingOf(minor));
     const written = captureError(() => reportWriteBack(loop, flush));
-    // Without them clearing finds out.
-    const flags = captureError(() => loop.getInfo().flags).value ?? 0;
+    // Without them clearing finds out, and the file may have been exchanged.
+    const flags = captureError(() => currentInfo(loop).flags).value ??
+      LO_FLAGS_READ_ONLY;
+    // Others can exchange the file of a read-only device alone (LOOP_CHANGE_FD), with
+    // which the sequence rises: of any other it tells the binding.
+    const isFixed = knownSequence !== 0 && (flags & LO_FLAGS_READ_ONLY) === 0;
+    const sequence = isFixed
+      ? { value: knownSequence }
+      : captureError(() => sequenceOf(loop));
+    const binding = isFixed ? {} : captureError(() => bindingOf(minor));
     if ((flags & LO_FLAGS_AUTOCLEAR) === 0) clear(loop);
     return {
       minor,
@@ -132,8 +149,7 @@ function captureError<T>(call: () => T): { value?: T; error?: LoopError } {
 export function hasLargeCache(loop: Loop): boolean {
   const cache = pageCacheOf(loop.fd);
   if (typeof cache !== "number") {
-    return cache.dirty > MAX_INLINE_PAGES ||
-      cache.cached > MAX_INLINE_CACHED_PAGES;
+    return cache.dirty > MAX_INLINE_BYTES || cache.cached > MAX_INLINE_CACHED;
   }
   if (loop.fd === -1) return false;
   // Before Linux 6.5: no more than there is.
@@ -170,7 +186,7 @@ export async function writeBackInBackground(
       const cache = pageCacheOf(second.fd);
       const isLittle = typeof cache === "number"
         ? performance.now() - start < SHORT_PASS // before Linux 6.5
-        : cache.dirty <= MAX_INLINE_PAGES;
+        : cache.dirty <= MAX_INLINE_BYTES;
       if (isLittle) return writeBack;
     }
     return writeBackError;
@@ -234,18 +250,26 @@ export function sequenceOf(loop: Loop): number | undefined {
 
 /**
  * Whether a device that was released is free: nothing is attached, or another binding.
- * That the disk sequence number has changed proves nothing: who has the device open may
- * have exchanged the file.
+ * That the disk sequence number of a read-only device has changed proves nothing: who has
+ * it open may have exchanged the file.
  */
 export function isFree({ minor, binding, diskSequence }: Binding): boolean {
+  if (isVacant(minor)) return true;
   const current = bindingOf(minor);
   if (current !== undefined) {
-    return binding !== undefined && current !== binding;
+    return binding === undefined
+      ? diskSequence !== undefined && diskSequenceOf(minor) !== diskSequence
+      : current !== binding;
   }
   return hasSysfs() || isUnbound(minor, diskSequence);
 }
 
-/** Waits until others have closed the device. Mostly there are none, and one look is enough. */
+/** Whether a device is free at the first look, with nothing to wait for. Mostly it is. */
+export function isFreeNow(device: Released): boolean {
+  return !device.partscan && isFree(device);
+}
+
+/** Waits until others have closed the device. */
 export async function isFreeWithin(
   device: Released,
   limits: WaitOptions,

@@ -4,6 +4,7 @@ import { LoopError } from "../errors.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
 import { Loop } from "./loop.ts";
 import {
+  bindingOf,
   BLOCK,
   existingMinors,
   GONE,
@@ -17,8 +18,8 @@ import { type CString, cString, O_RDONLY, openAt } from "../sys/libc.ts";
 import {
   openDirectoryAt,
   readBytes,
-  readOpen,
-  readText,
+  readDecimal,
+  readOpenDecimal,
 } from "../sys/sysfs.ts";
 
 /** An attached loop device: plain data. Sizes and offsets are bytes. */
@@ -48,7 +49,7 @@ export interface LoopDevice {
   /**
    * The path of the backing file as the kernel knows it now, after renaming too,
    * without ` (deleted)`. Bytes that are not UTF-8 read as U+FFFD. Empty when it is
-   * longer than the kernel can tell (some 4000 bytes).
+   * longer than the kernel can tell: a page, of 4096 bytes on most machines.
    */
   backingFile: string;
   /** Whether the backing file has no name any more. */
@@ -79,6 +80,14 @@ export interface DeviceRecord {
   readonly sizelimit: bigint;
   /** The backing file as the kernel names it: bytes, ending in a NUL. */
   readonly backingPath: Uint8Array;
+  /** Tells the binding where there are no disk sequence numbers: what {@linkcode bindingOf} said. */
+  readonly binding: bigint | undefined;
+}
+
+/** What tells one binding of a device from the next. */
+interface Moment {
+  readonly diskSequence: number;
+  readonly binding: bigint | undefined;
 }
 
 /**
@@ -155,7 +164,7 @@ function mayBeBackedBy(
 
 /** The backing file of a device, if it is wanted. */
 function backingFileOf(
-  { device, backingPath }: DeviceRecord,
+  { device, backingPath, binding }: DeviceRecord,
   isWanted: (file: Identity) => boolean,
   lookup: Lookup,
 ): Identity | undefined {
@@ -169,7 +178,8 @@ function backingFileOf(
   }
   // A name is not proof: another file may have been mounted over it.
   if (named === undefined && lookup.canHang(backingPath)) return undefined;
-  const backing = backingOf(device.minor, device.diskSequence);
+  const { minor, diskSequence } = device;
+  const backing = backingOf(minor, { diskSequence, binding });
   if (backing === "gone") return undefined;
   if (backing === "secret") return named;
   return isWanted(backing) ? backing : undefined;
@@ -200,14 +210,12 @@ function isSameFile(a: Identity, b: Identity): boolean {
 /** The backing file of a device, asked of the device itself; or that it was detached, or may not be asked. */
 function backingOf(
   minor: number,
-  diskSequence: number,
+  moment: Moment,
 ): Identity | "gone" | "secret" {
   try {
     using loop = new Loop(minor, { readOnly: true });
     const { device, inode, rdevice } = loop.getInfo();
-    if (diskSequence !== 0 && loop.getDiskSequence() !== diskSequence) {
-      return "gone";
-    }
+    if (!isOfMoment(loop, moment)) return "gone";
     return { device: Number(device), inode, rdev: Number(rdevice) };
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
@@ -216,6 +224,13 @@ function backingOf(
     if (isOurs(error.errno)) throw error;
     return "secret";
   }
+}
+
+/** Whether an open device, which is not bound anew as long as it is open, has that binding. */
+function isOfMoment(loop: Loop, { diskSequence, binding }: Moment): boolean {
+  return diskSequence === 0
+    ? bindingOf(loop.minor) === binding
+    : loop.getDiskSequence() === diskSequence;
 }
 
 /** All attached devices, in the order of their numbers. */
@@ -239,8 +254,7 @@ export function readDevice(
   let empty: DeviceRecord | undefined;
   for (let look = 1; look <= MAX_LOOKS; look++) {
     const found = lookAt(minor, lookup);
-    // Gone from under our eyes is not free: it may have been attached anew.
-    if (found === undefined && isBound(minor)) continue;
+    if (found === "changed") continue;
     if (found === undefined || found.device.size > 0) return found;
     if (isTooSmall(found, lookup)) return found;
     // The kernel sets the size last, a moment after the rest is to be seen.
@@ -262,8 +276,11 @@ function isTooSmall(
     stat.size < offset + BigInt(SECTOR);
 }
 
-/** The same; `undefined` also when it changes meanwhile. */
-function lookAt(minor: number, lookup: Lookup): DeviceRecord | undefined {
+/** One device as it is at one moment. One that changes meanwhile may have been attached again: it has to be looked at again. */
+function lookAt(
+  minor: number,
+  lookup: Lookup,
+): DeviceRecord | "changed" | undefined {
   // Of an unbound device it does not exist; and it is that of one binding only.
   const path = `${BLOCK}/loop${minor}/loop`;
   const fd = openDirectoryAt(path);
@@ -278,14 +295,29 @@ function lookAt(minor: number, lookup: Lookup): DeviceRecord | undefined {
   const sequence = openAt(directory.fd, DISKSEQ, O_RDONLY);
   if (sequence < 0) {
     throwUnless(GONE, sequence, `${path}/../diskseq`);
-    return readAttributes(minor, directory.fd, path, "0", lookup); // before Linux 5.15
+    return lookByBinding(minor, directory.fd, path, lookup);
   }
   using opened = new FileDescriptor(sequence);
   const before = sequenceAt(opened.fd, path);
-  if (before === undefined) return undefined;
-  const found = readAttributes(minor, directory.fd, path, before, lookup);
-  if (found === undefined) return undefined;
-  return sequenceAt(opened.fd, path) === before ? found : undefined;
+  if (before === undefined) return "changed";
+  const moment = { diskSequence: before, binding: undefined };
+  const found = readAttributes(minor, directory.fd, path, moment, lookup);
+  const isSame = sequenceAt(opened.fd, path) === before;
+  return found !== undefined && isSame ? found : "changed";
+}
+
+/** Before Linux 5.15. An exchange of the file in between is not noticed. */
+function lookByBinding(
+  minor: number,
+  directory: number,
+  path: string,
+  lookup: Lookup,
+): DeviceRecord | "changed" {
+  const binding = bindingOf(minor);
+  const moment = { diskSequence: 0, binding };
+  const found = readAttributes(minor, directory, path, moment, lookup);
+  const isSame = bindingOf(minor) === binding;
+  return found !== undefined && isSame ? found : "changed";
 }
 
 const DISKSEQ = cString("../diskseq");
@@ -301,13 +333,13 @@ const NAMES = [
   "../queue/logical_block_size",
 ] as const;
 const ATTRIBUTES = NAMES.map(cString);
-/** A text for each. */
-type EachOf<Names> = { -readonly [Index in keyof Names]: string };
+/** A number for each. */
+type EachOf<Names> = { -readonly [Index in keyof Names]: number | bigint };
 
-function sequenceAt(fd: number, path: string): string | undefined {
-  const text = readOpen(fd);
-  if (typeof text === "string") return text;
-  throwUnless(GONE, text, `${path}/../diskseq`);
+function sequenceAt(fd: number, path: string): number | undefined {
+  const value = Number(readOpenDecimal(fd));
+  if (value >= 0) return value;
+  throwUnless(GONE, value, `${path}/../diskseq`);
   return undefined;
 }
 
@@ -315,10 +347,14 @@ function attribute(
   directory: number,
   path: string,
   name: CString,
-): string | undefined {
-  const text = readText(name, directory);
-  if (typeof text === "string") return text;
-  throwUnless(GONE, text, `${path}/${decoder.decode(name.subarray(0, -1))}`);
+): number | bigint | undefined {
+  const value = readDecimal(name, directory);
+  if (value >= 0) return value;
+  throwUnless(
+    GONE,
+    Number(value),
+    `${path}/${decoder.decode(name.subarray(0, -1))}`,
+  );
   return undefined;
 }
 
@@ -339,7 +375,7 @@ function readAttributes(
   minor: number,
   directory: number,
   path: string,
-  diskSequence: string,
+  moment: Moment,
   lookup: Lookup,
 ): DeviceRecord | undefined {
   const values = ATTRIBUTES.map((name) => attribute(directory, path, name));
@@ -353,12 +389,12 @@ function readAttributes(
   if (backingPath === undefined) return undefined;
 
   const name = `loop${minor}`;
-  const sequence = Number(diskSequence);
-  const deleted = isDeleted(minor, sequence, backingPath, lookup);
+  const deleted = isDeleted(minor, moment, backingPath, lookup);
   return {
     offset: BigInt(offset),
     sizelimit: BigInt(sizelimit),
     backingPath,
+    binding: moment.binding,
     device: {
       minor,
       name,
@@ -367,15 +403,15 @@ function readAttributes(
       blockSize: Number(blockSize),
       offset: saturated(offset),
       sizelimit: saturated(sizelimit),
-      readOnly: ro === "1",
-      autoclear: autoclear === "1",
-      partscan: partscan === "1",
-      directIo: dio === "1",
+      readOnly: ro === 1,
+      autoclear: autoclear === 1,
+      partscan: partscan === 1,
+      directIo: dio === 1,
       backingFile: decoder.decode(
         backingPath.subarray(0, -1 - (deleted ? DELETED.length : 0)),
       ),
       deleted,
-      diskSequence: sequence,
+      diskSequence: moment.diskSequence,
     },
   };
 }
@@ -386,8 +422,8 @@ function terminated(bytes: Uint8Array): Uint8Array {
   return copy;
 }
 
-function saturated(text: string): number {
-  return Math.min(Number(text), Number.MAX_SAFE_INTEGER);
+function saturated(value: number | bigint): number {
+  return Math.min(Number(value), Number.MAX_SAFE_INTEGER);
 }
 
 /** Whether a path that is terminated ends so. */
@@ -400,14 +436,14 @@ function endsInDeleted(path: Uint8Array): boolean {
 /** Whether ` (deleted)` at the end of a path is the kernel's remark, and not part of a name. */
 function isDeleted(
   minor: number,
-  diskSequence: number,
+  moment: Moment,
   backingPath: Uint8Array,
   lookup: Lookup,
 ): boolean {
   if (!endsInDeleted(backingPath)) return false;
   const stat = lookup.examine(backingPath);
   if (stat === undefined || lookup.canHang(backingPath)) return true;
-  const backing = backingOf(minor, diskSequence);
+  const backing = backingOf(minor, moment);
   return typeof backing === "string" ||
     !isSameFile(backing, identityOf(stat));
 }
@@ -419,7 +455,7 @@ function isDeleted(
  * @throws {LoopError} when the device may not be opened
  */
 export function referenceOf(
-  { device, backingPath }: DeviceRecord,
+  { device, backingPath, binding }: DeviceRecord,
   lookup: Lookup = new Lookup(),
 ): string | undefined {
   const { minor, diskSequence } = device;
@@ -427,9 +463,7 @@ export function referenceOf(
   try {
     using loop = openLoop(minor, { readOnly: true });
     const { fileName } = loop.getInfo();
-    const isSame = diskSequence === 0 ||
-      loop.getDiskSequence() === diskSequence;
-    return isSame ? fileName : undefined;
+    return isOfMoment(loop, { diskSequence, binding }) ? fileName : undefined;
   } catch (error) {
     // ENXIO also while it is being detached. But where there is no node of it, and none
     // can be made, nobody knows.

@@ -1,11 +1,9 @@
 /** Which logical block sizes the running kernel accepts. */
 import { kernelVersion } from "../sys/libc.ts";
-import { readBytes } from "../sys/sysfs.ts";
+import { MIN_PAGE_SIZE, pageSize } from "../sys/page_cache.ts";
 
 const MIN_BLOCK = 512;
 const MAX_BLOCK = 65536;
-/** The smallest page size that there is. */
-const MIN_PAGE_SIZE = 4096;
 
 /** A logical block size that this kernel accepts. */
 export function checkBlockSize(value: unknown): number {
@@ -41,19 +39,4 @@ export function maximumBlockSize(
 ): number {
   const [major, minor] = version ?? [0, 0];
   return major > 6 || (major === 6 && minor >= 15) ? MAX_BLOCK : page;
-}
-
-/** `AT_PAGESZ` of the auxiliary vector: pairs of 64-bit numbers. */
-function pageSize(): number {
-  const AT_PAGESZ = 6n;
-  const bytes = readBytes("/proc/self/auxv");
-  if (typeof bytes !== "number") {
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    for (let at = 0; at + 16 <= view.byteLength; at += 16) {
-      if (view.getBigUint64(at, true) === AT_PAGESZ) {
-        return Number(view.getBigUint64(at + 8, true));
-      }
-    }
-  }
-  return MIN_PAGE_SIZE;
 }

@@ -1,5 +1,10 @@
 /** `/dev/loop-control`: adding, removing and finding loop devices. */
-import { checkDescriptor, checkMinor, checkOptions } from "../arguments.ts";
+import {
+  checkDescriptor,
+  checkMinor,
+  checkOptions,
+  MAX_MINOR,
+} from "../arguments.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
 import { openControlNode, OpenedNode, placeIn } from "./opened_node.ts";
@@ -67,9 +72,11 @@ export class LoopControl implements Disposable {
   }
 
   /**
-   * `LOOP_CTL_ADD`: adds a loop device.
+   * `LOOP_CTL_ADD`: adds a loop device, to which no file is attached.
    *
    * @param minor Its number; without one, or -1, the lowest that does not exist.
+   * (Linux 5.10 refuses -1 while another device is unbound: there the numbers are
+   * tried one after the other.)
    * @returns The number.
    * @throws {LoopError} `EEXIST` when there is one of that number
    *
@@ -84,16 +91,26 @@ export class LoopControl implements Disposable {
    */
   add(minor = -1): number {
     checkMinor(minor, -1);
-    return this.#call(
-      "LOOP_CTL_ADD",
-      LOOP_CTL_ADD,
-      minor,
-      minor === -1 ? "add a loop device" : `add loop${minor}`,
-      {
+    let result = this.#add(minor);
+    if (minor === -1) {
+      for (let next = 0; result === -EEXIST && next <= MAX_MINOR; next++) {
+        result = this.#add(next);
+      }
+    }
+    return unwrap(result, () => ({
+      action: `Cannot add ${minor === -1 ? "a loop device" : `loop${minor}`}`,
+      operation: "LOOP_CTL_ADD",
+      path: this.#path,
+      hint: {
         [EEXIST]: "it exists",
         [EINVAL]: "the number is too high for this kernel",
       },
-    );
+    }));
+  }
+
+  #add(minor: number): number {
+    const fd = this.#open("LOOP_CTL_ADD");
+    return ioctlValue(fd, LOOP_CTL_ADD, BigInt(minor));
   }
 
   /**
@@ -222,11 +239,15 @@ export class LoopControl implements Disposable {
   }
 }
 
+const CONTROL = placeIn(AT_FDCWD, "loop-control");
+
 /** Opens the node that the caller of the constructor means. */
 function openNodeOf(options: LoopControlOptions): OpenedNode {
   checkOptions(options, ["dirFd"]);
   const dirFd = options.dirFd === undefined
     ? AT_FDCWD
     : checkDescriptor(options.dirFd, "dirFd");
-  return openControlNode(placeIn(dirFd, "loop-control"));
+  return openControlNode(
+    dirFd === AT_FDCWD ? CONTROL : placeIn(dirFd, "loop-control"),
+  );
 }

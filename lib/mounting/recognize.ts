@@ -179,7 +179,7 @@ function ext(reader: Reader): FileSystem | undefined {
 }
 
 function swap(reader: Reader): FileSystem | undefined {
-  for (const page of [4096, 8192, 16384, 65536]) {
+  for (const page of [4096, 8192, 16384, 32768, 65536]) {
     const magic = latin(reader.bytes(page - 10, 10));
     if (magic === "SWAPSPACE2") {
       return describe("swap", reader.text(1052, 16), reader.uuid(1036));

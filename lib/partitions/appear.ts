@@ -1,5 +1,6 @@
 /** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
-import { sequenceOf } from "../attaching/release.ts";
+import { isErrno, sequenceOf } from "../attaching/release.ts";
+import { retryWhileHeld } from "../attaching/retry_while_held.ts";
 import { recycled } from "../device_ref.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
@@ -33,15 +34,6 @@ import type { Partition } from "./partition.ts";
 import { type PartitionTable, readTable } from "./table.ts";
 import { addProblem, shownExtent, type TableEntry } from "./table_entry.ts";
 
-/** Makes the partitions of an open device appear, and tells what they are. */
-export async function showPartitions(
-  loop: Loop,
-  waiting: WaitOptions,
-  nodes?: NodeDirectory,
-): Promise<Partition[]> {
-  return (await showTable(loop, waiting, nodes)).partitions;
-}
-
 /** What became of a table. */
 export interface ShownTable {
   /** The size of the device or file in bytes. */
@@ -60,7 +52,7 @@ export interface FoundTable extends ShownTable {
   damage?: string;
 }
 
-/** As {@linkcode showPartitions}, with what cannot be shown. */
+/** Makes the partitions of an open device appear, and tells what they are. */
 export async function showTable(
   loop: Loop,
   waiting: WaitOptions,
@@ -70,11 +62,19 @@ export async function showTable(
   showing.read();
   // The kernel looks before we do, and drops them at the detach. Where there is no table
   // it would drop those that somebody else has made.
+  let tries = 0;
   if (showing.hasTable || partitionsOf(loop.minor).length === 0) {
-    loop.setStatus({ partscan: true });
+    try {
+      await retryWhileHeld(() => {
+        tries++;
+        loop.setStatus({ partscan: true });
+      }, waiting);
+    } catch (error) {
+      if (!isErrno(error, EBUSY)) throw error; // they are added without it
+    }
   }
   // A scan that somebody else has caused drops and returns all of them.
-  let isFirst = true;
+  let isFirst = tries <= 1;
   const looks = await pollUntil(() => {
     if (!isFirst) showing.readAgain();
     isFirst = false;

@@ -7,6 +7,7 @@
 export const STATX = {
   size: 256,
   stx_mask: 0,
+  stx_attributes: 8,
   stx_nlink: 16,
   stx_uid: 20,
   stx_mode: 28,
@@ -16,8 +17,12 @@ export const STATX = {
   stx_rdev_minor: 132,
   stx_dev_major: 136,
   stx_dev_minor: 140,
+  stx_mnt_id: 144,
   stx_dio_offset_align: 156,
 } as const;
+
+/** `struct statfs`, asm-generic/statfs.h. */
+export const STATFS = { size: 120, f_flags: 80 } as const;
 
 /** `struct flock`, asm-generic/fcntl.h. */
 export const FLOCK = { size: 32, l_type: 0, l_start: 8, l_len: 16 } as const;
@@ -26,7 +31,7 @@ export const FLOCK = { size: 32, l_type: 0, l_start: 8, l_len: 16 } as const;
 export const OPEN_HOW = { size: 24, flags: 0, resolve: 16 } as const;
 
 /** `struct linux_dirent64`, linux/dirent.h. */
-export const DIRENT64 = { d_reclen: 16, d_name: 19 } as const;
+export const DIRENT64 = { d_reclen: 16, d_type: 18, d_name: 19 } as const;
 
 /** `struct cachestat`, linux/mman.h. */
 export const CACHESTAT = {
@@ -81,3 +86,15 @@ export const LOOP_CONFIG_OFFSETS = {
   info: 8,
   reserved: 240,
 } as const;
+
+/** `Elf64_Ehdr`, linux/elf.h. */
+export const ELF64 = { size: 64, e_phoff: 32, e_phnum: 56 } as const;
+/** `Elf64_Phdr`, linux/elf.h. */
+export const ELF64_PHDR = {
+  size: 56,
+  p_type: 0,
+  p_offset: 8,
+  p_filesz: 32,
+} as const;
+/** The segment that names the loader, linux/elf.h. */
+export const PT_INTERP = 3;

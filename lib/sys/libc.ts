@@ -7,7 +7,8 @@
  * what was tried on what, writes the message.
  */
 
-import { CACHESTAT, FLOCK, OPEN_HOW } from "./layouts.ts";
+import { grantedLibraries, notGranted } from "./find_libc.ts";
+import { FLOCK, OPEN_HOW } from "./layouts.ts";
 import { opening } from "./opening.ts";
 
 /** What every program needs: listing devices takes no more. */
@@ -82,40 +83,60 @@ const SYMBOLS = { ...FEW_SYMBOLS, ...MORE_SYMBOLS } as const;
 /** System call numbers, `asm/unistd_64.h` and `asm-generic/unistd.h`. */
 export const SYSTEM_CALLS = {
   x86_64: {
+    read: 0n,
     close: 3n,
-    openat: 257n,
     pread64: 17n,
     pwrite64: 18n,
     flock: 73n,
     fsync: 74n,
+    fstatfs: 138n,
+    mount: 165n,
+    umount2: 166n,
     getdents64: 217n,
+    openat: 257n,
     mkdirat: 258n,
     mknodat: 259n,
     unlinkat: 263n,
     readlinkat: 267n,
     fchmodat: 268n,
+    unshare: 272n,
     sync_file_range: 277n,
+    syncfs: 306n,
     kcmp: 312n,
     statx: 332n,
+    move_mount: 429n,
+    fsopen: 430n,
+    fsconfig: 431n,
+    fsmount: 432n,
     openat2: 437n,
     cachestat: 451n,
   },
   aarch64: {
+    read: 63n,
     close: 57n,
-    openat: 56n,
     pread64: 67n,
     pwrite64: 68n,
     flock: 32n,
     fsync: 82n,
+    fstatfs: 44n,
+    mount: 40n,
+    umount2: 39n,
     getdents64: 61n,
+    openat: 56n,
     mkdirat: 34n,
     mknodat: 33n,
     unlinkat: 35n,
     readlinkat: 78n,
     fchmodat: 53n,
+    unshare: 97n,
     sync_file_range: 84n,
+    syncfs: 267n,
     kcmp: 272n,
     statx: 291n,
+    move_mount: 429n,
+    fsopen: 430n,
+    fsconfig: 431n,
+    fsmount: 432n,
     openat2: 437n,
     cachestat: 451n,
   },
@@ -139,41 +160,8 @@ export type Libc = {
     : never;
 };
 
-const granted = (path?: string): boolean =>
-  Deno.permissions.querySync({ name: "ffi", ...(path && { path }) }).state ===
-    "granted";
-
-/**
- * The absolute paths at which C libraries are found: a grant for one of them is
- * enough, and a bare name would not load under such a grant.
- */
-export function libraryPaths(
-  musl: boolean,
-  arch: string = Deno.build.arch,
-): string[] {
-  if (musl) {
-    return [`/lib/ld-musl-${arch}.so.1`, `/lib/libc.musl-${arch}.so.1`];
-  }
-  return [
-    `/lib/${arch}-linux-gnu`,
-    `/usr/lib/${arch}-linux-gnu`,
-    "/lib64",
-    "/usr/lib64",
-    "/usr/lib",
-    "/lib",
-  ].map((directory) => `${directory}/libc.so.6`);
-}
-
-/** What can be opened without asking anybody, or `undefined`. */
-function grantedLibrary(): string | undefined {
-  const musl = (Deno.build as { env?: string }).env === "musl";
-  if (granted()) {
-    return musl ? `libc.musl-${Deno.build.arch}.so.1` : "libc.so.6";
-  }
-  return libraryPaths(musl).find(granted);
-}
-
 let library: Libc | undefined;
+let openedPath = "";
 let errnoPointer: Deno.PointerValue = null;
 const errnoSlot = new Int32Array(1);
 
@@ -183,6 +171,7 @@ function openLibrary(path: string): Libc {
     : Deno.dlopen(path, SYMBOLS).symbols as Libc;
   // Constant for a thread, so that reading errno takes one call only.
   errnoPointer = symbols.errnoLocation();
+  openedPath = path;
   return library = symbols;
 }
 
@@ -200,6 +189,14 @@ function openFew(path: string): Libc {
   return onUse;
 }
 
+/** Opens another table of prototypes, for calls that most programs never make: each symbol costs time at the start. */
+export function openTable<const Table extends Deno.ForeignLibraryInterface>(
+  symbols: Table,
+): Deno.DynamicLibrary<Table>["symbols"] {
+  libc();
+  return Deno.dlopen(openedPath, symbols).symbols;
+}
+
 /** The library, opened at the first use if it was not at import. */
 export function libc(): Libc {
   return library ?? openNow();
@@ -211,25 +208,32 @@ function openNow(): Libc {
       `Cannot use loop devices on ${Deno.build.os} ${Deno.build.arch}: they exist on Linux, and this module knows x86_64 and aarch64`,
     );
   }
-  let path = grantedLibrary();
-  if (path === undefined) {
-    // The prompt, where there is one. If it is denied, dlopen throws Deno's own error.
-    Deno.permissions.requestSync({ name: "ffi" });
-    path = grantedLibrary() ?? libraryPaths(false)[0]!;
+  const failures = openGranted();
+  if (library !== undefined) return library;
+  // The prompt, where there is one.
+  Deno.permissions.requestSync({ name: "ffi" });
+  failures.push(...openGranted());
+  if (library !== undefined) return library;
+  throw notGranted(failures);
+}
+
+/** Opens the first library that may be opened and can be. Gives what was in the way of the others. */
+function openGranted(): Error[] {
+  const failures: Error[] = [];
+  for (const path of grantedLibraries()) {
+    try {
+      openLibrary(path);
+      return [];
+    } catch (error) {
+      failures.push(error as Error);
+    }
   }
-  return openLibrary(path);
+  return failures;
 }
 
 // Opening a library during a test looks like a leak to Deno's sanitizers, so it
 // is done at import, but only where that can neither prompt nor throw.
-if (Deno.build.os === "linux" && SYSCALL_NUMBERS !== undefined) {
-  const path = grantedLibrary();
-  try {
-    if (path !== undefined) openLibrary(path);
-  } catch {
-    // Reported at the first use.
-  }
-}
+if (Deno.build.os === "linux" && SYSCALL_NUMBERS !== undefined) openGranted();
 
 /** The result of a call, or its negative error number. Must be the very next thing after the call. */
 export function errnoResult(result: number): number {
@@ -402,18 +406,30 @@ export function lockBytes(
   start: bigint,
   length: bigint,
 ): number {
-  const lock = new Uint8Array(FLOCK.size); // l_whence 0: SEEK_SET
-  const view = new DataView(lock.buffer);
-  view.setInt16(FLOCK.l_type, kind, true);
-  view.setBigInt64(FLOCK.l_start, start, true);
-  view.setBigInt64(FLOCK.l_len, length, true);
-  return errnoResult(libc().fcntl(fd, F_OFD_SETLK, lock));
+  flockView.setInt16(FLOCK.l_type, kind, true);
+  flockView.setBigInt64(FLOCK.l_start, start, true);
+  flockView.setBigInt64(FLOCK.l_len, length, true);
+  return errnoResult(libc().fcntl(fd, F_OFD_SETLK, flock));
 }
 
-/** A system call with two numbers. */
-function numbersCall(number: bigint, first: number, second = 0): number {
+const flock = new Uint8Array(FLOCK.size); // l_whence 0: SEEK_SET
+const flockView = new DataView(flock.buffer);
+
+/** A system call with at most three numbers. */
+export function numbersCall(
+  number: bigint,
+  first: number,
+  second = 0,
+  third = 0,
+): number {
   return errnoResult(
-    libc().syscallNumbers(number, BigInt(first), BigInt(second), 0n, 0n),
+    libc().syscallNumbers(
+      number,
+      BigInt(first),
+      BigInt(second),
+      BigInt(third),
+      0n,
+    ),
   );
 }
 
@@ -690,38 +706,6 @@ const AT_REMOVEDIR = 0x200;
 /** `unlinkat(2)` of an empty directory. */
 export function removeDirectoryAt(directory: number, path: CString): number {
   return pathCall(SYSCALL_NUMBERS.unlinkat, directory, path, AT_REMOVEDIR);
-}
-
-// linux/mman.h: struct cachestat_range, from the start, no end
-const WHOLE_FILE = new Uint8Array(16);
-const cacheStatBytes = new Uint8Array(CACHESTAT.size);
-const cacheStatView = new DataView(cacheStatBytes.buffer);
-
-/** What is cached of a file, in pages. */
-export interface PageCache {
-  readonly cached: number;
-  /** Not written back yet, or just being written back. */
-  readonly dirty: number;
-}
-
-/** What is cached of a file: `cachestat(2)`, Linux 6.5; or a negative error number. */
-export function pageCacheOf(fd: number): PageCache | number {
-  const result = errnoResult(
-    libc().syscallTwoPointers(
-      SYSCALL_NUMBERS.cachestat,
-      BigInt(fd),
-      WHOLE_FILE,
-      cacheStatBytes,
-      0n,
-    ),
-  );
-  if (result < 0) return result;
-  const pages = (offset: number) =>
-    Number(cacheStatView.getBigUint64(offset, true));
-  return {
-    cached: pages(CACHESTAT.nr_cache),
-    dirty: pages(CACHESTAT.nr_dirty) + pages(CACHESTAT.nr_writeback),
-  };
 }
 
 const UTSNAME_FIELD = 65;

@@ -25,13 +25,16 @@ import {
 import {
   cli,
   isSoon,
+  lacking,
   losetupDetach,
   mounted,
+  noDiskSequence,
   onDevices,
   OwnDevice,
   run,
   runOk,
   Undo,
+  unless,
   withScratch,
 } from "./support.ts";
 
@@ -83,7 +86,7 @@ class Background implements AsyncDisposable {
   }
 }
 
-const hasPython = run("bash", "-c", "type python3").code === 0;
+const noPython = lacking("python3");
 
 /** A process like that which runs a program in Python. */
 const Python = {
@@ -284,7 +287,7 @@ describe("holders()", onDevices, () => {
         assertEquals(holder.device, device);
         assertMatch(
           describeHolder(holder),
-          /^mounted nowhere any more, but in use by process \d+ \((bash|program)\): \//,
+          /^mounted on no directory, but in use by process \d+ \((bash|program)\): \//,
         );
       }
       await stack.disposeAsync();
@@ -293,8 +296,10 @@ describe("holders()", onDevices, () => {
   );
 
   it(
-    "finds who has it mapped, and lives on without its first thread",
-    { ignore: !hasPython },
+    ...unless(
+      noPython,
+      "finds who has it mapped, and lives on without its first thread",
+    ),
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
       await using mapped = await Python.start(`
@@ -331,8 +336,10 @@ libc.syscall(exit, 0)`);
   );
 
   it(
-    "finds descriptors that only one thread has, and tells two files of one path apart",
-    { ignore: !hasPython },
+    ...unless(
+      noPython,
+      "finds descriptors that only one thread has, and tells two files of one path apart",
+    ),
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
       await using threaded = await Python.start(`
@@ -381,8 +388,10 @@ os.open("${path}", os.O_RDONLY)`);
   );
 
   it(
-    "names all devices of a Btrfs, mounted through any node",
-    { ignore: run("bash", "-c", "type mkfs.btrfs").code !== 0 },
+    ...unless(
+      lacking("mkfs.btrfs"),
+      "names all devices of a Btrfs, mounted through any node",
+    ),
     withScratch(async (scratch) => {
       const attached = ["a", "b"].map((name) =>
         runOk("losetup", "--find", "--show", scratch.image(128 * MiB, name))
@@ -431,8 +440,12 @@ os.open("${path}", os.O_RDONLY)`);
   );
 
   it(
-    "names the mapping of device-mapper",
-    { ignore: run("dmsetup", "version").code !== 0 },
+    ...unless(
+      run("dmsetup", "version").code === 0
+        ? undefined
+        : "there is no device-mapper",
+      "names the mapping of device-mapper",
+    ),
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
       const label = `loopdev-test-${crypto.randomUUID()}`;
@@ -457,7 +470,16 @@ os.open("${path}", os.O_RDONLY)`);
   );
 
   it(
-    "refuses a recycled device, a partition and what does not exist",
+    "refuses what is no loop device, and what does not exist",
+    withScratch(async (scratch) => {
+      await assertRejects(() => holders("/dev/null"), UnexpectedDevice);
+      await assertRejects(() => holders(-1), RangeError);
+      await assertRejects(() => holders(`${scratch.path}/none`), LoopError);
+    }),
+  );
+
+  it(
+    ...unless(noDiskSequence, "refuses a recycled device"),
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const a = await attach(scratch.image(), { minor: own.minor });
@@ -468,9 +490,6 @@ os.open("${path}", os.O_RDONLY)`);
         () => holders({ minor, diskSequence }),
         StaleDeviceError,
       );
-      await assertRejects(() => holders("/dev/null"), UnexpectedDevice);
-      await assertRejects(() => holders(-1), RangeError);
-      await assertRejects(() => holders(`${scratch.path}/none`), LoopError);
     }),
   );
 });

@@ -23,14 +23,17 @@ import {
   attribute,
   boundDevices,
   cli,
+  holdExclusively,
   isSoon,
   mounted,
+  noDiskSequence,
   onDevices,
   OwnDevice,
   partitionNames,
   run,
   runOk,
   type Scratch,
+  unless,
   withScratch,
 } from "./support.ts";
 import { addPartition } from "../../lib/sys/blk_uapi.ts";
@@ -442,11 +445,18 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "refuses a recycled device and a free one",
-    withScratch(async (scratch) => {
+    "refuses a free device",
+    withScratch(async () => {
       using own = new OwnDevice();
       const free = await assertRejects(() => partitions(own.path), LoopError);
       assertEquals(free.code, "ENXIO");
+    }),
+  );
+
+  it(
+    ...unless(noDiskSequence, "refuses a recycled device"),
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
       const a = await attach(scratch.image(), { minor: own.minor });
       const { minor, diskSequence } = a;
       await a.detach();
@@ -530,6 +540,34 @@ describe("partitions()", onDevices, () => {
       }
       held.close();
       await refused;
+    }),
+  );
+
+  it(
+    "appear on a disk that is held exclusively, and go with it",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      await using a = await attach(gptImage(scratch), { minor: own.minor });
+      {
+        // From Linux 6.19 on partscan cannot be turned on meanwhile.
+        using _holder = holdExclusively(a.path);
+        assertEquals((await a.partitions()).length, 3);
+      }
+      for (const { path } of await a.partitions()) Deno.openSync(path).close();
+      await a.detach();
+      assertEquals(partitionNames(own.name), []);
+    }),
+  );
+
+  it(
+    "wait for somebody who holds the disk exclusively for a moment",
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch));
+      const holder = holdExclusively(a.path);
+      setTimeout(() => holder.close(), 100);
+      assertEquals((await a.partitions()).length, 3);
+      assertEquals(a.loop.getStatus().partscan, true);
+      await a.detach();
     }),
   );
 

@@ -29,6 +29,7 @@ const KINDS: readonly [command: string, megabytes: number][] = [
   ["mkudffs --label=ulabel -b 512", 16],
   ["mkudffs --label=ulabel -b 2048", 16],
   ["mkswap -q -L slabel", 4],
+  ["mkswap -q -p 32768 -L slabel", 4],
   ["mkswap -q -p 65536 -L slabel", 4],
   ["mksquashfs /etc/default @ -quiet -noappend", 0],
   ["genisoimage -quiet -V ISOLABEL -o @ /etc/default", 0],

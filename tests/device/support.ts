@@ -51,13 +51,44 @@ export function times(count: number): number {
 export function onAnyKernel(
   name: string,
   { ignore = false } = {},
-): [name: string, options: { ignore: boolean }] {
-  if (FEWER === 1 || Deno.env.has("LOOPDEV_TEST_ALL")) {
-    return [name, { ignore }];
-  }
-  return [`${name} (skipped: it comes to the same on any kernel)`, {
-    ignore: true,
-  }];
+): NameAndOptions {
+  return sameOnAnyKernel === undefined
+    ? [name, { ignore }]
+    : unless(sameOnAnyKernel, name);
+}
+
+/** Why such a test does not run; `undefined` when it does. */
+export const sameOnAnyKernel: string | undefined =
+  FEWER === 1 || Deno.env.has("LOOPDEV_TEST_ALL")
+    ? undefined
+    : "it comes to the same on any kernel";
+
+type NameAndOptions = [name: string, options: { ignore: boolean }];
+
+/** A test that does not run where there is a reason. Gives its name, with the reason, and its options. */
+export function unless(
+  reason: string | undefined,
+  name: string,
+): NameAndOptions {
+  return [
+    reason === undefined ? name : `${name} (skipped: ${reason})`,
+    { ignore: reason !== undefined },
+  ];
+}
+
+/** Why a test with this program does not run; `undefined` when it is there. */
+export function lacking(program: string): string | undefined {
+  return run("sh", "-c", `command -v ${program}`).code === 0
+    ? undefined
+    : `there is no ${program}`;
+}
+
+/** Why a test with names that are not UTF-8 does not run: old versions of Deno refuse such arguments. */
+export function lackingByteArguments(): string | undefined {
+  const help = `'${Deno.execPath()}' eval 0 $'\\xff'`;
+  return run("bash", "-c", help).code === 0
+    ? undefined
+    : "this Deno takes no arguments that are not UTF-8";
 }
 
 /** The numbers from 1 to `count`, or evenly spread ones of them, that begin anywhere. */
@@ -198,6 +229,20 @@ export function boundDevices(): { name: string; file: string }[] {
 export function attribute(name: string, attribute: string): string {
   return Deno.readTextFileSync(`/sys/block/${name}/${attribute}`).trim();
 }
+
+/** The disk sequence number of a device; 0 where the kernel has none. */
+export function diskSequenceOf(name: string): number {
+  return exists(`/sys/block/${name}/diskseq`)
+    ? Number(attribute(name, "diskseq"))
+    : 0;
+}
+
+/** Why a test that needs disk sequence numbers does not run; `undefined` when it does. */
+export const noDiskSequence: string | undefined =
+  reasonToSkip !== undefined || [...Deno.readDirSync("/sys/block")]
+      .some(({ name }) => exists(`/sys/block/${name}/diskseq`))
+    ? undefined
+    : "there are no disk sequence numbers before Linux 5.15";
 
 /** What a command printed. */
 export interface Output {
@@ -352,4 +397,21 @@ export async function* lines(
       text = text.slice(end + 1);
     }
   }
+}
+
+/**
+ * Why no partitions are left of an earlier owner; `undefined` when they are. Linux 7.2
+ * drops those that were added by `BLKPG` at the detach; kernels before did not.
+ */
+export function dropsPartitions(): string | undefined {
+  if (reasonToSkip !== undefined) return undefined;
+  using scratch = new Scratch();
+  using own = new OwnDevice();
+  runOk("losetup", own.path, scratch.image());
+  runOk("addpart", own.path, "1", "8", "8");
+  losetupDetach(own.path);
+  // Beside udev some kernels remove them at the first open: the test knows.
+  return hasUdev || partitionNames(own.name).length > 0
+    ? undefined
+    : "this kernel drops partitions at a detach";
 }

@@ -1,14 +1,17 @@
 /**
  * Runs the tests on other kernels, in QEMU, and prints a table of what came of it:
  *
- *     deno task test:kernels [--all] [--limit=SECONDS] [--suites=NAME,...] [KERNEL[+udev]...]
+ *     deno task test:kernels [--all] [--limit=SECONDS] [--suites=NAME,...] [--all-guests] [GUEST...]
+ *
+ * A GUEST is a series of Debian's kernels (`5.10`, `6.12`) or `newest`, on x86_64; with
+ * `-arm64` behind it on aarch64, with `-arm64-16k` on one with pages of 16 KiB; and with
+ * `+udev` beside udev. Without arguments those run that differ most, in less than 20
+ * minutes on an idle machine of two processors; with `--all-guests` all of them.
  *
  * With `--all` also the device tests that come to the same on any kernel; `stress` is a
- * suite that runs when it is asked for.
- *
- * Without arguments: Debian's 6.1 and 6.12, each without udev and with it. A guest that
- * is not done in time is stopped (`--limit`, 450 seconds). The exit status is 0 when
- * every test of every guest passed, and each one that was skipped says why.
+ * suite that runs when it is asked for. A guest that is not done in time is stopped
+ * (`--limit`, 1500 seconds). The exit status is 0 when every test of every guest passed,
+ * and each one that was skipped says why.
  *
  * `guest` (beside this file) boots a kernel; its packages are kept outside of the
  * repository. Two guests run at once where there is room for them.
@@ -18,7 +21,12 @@ import { lines, run as runCommand } from "../device/support.ts";
 
 const PROJECT = new URL("../..", import.meta.url).pathname;
 const GUEST = new URL("guest", import.meta.url).pathname;
-const GUESTS = ["6.1", "6.12", "6.1+udev", "6.12+udev"];
+const GUESTS = [
+  ...["5.10", "6.1", "6.12", "newest"],
+  ...["6.12-arm64", "6.12-arm64-16k", "newest-arm64", "newest-arm64-16k"],
+].flatMap((kernel) => [kernel, `${kernel}+udev`]);
+/** Those that run when no other is asked for. */
+const DEFAULT_GUESTS = ["newest-arm64-16k", "5.10", "6.1+udev", "newest+udev"];
 
 /** How many times fewer the tests repeat what they repeat (see `tests/device/support.ts`): a guest is that much slower. */
 const FEWER = 20;
@@ -31,6 +39,7 @@ const ONE = "taskset 1";
 
 /** What runs in each guest. A test command is told where to leave its results. */
 const SUITES: Record<string, string> = {
+  unit: `${DENO} tests/unit`,
   udev: `${DENO} tests/kernels`,
   demo: `${ONE} deno run --allow-all --no-check --cached-only examples/demo.ts`,
   device: `${ONE} ${DENO} tests/device`,
@@ -39,7 +48,7 @@ const SUITES: Record<string, string> = {
 };
 
 /** Without what only takes longer: stress. */
-const DEFAULT_SUITES = "udev,demo,device,faults";
+const DEFAULT_SUITES = "unit,udev,demo,device,faults";
 
 /** Begins what the guest says of a suite, in both of its streams. */
 const MARK = "\x01";
@@ -81,7 +90,8 @@ interface Result {
 /** A kernel with or without udev, and what came of it. */
 interface Guest {
   readonly name: string;
-  readonly series: string;
+  /** Its name without `+udev`. */
+  readonly wanted: string;
   readonly udev: boolean;
   kernel: string;
   results: Result[];
@@ -94,8 +104,7 @@ const running = new Set<Deno.ChildProcess>();
 async function run(
   guest: Guest,
   suites: string[],
-  script: string,
-  program: string,
+  { script, program, directory }: Prepared,
   limit: number,
   all: boolean,
 ): Promise<void> {
@@ -103,15 +112,16 @@ async function run(
   console.error(`${guest.name}: started`);
   const child = new Deno.Command(GUEST, {
     args: [
-      ...["-C", PROJECT, "-t", `${limit}`],
+      ...["-C", PROJECT, "-s", directory, "-t", `${limit}`],
       ...(guest.udev ? ["-u"] : []),
-      ...[guest.series, "bash", script],
+      ...[guest.wanted, "bash", script],
     ],
     env: {
       LOOPDEV_TEST_FEWER: `${FEWER}`,
       LOOPDEV_TEST_CLI: program,
       LOOPDEV_TEST_UDEV: guest.udev ? "yes" : "no",
       ...(all && { LOOPDEV_TEST_ALL: "yes" }),
+      DENO_DIR: denoDirectory(),
       DENO_NO_UPDATE_CHECK: "1",
       NO_COLOR: "1",
     },
@@ -129,7 +139,11 @@ async function run(
   running.delete(process);
   readResults(guest, suites, code, stdout, stderr);
   const seconds = Math.round((performance.now() - started) / 1000);
-  console.error(`${guest.name}: ended after ${seconds} s`);
+  const failed = guest.results.flatMap(({ failed }) => failed);
+  console.error(
+    `${guest.name}: ended after ${seconds} s, ${failed.length} failed`,
+  );
+  for (const test of failed) console.error(`${guest.name}: FAILED ${test}`);
 }
 
 /** Reads what the guest reports to its end, and says how far it is. */
@@ -155,7 +169,7 @@ function readResults(
   stderr: string,
 ): void {
   const [head, ...reports] = stdout.split(MARK);
-  guest.kernel = head!.trim() || guest.series;
+  guest.kernel = head!.trim() || guest.wanted;
   const [boot, ...logs] = stderr.split(MARK);
   for (const suite of suites) {
     const log = logs.find((log) => log.startsWith(`${suite}\n`)) ?? boot!;
@@ -233,10 +247,12 @@ function unescape(text: string): string {
   return text.replace(/&(\w+);/g, (all, name) => entities[name] ?? all);
 }
 
-/** Installs the Debian packages whose commands are missing. */
-function installPackages(): void {
+/** Installs the Debian packages whose commands are missing here. */
+function installPackages(guests: Guest[]): void {
+  const isArm = ({ wanted }: Guest) => wanted.includes("-arm64");
   const packages = Object.entries({
-    "qemu-system-x86_64": "qemu-system-x86",
+    ...(!guests.every(isArm) && { "qemu-system-x86_64": "qemu-system-x86" }),
+    ...(guests.some(isArm) && { "qemu-system-aarch64": "qemu-system-arm" }),
     busybox: "busybox-static",
     "mkfs.ext4": "e2fsprogs",
     xz: "xz-utils",
@@ -245,45 +261,56 @@ function installPackages(): void {
     runCommand("sh", "-c", `PATH=$PATH:/usr/sbin:/sbin; command -v ${command}`)
       .code !== 0
   ).map(([, name]) => name);
-  const install = (...args: string[]) =>
-    runCommand("apt-get", "install", "-qq", "-y", ...args);
-  if (packages.length > 0) {
-    console.error(`installing ${packages.join(" ")}`);
-    if (install(...packages).code !== 0) {
-      runCommand("apt-get", "update", "-qq");
-      const { code, stderr } = install(...packages);
-      if (code !== 0) throw new Error(`Cannot install packages: ${stderr}`);
-    }
-  }
-  // The kernels themselves: guest gets them from apt.
-  if (runCommand("apt-cache", "pkgnames", "linux-image-6.").stdout === "") {
-    runCommand("apt-get", "update", "-qq");
-  }
+  if (packages.length === 0) return;
+  console.error(`installing ${packages.join(" ")}`);
+  const install = () =>
+    runCommand(
+      "apt-get",
+      ...["install", "-qq", "-y", "--no-install-recommends", ...packages],
+    );
+  if (install().code === 0) return;
+  runCommand("apt-get", "update", "-qq");
+  const { code, stderr } = install();
+  if (code !== 0) throw new Error(`Cannot install packages: ${stderr}`);
 }
 
-/** Translates the sources once, here, where it is fast. */
-function warmUp(): void {
+/** Where Deno keeps what it has translated. */
+function denoDirectory(): string {
+  const { stdout } = runCommand(Deno.execPath(), "info", "--json");
+  return JSON.parse(stdout).denoDir;
+}
+
+/** What the guests need from here. */
+interface Prepared {
+  /** All the rest is in it. */
+  readonly directory: string;
+  /** What a guest runs. */
+  readonly script: string;
+  /** The command line in one file, which starts twice as fast there. */
+  readonly program: string;
+}
+
+function prepare(suites: string[]): Prepared {
+  const directory = Deno.makeTempDirSync();
+  const script = `${directory}/script`;
+  const program = `${directory}/loopdev.js`;
+  Deno.writeTextFileSync(script, makeScript(suites));
+  // Translated once, here, where it is fast.
   const files = runCommand(
     "find",
     ...[`${PROJECT}tests`, `${PROJECT}examples`, "-name", "*.ts"],
   ).stdout.trim().split("\n");
-  const { code, stderr } = runCommand(
-    Deno.execPath(),
+  runDeno(
     ...["cache", "--no-check", "--quiet", `${PROJECT}mod.ts`],
     ...[`${PROJECT}cli.ts`, ...files],
   );
-  if (code !== 0) throw new Error(`Cannot cache the sources: ${stderr}`);
+  runDeno("bundle", "--quiet", `--output=${program}`, `${PROJECT}cli.ts`);
+  return { directory, script, program };
 }
 
-/** The command line in one file, which starts twice as fast there. */
-function bundle(): string {
-  const path = `${Deno.makeTempDirSync()}/loopdev.js`;
-  const { code, stderr } = runCommand(
-    Deno.execPath(),
-    ...["bundle", "--quiet", `--output=${path}`, `${PROJECT}cli.ts`],
-  );
-  if (code !== 0) throw new Error(`Cannot bundle the program: ${stderr}`);
-  return path;
+function runDeno(...args: string[]): void {
+  const { code, stderr } = runCommand(Deno.execPath(), ...args);
+  if (code !== 0) throw new Error(`Cannot prepare the guests: ${stderr}`);
 }
 
 /** How many guests, of 2 GiB each, there is room for. */
@@ -344,28 +371,27 @@ function printFailed(guests: Guest[]): void {
   }
 }
 
+function parseGuest(name: string): Guest {
+  const [wanted, ...more] = name.split("+");
+  const udev = more[0] === "udev";
+  return { name, wanted: wanted!, udev, kernel: wanted!, results: [] };
+}
+
 async function main(): Promise<void> {
-  const { _: names, limit, suites: chosen, all } = parseArgs(Deno.args, {
+  const { _: names, limit, suites: chosen, ...flags } = parseArgs(Deno.args, {
     string: ["_", "limit", "suites"],
-    default: { limit: "450", suites: DEFAULT_SUITES },
-    boolean: ["all"],
+    default: { limit: "1500", suites: DEFAULT_SUITES },
+    boolean: ["all", "all-guests"],
   });
   const suites = String(chosen).split(",");
   for (const suite of suites) {
     if (!Object.hasOwn(SUITES, suite)) throw new Error(`No suite "${suite}"`);
   }
-  const guests = (names.length === 0 ? GUESTS : names.map(String)).map(
-    (name): Guest => {
-      const [series, ...more] = name.split("+");
-      const udev = more[0] === "udev";
-      return { name, series: series!, udev, kernel: series!, results: [] };
-    },
-  );
-  installPackages();
-  warmUp();
-  const program = bundle();
-  const script = Deno.makeTempFileSync();
-  Deno.writeTextFileSync(script, makeScript(suites));
+  const unnamed = flags["all-guests"] ? GUESTS : DEFAULT_GUESTS;
+  const guests = (names.length === 0 ? unnamed : names.map(String))
+    .map(parseGuest);
+  installPackages(guests);
+  const prepared = prepare(suites);
   const waiting = [...guests];
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     Deno.addSignalListener(signal, () => {
@@ -375,13 +401,11 @@ async function main(): Promise<void> {
   }
   const work = async () => {
     for (let next; (next = waiting.shift());) {
-      await run(next, suites, script, program, Number(limit), all === true);
+      await run(next, suites, prepared, Number(limit), flags.all === true);
     }
   };
   await Promise.all(Array.from({ length: roomFor() }, work));
-  Deno.removeSync(script);
-  Deno.removeSync(program);
-  Deno.removeSync(new URL(".", `file://${program}`));
+  Deno.removeSync(prepared.directory, { recursive: true });
 
   printFailed(guests);
   console.log();

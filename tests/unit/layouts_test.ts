@@ -18,15 +18,19 @@ import {
   BLKPG_PARTITION,
   CACHESTAT,
   DIRENT64,
+  ELF64,
+  ELF64_PHDR,
   FLOCK,
   LOOP_CONFIG_OFFSETS,
   LOOP_CONFIG_SIZE,
   LOOP_INFO64_OFFSETS,
   LOOP_INFO64_SIZE,
   OPEN_HOW,
+  STATFS,
   STATX,
 } from "../../lib/sys/layouts.ts";
-import { libraryPaths, OPEN_FLAGS } from "../../lib/sys/libc.ts";
+import { libraryPaths } from "../../lib/sys/find_libc.ts";
+import { OPEN_FLAGS } from "../../lib/sys/libc.ts";
 
 /** Size of the types of C, which is their alignment too. */
 const ABIS: Record<string, Record<string, number>> = {
@@ -104,6 +108,10 @@ const STATX_DECLARATION = `
   __u32 stx_rdev_major; __u32 stx_rdev_minor; __u32 stx_dev_major;
   __u32 stx_dev_minor; __u64 stx_mnt_id; __u32 stx_dio_mem_align;
   __u32 stx_dio_offset_align; __u64 __spare3[12]`;
+const STATFS_DECLARATION = `
+  long f_type; long f_bsize; __u64 f_blocks; __u64 f_bfree; __u64 f_bavail;
+  __u64 f_files; __u64 f_ffree; int f_fsid[2]; long f_namelen; long f_frsize;
+  long f_flags; long f_spare[4]`;
 const FLOCK_DECLARATION = `
   short l_type; short l_whence; __kernel_off_t l_start; __kernel_off_t l_len;
   __kernel_pid_t l_pid`;
@@ -114,6 +122,14 @@ const DIRENT64_DECLARATION = `
 const CACHESTAT_DECLARATION = `
   __u64 nr_cache; __u64 nr_dirty; __u64 nr_writeback; __u64 nr_evicted;
   __u64 nr_recently_evicted`;
+const ELF64_DECLARATION = `
+  unsigned char e_ident[16]; __u16 e_type; __u16 e_machine; __u32 e_version;
+  __u64 e_entry; __u64 e_phoff; __u64 e_shoff; __u32 e_flags; __u16 e_ehsize;
+  __u16 e_phentsize; __u16 e_phnum; __u16 e_shentsize; __u16 e_shnum;
+  __u16 e_shstrndx`;
+const ELF64_PHDR_DECLARATION = `
+  __u32 p_type; __u32 p_flags; __u64 p_offset; __u64 p_vaddr; __u64 p_paddr;
+  __u64 p_filesz; __u64 p_memsz; __u64 p_align`;
 const BLKPG_IOCTL_ARG_DECLARATION =
   `int op; int flags; int datalen; void *data`;
 const BLKPG_PARTITION_DECLARATION = `
@@ -164,6 +180,7 @@ for (const abi of Object.keys(ABIS)) {
     it("struct statx", () => {
       const time = layOut(abi, STATX_TIMESTAMP);
       const structs = { "struct statx_timestamp": time };
+      assertLayout(STATFS, layOut(abi, STATFS_DECLARATION));
       assertLayout(STATX, layOut(abi, STATX_DECLARATION, structs));
     });
 
@@ -172,6 +189,11 @@ for (const abi of Object.keys(ABIS)) {
       assertLayout(OPEN_HOW, layOut(abi, OPEN_HOW_DECLARATION));
       assertLayout(DIRENT64, layOut(abi, DIRENT64_DECLARATION));
       assertLayout(CACHESTAT, layOut(abi, CACHESTAT_DECLARATION));
+    });
+
+    it("Elf64_Ehdr and Elf64_Phdr", () => {
+      assertLayout(ELF64, layOut(abi, ELF64_DECLARATION));
+      assertLayout(ELF64_PHDR, layOut(abi, ELF64_PHDR_DECLARATION));
     });
 
     it("struct blkpg_ioctl_arg and blkpg_partition", () => {

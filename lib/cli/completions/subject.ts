@@ -40,6 +40,7 @@ export function sourceOf(
     case "DEV|FILE":
       return "attached devices and files";
     case "FILE":
+    case "FILE|DEV":
       return "files";
     case "DIR":
       return "directories";

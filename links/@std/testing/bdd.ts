@@ -1,13 +1,7 @@
-import * as runner from "node:test";
-
-/** What a test or a hook runs. */
+/** What a test runs. */
 type Run = () => void | Promise<void>;
 
 type Options = { ignore?: boolean };
-
-function skipping({ ignore = false }: Options): { skip: boolean } {
-  return { skip: ignore };
-}
 
 interface Describe {
   (name: string, fn: () => void): void;
@@ -19,27 +13,50 @@ interface It {
   (name: string, options: Options, fn: Run): void;
 }
 
-/** A group of tests. */
+type Test = Omit<Deno.TestDefinition, "permissions">;
+
+/** The tests of the group that is being described. */
+let group: Test[] | undefined;
+
+function register(
+  name: string,
+  { ignore = false }: Options,
+  fn: Test["fn"],
+): void {
+  const test = {
+    name,
+    ignore,
+    fn,
+    // Deno's default since 2.8.
+    sanitizeOps: false,
+    sanitizeResources: false,
+  };
+  if (group === undefined) Deno.test(test);
+  else group.push(test);
+}
+
+/** A group of tests: one runs after the other. */
 export const describe: Describe = (
   name: string,
   a: Options | (() => void),
   b?: () => void,
 ): void => {
-  if (typeof a === "function") runner.describe(name, a);
-  else runner.describe(name, skipping(a), b!);
+  const [options, fn] = typeof a === "function" ? [{}, a] : [a, b!];
+  const outer = group;
+  const tests: Test[] = [];
+  group = tests;
+  try {
+    fn();
+  } finally {
+    group = outer;
+  }
+  register(name, options, async (context) => {
+    for (const test of tests) await context.step(test);
+  });
 };
 
 /** A test. */
 export const it: It = (name: string, a: Options | Run, b?: Run): void => {
-  if (typeof a === "function") runner.it(name, a);
-  else runner.it(name, skipping(a), b!);
+  if (typeof a === "function") register(name, {}, () => a());
+  else register(name, a, () => b!());
 };
-
-/** Runs before the tests of a group. */
-export const beforeAll = (fn: Run): void => runner.before(fn);
-/** Runs after the tests of a group. */
-export const afterAll = (fn: Run): void => runner.after(fn);
-/** Runs before each test of a group. */
-export const beforeEach = (fn: Run): void => runner.beforeEach(fn);
-/** Runs after each test of a group. */
-export const afterEach = (fn: Run): void => runner.afterEach(fn);

@@ -1,0 +1,119 @@
+/**
+ * What the kernel's own parsers make of odd partition tables, beside what we do. Kernels
+ * may be built without them; Debian's have them.
+ */
+import { assertEquals } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { DamagedTable } from "../../lib/partitions/damaged_table.ts";
+import { readTable } from "../../lib/partitions/table.ts";
+import {
+  attribute,
+  isSoon,
+  losetupDetach,
+  onDevices,
+  runOk,
+  Scratch,
+  unless,
+  withScratch,
+} from "../device/support.ts";
+import { ODD_IMAGES } from "../unit/odd_images.ts";
+import { memory } from "../unit/partition_images.ts";
+
+const SECTOR = 512;
+
+/** A partition: its number, and where it is, in sectors. */
+type Row = `${number}: ${number}+${number}`;
+
+/** What the kernel shows of an extended partition, in sectors: enough for a boot loader. */
+const EXTENDED_SIZE = 2;
+const EXTENDED_TYPES = ["0x5", "0xf", "0x85"];
+
+/** Tables that only the backup has: the kernel reads it with `gpt` on its command line alone. We do, as partx. */
+const IN_BACKUP = [
+  "GPT: primary bad",
+  "GPT: primary without a signature",
+  "GPT: grown, primary bad",
+];
+
+/** What we read in an image, as the kernel shows it. */
+function ours(image: Uint8Array): Row[] {
+  try {
+    return (readTable(memory(image))?.partitions ?? [])
+      .map(({ number, start, size, type }) => {
+        const sectors = EXTENDED_TYPES.includes(type)
+          ? EXTENDED_SIZE
+          : size / SECTOR;
+        return `${number}: ${start / SECTOR}+${sectors}` as const;
+      });
+  } catch (error) {
+    if (error instanceof DamagedTable) return [];
+    throw error;
+  }
+}
+
+/** What the kernel has made of a device, as soon as that is so much. */
+function kernels(path: string, wanted: Row[]): Row[] {
+  const name = path.replace("/dev/", "");
+  let found: Row[] = [];
+  const look = () => {
+    found = [...Deno.readDirSync(`/sys/block/${name}`)]
+      .map((entry) => /^loop\d+p(\d+)$/.exec(entry.name))
+      .filter((match) => match !== null)
+      .map(([partition, digits]): [number, Row] => {
+        const [start, size] = ["start", "size"]
+          .map((it) => Number(attribute(name, `${partition}/${it}`)));
+        const number = Number(digits);
+        return [number, `${number}: ${start!}+${size!}`];
+      })
+      .sort(([a], [b]) => a - b)
+      .map(([, row]) => row);
+    found = withoutRepeats(found);
+    return `${found}` === `${wanted}`;
+  };
+  // udev may have the kernel look anew, and the partitions go and come again meanwhile.
+  isSoon(look, 1000);
+  return found;
+}
+
+/** Where links go round, the kernel shows the same partitions until it has 255; we show each once, as partx. */
+function withoutRepeats(rows: Row[]): Row[] {
+  const extents = rows.map((row) => row.split(": ")[1]);
+  return rows.filter((_, index) => extents.indexOf(extents[index]) === index);
+}
+
+function attached(scratch: Scratch, image: Uint8Array, wanted: Row[]): Row[] {
+  const file = `${scratch.path}/disk.img`;
+  Deno.writeFileSync(file, image);
+  const path = runOk("losetup", "--find", "--show", "--partscan", file);
+  try {
+    return kernels(path, wanted);
+  } finally {
+    losetupDetach(path);
+  }
+}
+
+/** Why there is nothing to compare with; `undefined` when there is. */
+function findReason(): string | undefined {
+  if (onDevices.ignore) return "there are no loop devices";
+  using scratch = new Scratch();
+  const hasParsers = ["MBR: nothing odd", "GPT: nothing odd"].every((name) => {
+    const image = ODD_IMAGES[name]!;
+    return attached(scratch, image, ours(image)).length > 0;
+  });
+  return hasParsers ? undefined : "this kernel reads no partition tables";
+}
+
+describe("readTable()", onDevices, () => {
+  it(
+    ...unless(findReason(), "equals the kernel's parsers for odd tables"),
+    withScratch((scratch) => {
+      const expected: Record<string, Row[]> = {};
+      const actual: Record<string, Row[]> = {};
+      for (const [name, image] of Object.entries(ODD_IMAGES)) {
+        actual[name] = IN_BACKUP.includes(name) ? [] : ours(image);
+        expected[name] = attached(scratch, image, actual[name]);
+      }
+      assertEquals(actual, expected);
+    }),
+  );
+});
