@@ -18,7 +18,7 @@ import { fileOf } from "./files.ts";
 import { FILTERS, listFilter } from "./filters.ts";
 import { fail, print } from "./output.ts";
 import { report } from "./report.ts";
-import { withWaitingMessage } from "./waiting_message.ts";
+import { waitForDevice, withWaitingMessage } from "./waiting_message.ts";
 
 const OPTIONS: Options = {
   file: { value: "FILE", help: "the devices that FILE is attached to" },
@@ -65,13 +65,7 @@ async function run(args: string[]): Promise<number> {
   const detachOne = given.flag("dry-run")
     ? async (device: DeviceRef) => await tellOne(device, options.ifUnused)
     : async (device: DeviceRef) => {
-      const minor = minorOf(device);
-      const wait = {
-        minor,
-        name: `/dev/loop${minor}`,
-        timeout: options.timeout,
-        outcome: "the kernel detaches it at the last close",
-      };
+      const wait = waitForDevice(minorOf(device), options.timeout);
       await withWaitingMessage(wait, () => detach(device, options));
     };
   const named = given.operands.map(parseDevice);

@@ -1,19 +1,39 @@
 /** Names on stderr the processes and mounts that a command waits for. */
-import type { Holders } from "../holder.ts";
 import { escapeControls, printable } from "../errors.ts";
 import { columns, fail } from "./output.ts";
 import { clip } from "./text.ts";
 
 /** A wait that takes too long to pass without a word. */
 export interface Wait {
-  /** The loop number of the device that is waited for. */
-  readonly minor: number;
   /** Device or directory, as the user named it. */
   readonly name: string;
   /** In milliseconds. */
   readonly timeout: number;
+  /** Describes who is waited for; nothing if nobody is. */
+  whoUses(): Promise<string[]>;
   /** Follows "after that": `the kernel detaches it at the last close`. */
   readonly outcome: string;
+}
+
+/** A wait until a device is closed by everybody else. */
+export function waitForDevice(minor: number, timeout: number): Wait {
+  return {
+    name: `/dev/loop${minor}`,
+    timeout,
+    whoUses: () => whoHolds(minor),
+    outcome: "the kernel detaches it at the last close",
+  };
+}
+
+async function whoHolds(minor: number): Promise<string[]> {
+  // Most commands end before these are needed.
+  const { describeHolders } = await import("../describe_holder.ts");
+  const { findHolders } = await import("../holder_search.ts");
+  const { holders, complete } = await findHolders(minor);
+  const others = holders.filter((holder) =>
+    !("pid" in holder) || holder.pid !== Deno.pid
+  );
+  return describeHolders({ holders: others, complete });
 }
 
 /** Until the first message, and between two on a terminal, in milliseconds. */
@@ -49,31 +69,17 @@ export async function withWaitingMessage<T>(
 }
 
 async function describe(
-  { minor, name, outcome }: Wait,
+  { name, outcome, whoUses }: Wait,
   left: number,
 ): Promise<string> {
-  // Most commands end before these are needed.
-  const { describeHolders } = await import("../describe_holder.ts");
-  const found = await holdersOf(minor);
-  const others = found.holders.filter((holder) =>
-    !("pid" in holder) || holder.pid !== Deno.pid
-  );
-  const who = describeHolders({ ...found, holders: others });
+  // Whatever is wrong with the search, the wait goes on.
+  const who = await whoUses().catch(() => ["somebody else uses it"]);
   // Nobody else: then it is the file that takes its time.
   if (who.length === 0) return `waiting for the data of ${printable(name)}`;
   const seconds = Math.max(1, Math.ceil(left / 1000));
   return `waiting up to ${seconds} s for ${printable(name)}: ${
     who.join("; ")
   }; after that ${outcome}`;
-}
-
-async function holdersOf(minor: number): Promise<Holders> {
-  try {
-    const { findHolders } = await import("../holder_search.ts");
-    return await findHolders(minor);
-  } catch {
-    return { holders: [], complete: false }; // the wait goes on all the same
-  }
 }
 
 /** A line on a terminal, which is replaced. */

@@ -63,7 +63,7 @@ function nameOf(file: string | URL): string {
 }
 
 /** Warns about bytes of the file that the device leaves out. */
-export function warnOfRest(loop: Loop, file: string | URL): void {
+function warnOfRest(loop: Loop, file: string | URL): void {
   const path = checkPath(file);
   const stat = statAt(AT_FDCWD, path.bytes);
   if (typeof stat === "number" || !isRegularFile(stat)) return;

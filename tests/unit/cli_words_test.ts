@@ -36,7 +36,15 @@ describe("options, help and completion", () => {
           line.slice(line.indexOf(`loopdev ${name}`))
             .replace(/ -- .*| {3,}.*|\|.*/, "")
         );
-      const texts = [title, ...own, notes.replace(/deno run[^.]*/g, "")];
+      const texts = [
+        title,
+        ...own,
+        notes.replace(/deno run[^.]*/g, "")
+          .replace(
+            /loopdev (\w+) --[\w-]+/g,
+            (text, other) => other === name ? text : "",
+          ), // an option of another command
+      ];
       const named = texts.join("\n").match(/(?<=^|[ (])--?[a-z][a-z-]*/gim) ??
         [];
       for (const option of named) {
