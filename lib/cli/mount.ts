@@ -112,15 +112,21 @@ function deviceOf(source: string): string | URL | undefined {
 }
 
 /** Checks the options, and returns them for the library. */
-export function mountOptions(given: Arguments): MountOptions {
-  const partition = given.value("partition");
+function mountOptions(given: Arguments): MountOptions {
   const options = {
-    partition: partition !== undefined && /^\d+$/.test(partition)
-      ? Number(partition)
-      : partition,
+    ...partitionIn(given),
     type: given.value("type"),
     ...parseList(given.value("options") ?? ""),
   };
+  asUsage(() => checkMountOptions(options));
+  return options;
+}
+
+/** Checks the option that selects a partition, and returns it for the library. */
+export function partitionIn(given: Arguments): MountOptions {
+  const text = given.value("partition");
+  if (text === undefined) return {};
+  const options = { partition: /^\d+$/.test(text) ? Number(text) : text };
   asUsage(() => checkMountOptions(options));
   return options;
 }

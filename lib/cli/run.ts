@@ -4,7 +4,7 @@ import { quote } from "../errors.ts";
 import type { MountOptions } from "../mounting/options.ts";
 import { type Arguments, parse, UsageError } from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
-import { mountOptions, PARTITION_OPTION } from "./mount.ts";
+import { PARTITION_OPTION, partitionIn } from "./mount.ts";
 import { exact, fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
@@ -105,7 +105,7 @@ function mountPlace(
     throw new UsageError("--partition is for --mount");
   }
   if (fileCount > 1) throw new UsageError("--mount takes one FILE");
-  return { directory: fileOf(directory), ...mountOptions(given) };
+  return { directory: fileOf(directory), ...partitionIn(given) };
 }
 
 async function mountFor(
