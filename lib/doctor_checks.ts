@@ -434,7 +434,7 @@ function diagnoseDevDirectory({ devMount: mount }: Process): Check[] {
     return [warning(
       "/dev",
       "it is a plain directory: nodes do not appear by themselves",
-      "for other programs: attach({ nodes }), loopdev mknod",
+      "for other programs: attach({ nodes }), or loopdev mknod",
     )];
   }
   return [
@@ -443,7 +443,7 @@ function diagnoseDevDirectory({ devMount: mount }: Process): Check[] {
       : warning(
         "/dev",
         `${mount.type}: nodes do not appear by themselves`,
-        "for other programs: attach({ nodes }), loopdev mknod",
+        "for other programs: attach({ nodes }), or loopdev mknod",
       ),
   ];
 }
