@@ -1,7 +1,7 @@
 /** Attaching and detaching, over and over, in one process. */
 import type { AttachOptions } from "@loopdev/loopdev";
 import { buildC, buildGo, buildRust } from "./build.ts";
-import { differingCalls } from "./calls.ts";
+import type { OwnDevices } from "./devices.ts";
 import { alternate, type Contender } from "./measure.ts";
 import { denoArguments, loopdev, Program } from "./program.ts";
 import type { Findings, Row } from "./result.ts";
@@ -13,39 +13,53 @@ export const WARM_UP = 3000;
 
 /** Without options, beside everybody who can do it. */
 export async function attachCase(world: World): Promise<Findings> {
-  const sameCalls = buildC("attach");
+  const rules = buildC("attach");
   const losetup = buildC("losetup");
   const go = world.tryToBuild("The Go library", buildGo);
   const rust = world.tryToBuild("The Rust library", buildRust);
   const rows: Row[] = [];
   for (const directory of [world.memory, world.disk]) {
-    const file = world.image(directory);
-    await using programs = new AsyncDisposableStack();
-    const start = (command: string, ...args: string[]): Program =>
-      programs.use(new Program(command, ...args));
-    // Short turns: what else happens on the machine is to hit neighbours alike.
-    const fast = 100;
-    const contenders: Contender[] = [
-      programs.use(loopdev("attach", file)).as("loopdev", fast, WARM_UP),
-      start(sameCalls, file).as("C", fast, 100),
-      start(losetup, file).as("losetup", 5),
-      start("python3", `${HERE}original.py`, file).as("original", 2),
-    ];
-    if (go !== undefined) contenders.push(start(go, file).as("Go", 2));
-    if (rust !== undefined) contenders.push(start(rust, file).as("Rust", 2));
-    rows.push({
-      id: `attach ${directory === world.memory ? "memory" : "disk"}`,
-      title: `attach and detach, ${directory.type}`,
-      unit: "µs",
-      samples: await alternate(contenders, world.times(120, 10)),
-    });
+    for (const overlap of ["lock", "allow"] as const) {
+      const file = world.image(directory);
+      const ours = ["attach", file, JSON.stringify({ overlap })];
+      await using programs = new AsyncDisposableStack();
+      const start = (command: string, ...args: string[]): Program =>
+        programs.use(new Program(command, ...args));
+      // Short turns: what else happens on the machine is to hit neighbors alike.
+      const fast = 100;
+      const contenders: Contender[] = [
+        programs.use(loopdev(...ours)).as("loopdev", fast, WARM_UP),
+        start(rules, file, overlap).as("C", fast, 100),
+      ];
+      if (overlap === "lock") {
+        contenders.push(
+          start(losetup, file).as("losetup", 5),
+          start("python3", `${HERE}original.py`, file).as("original", 2),
+        );
+        if (go !== undefined) contenders.push(start(go, file).as("Go", 2));
+        if (rust !== undefined) {
+          contenders.push(start(rust, file).as("Rust", 2));
+        }
+      }
+      const place = directory === world.memory ? "memory" : "disk";
+      rows.push({
+        id: `attach ${place}${overlap === "lock" ? "" : " allow"}`,
+        title: `attach and detach, ${directory.type}${
+          overlap === "lock" ? "" : ', `overlap: "allow"`'
+        }`,
+        unit: "µs",
+        samples: await alternate(contenders, world.times(120, 10)),
+        calls: world.countCalls({
+          loopdev: [
+            Deno.execPath(),
+            ...denoArguments("loopdev.ts"),
+            ...ours,
+          ],
+          C: [rules, file, overlap],
+        }),
+      });
+    }
   }
-  const file = world.image(world.memory);
-  const different = differingCalls(
-    [Deno.execPath(), ...denoArguments("loopdev.ts"), "attach", file],
-    [sameCalls, file],
-  );
-  if (different !== undefined) world.remarks.push(different);
   return { rows };
 }
 
@@ -62,7 +76,7 @@ const FLAGS = 1 | 16;
 
 /** With all options; partition scanning apart, as it is a second step. */
 export async function optionsCase(world: World): Promise<Findings> {
-  const sameCalls = buildC("attach");
+  const rules = buildC("attach");
   const losetup = buildC("losetup");
   const disk: Directory = world.disk;
   const file = world.image(disk);
@@ -101,8 +115,9 @@ export async function optionsCase(world: World): Promise<Findings> {
       unit: "µs",
       samples: await measure(OPTIONS, [], [
         new Program(
-          sameCalls,
+          rules,
           file,
+          "lock",
           ...[offset, sizelimit, blockSize, FLAGS].map(String),
           reference,
         ),
@@ -145,6 +160,22 @@ export async function manyCase(world: World): Promise<Findings> {
       title: `${count} devices attached, then detached: each`,
       unit: "µs",
       samples,
-    }],
+    }, await attachAllRow(world, own)],
+  };
+}
+
+/** `attachAll()` of a thousand files. */
+async function attachAllRow(world: World, own: OwnDevices): Promise<Row> {
+  const count = world.times(1000, 64);
+  own.add(Math.max(0, count - own.minors.length));
+  const files = Array.from({ length: count }, () => world.image(world.memory));
+  await using all = loopdev("all", ...files);
+  return {
+    id: "all",
+    title: `\`attachAll()\` of ${count} files, then detached: each`,
+    unit: "µs",
+    samples: await alternate([
+      all.as("loopdev", 1, Math.ceil(WARM_UP / count)),
+    ], world.times(10, 2)),
   };
 }

@@ -1,9 +1,6 @@
 /**
  * How long calls stop the event loop: the longest pause between two turns of a timer that
- * wants one every millisecond, while much is dirty, open, mounted or partitioned. As root,
- * with gcc and sfdisk:
- *
- *     deno task bench:event-loop [DIRECTORY]
+ * wants one every millisecond, while much is dirty, open, mounted or partitioned.
  */
 import {
   attach,
@@ -12,11 +9,12 @@ import {
   Loop,
   LoopBusyError,
 } from "@loopdev/loopdev";
+import { summary } from "./measure.ts";
+import type { Findings, Row } from "./result.ts";
+import type { World } from "./world.ts";
 
 const MiB = 2 ** 20;
-const GiB = 2 ** 30;
-/** What no call may exceed, in milliseconds. */
-const LIMIT = 50;
+const MICROSECONDS = 1000;
 
 /** Measures the longest pause while something is done. */
 async function pauseOf(work: () => Promise<unknown>): Promise<number> {
@@ -87,13 +85,15 @@ const CROWD = `
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 int main(int count, char **arguments) {
-  for (int process = 0; process < 10000; process++) {
+  int processes = atoi(arguments[1]), mounts = atoi(arguments[2]);
+  for (int process = 0; process < processes; process++) {
     if (fork() != 0) continue;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     for (int more = 0; more < 7; more++) dup(0);
@@ -106,7 +106,7 @@ int main(int count, char **arguments) {
   char name[200];
   memset(name, 'n', 180);
   mkdir("source", 0755);
-  for (int number = 0; number < 40000; number++) {
+  for (int number = 0; number < mounts; number++) {
     sprintf(name + 180, "%d", number);
     mkdir(name, 0755);
     mount("source", name, 0, MS_BIND, 0);
@@ -115,32 +115,77 @@ int main(int count, char **arguments) {
   pause();
 }`;
 
-async function measure(directory: string): Promise<Map<string, number>> {
-  const found = new Map<string, number>();
+/** What there is for calls to stop at. */
+interface Sizes {
+  /** Bytes that are unwritten when a file is attached. */
+  readonly file: number;
+  /** Bytes that are unwritten when a device is detached. */
+  readonly device: number;
+  readonly processes: number;
+  readonly mounts: number;
+  readonly partitions: number;
+}
+
+const FULL: Sizes = {
+  file: 4096 * MiB,
+  device: 1024 * MiB,
+  processes: 10_000,
+  mounts: 40_000,
+  partitions: 250,
+};
+const QUICK: Sizes = {
+  file: 256 * MiB,
+  device: 128 * MiB,
+  processes: 500,
+  mounts: 2000,
+  partitions: 60,
+};
+
+/** The longest stops. */
+export async function eventLoopCase(world: World): Promise<Findings> {
+  const rows: Row[] = [];
   const add = async (
-    what: string,
+    title: string,
     work: () => Promise<unknown>,
   ): Promise<void> => {
-    found.set(what, await pauseOf(work));
+    const pause = await pauseOf(work);
+    const samples = { loopdev: summary([pause * MICROSECONDS]) };
+    rows.push({ id: `stop ${title}`, title, unit: "µs", samples });
   };
-  const path = `${directory}/disk.img`;
+  const sizes = world.quick ? QUICK : FULL;
+  const { path } = world.disk;
+  const file = `${path}/stop.img`;
+  await measureDirty(add, path, file, sizes);
+  await measureCrowd(add, path, file, sizes);
+  await measurePartitions(add, file, sizes);
+  return { rows };
+}
 
-  await fill(path, 4 * GiB);
+type Add = (what: string, work: () => Promise<unknown>) => Promise<void>;
+
+async function measureDirty(
+  add: Add,
+  directory: string,
+  file: string,
+  sizes: Sizes,
+): Promise<void> {
+  await fill(file, sizes.file);
   let device: Attachment | undefined;
+  const inFile = `${sizes.file / MiB} MiB unwritten`;
   await add(
-    "attach of a file with 4 GiB unwritten",
-    async () => device = await attach(path),
+    `attach of a file with ${inFile}`,
+    async () => device = await attach(file),
   );
   await device!.detach();
-
+  const inDevice = `${sizes.device / MiB} MiB unwritten`;
   for (const autoclear of [true, false]) {
-    const one = await attach(path, { autoclear });
-    await fill(one.path, GiB);
+    const one = await attach(file, { autoclear });
+    await fill(one.path, sizes.device);
     const what = autoclear ? "" : ", without autoclear";
-    await add(`detach with 1 GiB unwritten${what}`, () => one.detach());
+    await add(`detach with ${inDevice}${what}`, () => one.detach());
   }
   {
-    const one = await attach(path);
+    const one = await attach(file);
     const writer = await background(directory, WRITER, one.path);
     await new Promise((resolve) => setTimeout(resolve, 1500));
     await add(
@@ -150,44 +195,48 @@ async function measure(directory: string): Promise<Map<string, number>> {
     await writer[Symbol.asyncDispose]();
     await one.detach();
   }
-  {
-    const one = await attach(path);
-    await fill(one.path, GiB);
-    await add("persist with 1 GiB unwritten", () => one.persist());
-    await one.detach();
-  }
-  {
-    await using one = await attach(path);
-    using _other = new Loop(one.minor, { readOnly: true });
-    await using _crowd = await background(directory, CROWD);
-    const crowd = "beside 10 000 processes and 40 000 mounts";
-    await add(`holders ${crowd}`, () => holders(one));
-    await add(
-      `busy detach ${crowd}`,
-      () => one.detach({ timeout: 100 }).catch(onlyBusy),
-    );
-  }
-  {
-    const script = `label: gpt\ntable-length: 250\n${"size=1M\n".repeat(250)}`;
-    await run("sh", "-c", `printf '${script}' | sfdisk -q ${path}`);
-    await using one = await attach(path);
-    await add("partitions of 250", () => one.partitions());
-  }
-  return found;
+  const one = await attach(file);
+  await fill(one.path, sizes.device);
+  await add(`persist with ${inDevice}`, () => one.persist());
+  await one.detach();
+}
+
+async function measureCrowd(
+  add: Add,
+  directory: string,
+  file: string,
+  { processes, mounts }: Sizes,
+): Promise<void> {
+  await using one = await attach(file);
+  using _other = new Loop(one.minor, { readOnly: true });
+  await using _crowd = await background(
+    directory,
+    CROWD,
+    String(processes),
+    String(mounts),
+  );
+  const crowd = `beside ${processes} processes and ${mounts} mounts`;
+  await add(`holders ${crowd}`, () => holders(one));
+  await add(
+    `busy detach ${crowd}`,
+    () => one.detach({ timeout: 100 }).catch(onlyBusy),
+  );
+}
+
+async function measurePartitions(
+  add: Add,
+  file: string,
+  { partitions }: Sizes,
+): Promise<void> {
+  await Deno.truncate(file, (partitions + 8) * MiB);
+  const script = `label: gpt\ntable-length: ${partitions}\n${
+    "size=1M\n".repeat(partitions)
+  }`;
+  await run("sh", "-c", `printf '${script}' | sfdisk -q ${file}`);
+  await using one = await attach(file);
+  await add(`partitions of ${partitions}`, () => one.partitions());
 }
 
 function onlyBusy(error: unknown): void {
   if (!(error instanceof LoopBusyError)) throw error;
-}
-
-const directory = await Deno.makeTempDir({ dir: Deno.args[0] ?? "/var/tmp" });
-try {
-  const found = await measure(directory);
-  for (const [what, pause] of found) {
-    console.log(`${what.padEnd(62)} ${pause.toFixed(0).padStart(5)} ms`);
-  }
-  const isMet = [...found.values()].every((pause) => pause <= LIMIT);
-  console.log(isMet ? `all at most ${LIMIT} ms` : `more than ${LIMIT} ms`);
-} finally {
-  await Deno.remove(directory, { recursive: true });
 }

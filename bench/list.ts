@@ -14,6 +14,7 @@ const MANY = 32;
 /** `list()` beside `losetup --list`, and `find()` beside `losetup --associated`. */
 export async function listCase(world: World): Promise<Findings> {
   const run = buildC("run");
+  const rules = buildC("list");
   const rows: Row[] = [];
   await using own = world.ownDevices();
   await using attachments = new AsyncDisposableStack();
@@ -42,13 +43,19 @@ export async function listCase(world: World): Promise<Findings> {
       title: string,
       ours: string[],
       losetup: string[],
+      c: string[] = [],
     ): Promise<void> => {
-      await using a = loopdev(...ours);
-      await using b = new Program(run, "losetup", ...losetup);
-      const samples = await alternate([
-        a.as("loopdev", cycles, Math.ceil(2000 / count)),
-        b.as("losetup", Math.min(10, cycles)),
-      ], rounds);
+      await using programs = new AsyncDisposableStack();
+      const contenders = [
+        programs.use(loopdev(...ours))
+          .as("loopdev", cycles, Math.ceil(2000 / count)),
+        ...c.map((name) =>
+          programs.use(new Program(name)).as("C", cycles, cycles)
+        ),
+        programs.use(new Program(run, "losetup", ...losetup))
+          .as("losetup", Math.min(10, cycles)),
+      ];
+      const samples = await alternate(contenders, rounds);
       rows.push({ id: `${id} ${count}`, title, unit: "µs", samples });
     };
     await measure(
@@ -56,6 +63,7 @@ export async function listCase(world: World): Promise<Findings> {
       `list ${count} devices`,
       ["list"],
       ["--list"],
+      [rules],
     );
     await measure(
       "find",

@@ -3,12 +3,14 @@
  *
  *     loopdev.ts attach FILE [OPTIONS]     attaches and detaches
  *     loopdev.ts many FILE MINOR...        attaches to all of these, then detaches
+ *     loopdev.ts all FILE...               attaches all of these with attachAll(), then detaches
  *     loopdev.ts getInfo|getStatus FILE    while FILE is attached
  *     loopdev.ts list
  *     loopdev.ts find FILE
  */
 import {
   attach,
+  attachAll,
   type Attachment,
   find,
   list,
@@ -43,6 +45,14 @@ async function cycleOf([what, ...args]: string[]): Promise<Cycle> {
         return (performance.now() - start) / minors.length;
       };
     }
+    case "all":
+      return async () => {
+        const start = performance.now();
+        {
+          await using _all = await attachAll(args);
+        }
+        return (performance.now() - start) / args.length;
+      };
     case "getInfo":
     case "getStatus": {
       const { loop } = await attach(file);

@@ -3,14 +3,15 @@
  *
  *     deno task bench [--quick] [CASE...]
  *
- * A run of all cases writes `results.json`, the table in the README and the plot
- * `docs/speed.svg`. A quick run, and one of some cases, prints only.
+ * A run of all cases writes `results.json`, `docs/SPEED.md`, the table in the README and
+ * the plot `docs/speed.svg`. A quick run, and one of some cases, prints only.
  */
 import { attachCase, manyCase, optionsCase } from "./attach.ts";
+import { eventLoopCase } from "./event_loop.ts";
 import { listCase, statusCase } from "./list.ts";
 import { plot } from "./plot.ts";
 import { processesCase } from "./processes.ts";
-import { markdown, type Report, text } from "./report.ts";
+import { markdown, type Report, summary, text } from "./report.ts";
 import type { Figure, Findings, Row } from "./result.ts";
 import { startCase } from "./start.ts";
 import { targets } from "./targets.ts";
@@ -25,11 +26,13 @@ const CASES: Record<string, (world: World) => Promise<Findings>> = {
   list: listCase,
   processes: processesCase,
   throughput: throughputCase,
+  stops: eventLoopCase,
   start: startCase,
 };
 
 const RESULTS = new URL("results.json", import.meta.url);
 const README = new URL("../README.md", import.meta.url);
+const SPEED = new URL("../docs/SPEED.md", import.meta.url);
 const PLOT = new URL("../docs/speed.svg", import.meta.url);
 const MARKED = /(<!-- bench -->\n)[^]*(<!-- \/bench -->)/;
 
@@ -69,16 +72,21 @@ function machine(): string {
 async function write(report: Report): Promise<void> {
   await Deno.writeTextFile(RESULTS, JSON.stringify(report, undefined, 2));
   await Deno.writeTextFile(PLOT, plot(report));
+  await Deno.writeTextFile(SPEED, markdown(report));
   const readme = await Deno.readTextFile(README);
   await Deno.writeTextFile(
     README,
     readme.replace(
       MARKED,
-      (_, begin, end) => `${begin}\n${markdown(report)}\n${end}`,
+      (_, begin, end) => `${begin}\n${summary(report)}\n${end}`,
     ),
   );
   await new Deno.Command(Deno.execPath(), {
-    args: ["fmt", "--quiet", README.pathname, PLOT.pathname],
+    args: [
+      "fmt",
+      "--quiet",
+      ...[README, SPEED, PLOT].map(({ pathname }) => pathname),
+    ],
   }).output();
 }
 

@@ -15,14 +15,14 @@ const MEMORY = 80 * 2 ** 20;
 
 /** Failures, and how long a cycle takes at most, beside as many processes. */
 export async function processesCase(world: World): Promise<Findings> {
-  const sameCalls = buildC("attach");
+  const rules = buildC("attach");
   const losetup = buildC("losetup");
   const before = new Set(allMinors());
   const rows: Row[] = [];
   const many: Record<string, [start: (file: string) => Program, full: number]> =
     {
       loopdev: [(file) => loopdev("attach", file), 200],
-      C: [(file) => new Program(sameCalls, file), 200],
+      C: [(file) => new Program(rules, file, "lock"), 200],
       losetup: [(file) => new Program(losetup, file), 20],
       original: [
         (file) => new Program("python3", `${HERE}original.py`, file),

@@ -9,6 +9,8 @@ export interface Row {
   /** Of the samples: microseconds, or something a second. */
   readonly unit: "µs" | "MB/s" | "IOPS";
   readonly samples: Record<string, Sample>;
+  /** System calls of one cycle, of each contender whose calls were counted. */
+  readonly calls?: Record<string, number>;
 }
 
 /** A figure that is none of time. */

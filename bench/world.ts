@@ -1,6 +1,7 @@
 /** What the cases share: directories, devices, programs; and that nothing is left of it. */
 import { attach, type Attachment, type AttachOptions } from "@loopdev/loopdev";
 import { boundDevices } from "../tests/device/support.ts";
+import { callsOfCycle } from "./calls.ts";
 import { OwnDevices } from "./devices.ts";
 import { killPrograms } from "./program.ts";
 
@@ -71,6 +72,20 @@ export class World implements AsyncDisposable {
   /** Attaches until the end at the latest. */
   async attach(file: string, options?: AttachOptions): Promise<Attachment> {
     return this.#undo.use(await attach(file, options));
+  }
+
+  /** How many system calls each program makes in a cycle; nothing without strace. */
+  countCalls(programs: Record<string, string[]>): Record<string, number> {
+    try {
+      return Object.fromEntries(
+        Object.entries(programs)
+          .map(([name, command]) => [name, callsOfCycle(command)]),
+      );
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+      this.remarks.push("System calls were not counted: strace is missing");
+      return {};
+    }
   }
 
   /** Builds something, or says why it cannot be built. */

@@ -3,7 +3,7 @@
  * type, `RangeError` for a bad value.
  */
 import { quote } from "./errors.ts";
-import type { CString } from "./sys/libc.ts";
+import { type CString, cString } from "./sys/libc.ts";
 
 /** Loop numbers have 20 bits: `MINORBITS`, linux/kdev_t.h. */
 export const MAX_MINOR: number = 2 ** 20 - 1;
@@ -145,7 +145,6 @@ export interface FilePath {
   readonly bytes: CString;
 }
 
-const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
 /**
@@ -169,7 +168,7 @@ export function checkPath(path: unknown): FilePath {
       `Cannot use ${quote(path)} as a path: it holds half a surrogate pair`,
     );
   }
-  return { text: path, bytes: encoder.encode(path + "\0") };
+  return { text: path, bytes: cString(path) };
 }
 
 function checkUrl(url: URL): FilePath {

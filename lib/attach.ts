@@ -33,9 +33,10 @@ import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { quote } from "./errors.ts";
 import { checkSymlinks, unwrapStat } from "./kernel/file_descriptor.ts";
 import type { Symlinks } from "./kernel/found_file.ts";
-import { exactSize, type Loop } from "./kernel/loop.ts";
+import type { Loop } from "./kernel/loop.ts";
 import type { NodeDirectory } from "./kernel/node_directory.ts";
 import { openAnyNode } from "./kernel/nodes.ts";
+import { recallRdev } from "./kernel/vacancy.ts";
 import { statOf } from "./sys/stat.ts";
 import type { LoopConfig } from "./sys/loop_uapi.ts";
 import { DEFAULT_TIMEOUT } from "./waiting.ts";
@@ -170,15 +171,20 @@ export async function attach(
     backing: claim.backing,
   };
   const loop = await bindDevice(device, request);
-  await completeBinding(loop, device, async (info) => {
-    loop.remember(info);
-    refuseEmptyRange(device, exactSize(loop));
+  const finish = async () => {
     // Who does not lock may have attached it since we looked.
     if (request.overlap === "refuse") {
       await refuseRivals(claim, loop, request.signal);
     }
     if (nodes !== undefined) nodes.add(loop.name, rdevOfOpen(loop));
     else if (loop.isWithoutNode) nodes = await privateNodes(loop);
+  };
+  await completeBinding(loop, device, ({ backing, size }) => {
+    loop.remember(backing);
+    refuseEmptyRange(device, size);
+    const isDone = request.overlap !== "refuse" && nodes === undefined &&
+      !loop.isWithoutNode;
+    return isDone ? undefined : finish();
   });
   unfinished.move();
   if (request.overlap !== "allow") {
@@ -278,7 +284,7 @@ async function prepare(
     if (backing.isRegular) {
       refuseEmptyRange({ options: wanted, config, backing });
     }
-    await backing.writeBackInBackground(signal);
+    if (backing.isMuchDirty) await backing.writeBackInBackground(signal);
     config.fd = backing.fd;
     return claim;
   } catch (error) {
@@ -300,16 +306,19 @@ async function isBeingFreed(device: LoopDevice): Promise<boolean> {
 }
 
 /** Binds the file to a device, in one step. */
-async function bindDevice(
+function bindDevice(
   device: Wanted,
   { minor, signal }: AttachRequest,
-): Promise<BoundLoop> {
+): BoundLoop | Promise<BoundLoop> {
   signal?.throwIfAborted();
   const readOnly = device.options.readOnly ?? false;
   const tryDevice = (minor: number): BoundLoop =>
-    bindOrClose(new BoundLoop(openAnyNode(minor, readOnly)), device);
+    bindOrClose(
+      new BoundLoop(openAnyNode(minor, readOnly, recallRdev(minor))),
+      device,
+    );
   return minor === undefined
-    ? await bindFirstFree(tryDevice, device.backing.name, signal)
+    ? bindFirstFree(tryDevice, device.backing.name, signal)
     : bindMinor(tryDevice, minor);
 }
 

@@ -2,10 +2,12 @@
 import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { decodeFlags } from "./kernel/configuration.ts";
 import { BoundLoop } from "./attaching/bound_loop.ts";
+import { retryWhileHeld } from "./attaching/retry_while_held.ts";
 import {
   closeInBackground,
   hasLargeCache,
   isFree,
+  isFreeNow,
   release,
   type Released,
   reportWriteBack,
@@ -25,6 +27,7 @@ import { FileDescriptor } from "./kernel/file_descriptor.ts";
 import { exactSize, type Loop } from "./kernel/loop.ts";
 import { bindingOf, diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
 import type { NodeDirectory } from "./kernel/node_directory.ts";
+import { removePartitions } from "./kernel/remove_partitions.ts";
 import {
   checkTransfer,
   READ,
@@ -38,7 +41,7 @@ import {
 } from "./partitions/partitions.ts";
 import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
 import { duplicate, writeBack } from "./sys/libc.ts";
-import { DEFAULT_TIMEOUT } from "./waiting.ts";
+import { BRIEF_USE, DEFAULT_TIMEOUT } from "./waiting.ts";
 
 /**
  * A file that {@linkcode attach} attached, for as long as it is not disposed of.
@@ -63,6 +66,8 @@ export class Attachment implements AsyncDisposable {
   readonly #nodes: NodeDirectory | undefined;
   readonly #timeout: number;
   #state: State = { is: "attached" };
+  /** Whether partitions were added that the kernel does not remove at the detach. */
+  #hasOwnPartitions = false;
   /** What is being read and written. */
   readonly #transfers = new Set<Promise<number>>();
 
@@ -131,8 +136,10 @@ export class Attachment implements AsyncDisposable {
    */
   async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
     const waiting = checkPartitionsOptions(options);
-    const { showPartitions } = await import("./partitions/appear.ts");
-    return await showPartitions(this.#loop, waiting, this.#nodes);
+    const { showTable } = await import("./partitions/appear.ts");
+    const { partitions } = await showTable(this.#loop, waiting, this.#nodes);
+    this.#hasOwnPartitions = !this.#loop.getStatus().partscan;
+    return partitions;
   }
 
   /**
@@ -271,7 +278,11 @@ export class Attachment implements AsyncDisposable {
     const left = this.#nodes?.removeAll();
     try {
       if (this.#transfers.size > 0) await this.#settleTransfers();
-      const released = await release(this.#loop);
+      if (this.#hasOwnPartitions) this.#removePartitions();
+      const released = await release(
+        this.#loop,
+        this.#loop.diskSequence,
+      );
       return { ...released, failure: released.failure ?? left };
     } catch (error) {
       // The kernel refused; our descriptor is closed all the same.
@@ -280,12 +291,21 @@ export class Attachment implements AsyncDisposable {
     }
   }
 
+  /** Removes them unless one is in use: then whoever binds the device next removes them. */
+  #removePartitions(): void {
+    try {
+      removePartitions(this.#loop, "detach");
+    } catch (error) {
+      if (!(error instanceof LoopError)) throw error;
+    }
+  }
+
   async #detachReleased(
     state: ReleasedState,
     waiting: ResolvedDetachOptions,
   ): Promise<void> {
     const released = await state.released;
-    if (!waiting.lazy) {
+    if (!waiting.lazy && !isFreeNow(released)) {
       await untilFree(released, waiting).catch((error) => {
         if (error instanceof LoopBusyError) state.isTold = true;
         throw error;
@@ -353,6 +373,15 @@ export class Attachment implements AsyncDisposable {
     if (this.#isPersisted) return path;
     this.#checkAttached(`persist ${quote(path)}`);
     if (this.#transfers.size > 0) await this.#settleTransfers();
+    return await retryWhileHeld(() => this.#tryPersist(), {
+      timeout: BRIEF_USE,
+      signal: undefined,
+    });
+  }
+
+  async #tryPersist(): Promise<string> {
+    if (this.#isPersisted) return this.path;
+    this.#checkAttached(`persist ${quote(this.path)}`);
     if (!hasLargeCache(this.#loop)) return this.#persist(writeBack);
     const flush = await writeBackInBackground(this.#loop);
     await this.#settleTransfers();

@@ -7,7 +7,12 @@ import {
 } from "./arguments.ts";
 import type { BoundFile } from "./attaching/bound_loop.ts";
 import { openAttached } from "./attaching/open_attached.ts";
-import { isFreeWithin, release, type Released } from "./attaching/release.ts";
+import {
+  isFreeNow,
+  isFreeWithin,
+  release,
+  type Released,
+} from "./attaching/release.ts";
 import type { DeviceRef } from "./device_ref.ts";
 import { LoopBusyError, quote } from "./errors.ts";
 import { describeHolders } from "./describe_holder.ts";
@@ -122,7 +127,7 @@ export async function detachBinding(
   using loop = openAttached(device, "detach", backing);
   if (waiting.ifUnused) await refuseUsed(loop);
   const released = await release(loop);
-  if (!waiting.lazy) await untilFree(released, waiting);
+  if (!waiting.lazy && !isFreeNow(released)) await untilFree(released, waiting);
   if (released.failure !== undefined) throw released.failure;
   await removeLeftNodes(released.minor);
 }

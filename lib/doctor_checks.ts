@@ -3,6 +3,7 @@ import { isBlockDevice, majorMinor, statAt } from "./sys/stat.ts";
 import { list } from "./devices.ts";
 import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
 import { configureNothing, type Loop } from "./kernel/loop.ts";
+import { isUdevRunning } from "./kernel/udev.ts";
 import {
   existingMinors,
   hasSysfs,
@@ -548,9 +549,10 @@ function diagnoseDeletedFiles(): Check[] {
 }
 
 function diagnoseUdev(): Check {
-  const isRunning = typeof statAt(AT_FDCWD, cString("/run/udev/control")) !==
-    "number";
-  return ok("udev", isRunning ? "running" : "not running, and not needed");
+  return ok(
+    "udev",
+    isUdevRunning() ? "running" : "not running, and not needed",
+  );
 }
 
 /** Whether the kernel reads partition tables itself. */

@@ -1,4 +1,4 @@
-/** ResolvedDetachOptions for others, within limits. */
+/** Waiting for others, within limits. */
 
 /** How long to wait. */
 export interface WaitOptions {
@@ -11,6 +11,9 @@ export interface WaitOptions {
 /** What is waited where nothing is said, in milliseconds. */
 export const DEFAULT_TIMEOUT = 5000;
 
+/** How long udev, mkfs or fsck may use a device that is to be changed, in milliseconds. */
+export const BRIEF_USE = 500;
+
 const FIRST_PAUSE = 1;
 const LONGEST_PAUSE = 20;
 
@@ -19,11 +22,13 @@ export async function pollUntil(
   isSo: () => boolean | Promise<boolean>,
   { timeout, signal }: WaitOptions,
 ): Promise<number | undefined> {
-  const deadline = performance.now() + timeout;
+  let deadline;
   let pause = FIRST_PAUSE;
   for (let looks = 1;; looks++) {
     const answer = isSo();
-    if (typeof answer === "boolean" ? answer : await answer) return looks;
+    if (answer === true) return looks;
+    deadline ??= performance.now() + timeout;
+    if (await answer) return looks;
     signal?.throwIfAborted();
     const left = deadline - performance.now();
     if (left <= 0) return undefined;

@@ -54,7 +54,7 @@ export async function bindFirstFree<T>(
 ): Promise<T> {
   using control = openControl();
   const candidates = new Candidates(control);
-  const deadline = performance.now() + MAX_MILLISECONDS;
+  let deadline = Infinity;
   for (let tries = 1;; tries++) {
     const minor = candidates.next();
     try {
@@ -66,6 +66,7 @@ export async function bindFirstFree<T>(
         throw error;
       }
       candidates.failed(minor);
+      if (tries === 1) deadline = performance.now() + MAX_MILLISECONDS;
       const isLate = tries >= MIN_TRIES && performance.now() >= deadline;
       if (tries >= MAX_TRIES || isLate) {
         throw new LoopError(`Cannot attach ${file}`, {

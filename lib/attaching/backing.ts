@@ -48,6 +48,7 @@ export class Backing implements Disposable {
     this.fd = fd;
     this.name = name;
     this.#owned = owned;
+    // Not what it was before it was opened: for writing, overlayfs makes another file of it.
     this.stat = this.#examine();
     checkBackingFile(this.stat, `Cannot attach ${name}`);
     this.size = this.#isBlockDevice ? this.#deviceSize() : this.stat.size;
@@ -128,14 +129,18 @@ export class Backing implements Disposable {
     return size[0]!;
   }
 
+  /** Whether to write so much back would stop the event loop. */
+  get isMuchDirty(): boolean {
+    if (this.size <= MAX_INLINE_BYTES) return false;
+    const cache = pageCacheOf(this.fd);
+    return typeof cache !== "number" && cache.dirty > MAX_INLINE_BYTES;
+  }
+
   /**
-   * Writes back on another thread when much of the file is dirty: binding it to a device
-   * has the kernel do that, from Linux 6.14 on, and would stop the event loop for as long.
+   * Writes back on another thread: binding the file to a device has the kernel do that,
+   * from Linux 6.14 on, and would stop the event loop for as long.
    */
   async writeBackInBackground(signal: AbortSignal | undefined): Promise<void> {
-    if (this.size <= MAX_INLINE_BYTES) return;
-    const cache = pageCacheOf(this.fd);
-    if (typeof cache === "number" || cache.dirty <= MAX_INLINE_BYTES) return;
     // A descriptor of its own: after an abort the other thread is still at it.
     const fd = duplicate(this.fd);
     if (fd < 0) return; // none to spare: then the kernel does it at once
@@ -161,7 +166,7 @@ export function openBacking(
   options: OpenOptions,
 ): Backing {
   const backing = openAny(file, options);
-  if (options.readOnly || !isSealed(backing.fd)) return backing;
+  if (options.readOnly || !isSealedMemory(backing)) return backing;
   using _closed = backing;
   throw new LoopError(`Cannot attach ${backing.name} for writing`, {
     errno: EPERM,
@@ -169,6 +174,11 @@ export function openBacking(
     hint:
       "it is sealed against writing; use readOnly: true (-r) to attach it for reading",
   });
+}
+
+/** Only a file in memory can be sealed, and that has no name. */
+function isSealedMemory({ fd, stat }: Backing): boolean {
+  return stat.links === 0 && isSealed(fd);
 }
 
 function openAny(

@@ -3,10 +3,15 @@ import type { Wanted } from "./device_size.ts";
 import { removePartitions } from "../kernel/remove_partitions.ts";
 import { bind, type Loop, reopen } from "../kernel/loop.ts";
 import { hasPartitions, isBound } from "../kernel/loop_sysfs.ts";
+import { expectOpenLoopDevice } from "../kernel/opened_node.ts";
+import { mayUdevRun } from "../kernel/udev.ts";
+import { isVacant } from "../kernel/vacancy.ts";
 import { O_EXCL, O_RDONLY } from "../sys/libc.ts";
-import { LO_FLAGS_PARTSCAN, type LoopInfo64 } from "../sys/loop_uapi.ts";
+import { LO_FLAGS_PARTSCAN } from "../sys/loop_uapi.ts";
+import { BRIEF_USE } from "../waiting.ts";
 import { rollBack } from "./release.ts";
-import { verify } from "./verification.ts";
+import { retryWhileHeld } from "./retry_while_held.ts";
+import { type Verified, verify } from "./verification.ts";
 
 /** Binds the file to an open device, which is closed when that fails: it may be somebody else's by then. */
 export function bindOrClose<L extends Loop>(
@@ -15,9 +20,11 @@ export function bindOrClose<L extends Loop>(
 ): L {
   try {
     removeStalePartitions(loop);
-    // Scanning for partitions is the second step: in one, it races with udev, and
-    // partitions that have appeared vanish again.
-    config.info.flags &= ~LO_FLAGS_PARTSCAN;
+    // Scanning for partitions is a second step beside udev, which takes 16 ms: in one,
+    // the two race, and partitions that have appeared vanish again.
+    if ((config.info.flags & LO_FLAGS_PARTSCAN) !== 0 && mayUdevRun()) {
+      config.info.flags &= ~LO_FLAGS_PARTSCAN;
+    }
     bind(loop, config, backing.name);
     return loop;
   } catch (error) {
@@ -34,16 +41,24 @@ export function bindOrClose<L extends Loop>(
 export async function completeBinding(
   loop: Loop,
   wanted: Wanted,
-  finish?: (info: LoopInfo64) => Promise<void>,
+  finish: (verified: Verified) => Promise<void> | undefined = () => undefined,
 ): Promise<void> {
   try {
-    if (wanted.options.partscan) loop.setStatus({ partscan: true });
-    const info = verify(loop, wanted);
-    await finish?.(info);
+    if (wanted.options.partscan) await turnOnPartscan(loop);
+    const finished = finish(verify(loop, wanted));
+    if (finished !== undefined) await finished;
   } catch (error) {
     await rollBack(loop);
     throw error;
   }
+}
+
+/** Has the kernel look for partitions, unless it was told to when the file was bound. */
+async function turnOnPartscan(loop: Loop): Promise<void> {
+  await retryWhileHeld(() => loop.setStatus({ partscan: true }), {
+    timeout: BRIEF_USE,
+    signal: undefined,
+  });
 }
 
 /**
@@ -55,6 +70,8 @@ export async function completeBinding(
  * @throws {LoopError} `EBUSY` when somebody uses the device or one of them
  */
 function removeStalePartitions(loop: Loop): void {
+  if (isVacant(loop.minor)) return;
+  expectOpenLoopDevice(loop); // it was opened as what it was when it was last seen
   if (!hasPartitions(loop.minor)) return;
   // Held for a moment, partitions that somebody uses could not be formatted or mounted.
   if (isBound(loop.minor)) return;

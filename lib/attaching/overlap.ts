@@ -55,8 +55,9 @@ export async function lockRange(
   isBeingFreed: (device: LoopDevice) => Promise<boolean>,
   signal: AbortSignal | undefined,
 ): Promise<void> {
+  if (tryLockRange(claim)) return;
   const start = performance.now();
-  while (!tryLockRange(claim)) {
+  do {
     const device = findLocker(claim);
     const waited = performance.now() - start;
     const mayPass = device === undefined
@@ -64,7 +65,7 @@ export async function lockRange(
       : waited < FREEING_TIMEOUT && await isBeingFreed(device);
     if (!mayPass) throw lockedError(claim);
     await sleep(FREEING_PAUSE, signal);
-  }
+  } while (!tryLockRange(claim));
 }
 
 /** Locks the bytes. `false`: others have locked some of them. */

@@ -1,7 +1,13 @@
 /** Releasing a device: what was written is in the file, and the descriptor is closed, whatever fails. */
 import { LoopError, quote, unwrap } from "../errors.ts";
-import { exactSize, Loop, reopen } from "../kernel/loop.ts";
-import { bindingOf, hasSysfs, isBound } from "../kernel/loop_sysfs.ts";
+import { currentInfo, exactSize, Loop, reopen } from "../kernel/loop.ts";
+import {
+  bindingOf,
+  diskSequenceOf,
+  hasSysfs,
+  isBound,
+} from "../kernel/loop_sysfs.ts";
+import { isVacant } from "../kernel/vacancy.ts";
 import { EINVAL, ENOTTY, ENXIO } from "../sys/errno.ts";
 import {
   closeAsync,
@@ -15,6 +21,7 @@ import {
 import {
   LO_FLAGS_AUTOCLEAR,
   LO_FLAGS_PARTSCAN,
+  LO_FLAGS_READ_ONLY,
   LOOP_CLR_FD,
 } from "../sys/loop_uapi.ts";
 import { pageCacheOf } from "../sys/page_cache.ts";
@@ -32,9 +39,9 @@ const MAX_INLINE_CACHED = 64 << 20;
 export interface Binding {
   readonly minor: number;
   readonly path: string;
-  /** What {@linkcode bindingOf} said; `undefined` where there is no sysfs. */
+  /** What {@linkcode bindingOf} said; `undefined` where there is no sysfs, or the sequence tells the binding. */
   readonly binding: bigint | undefined;
-  /** Tells the binding where there is no sysfs. */
+  /** Tells the binding where {@linkcode bindingOf} was not asked. */
   readonly diskSequence: number | undefined;
 }
 
@@ -49,16 +56,19 @@ export interface Released extends Binding {
 /**
  * Writes back, has the kernel detach at the last close, and closes. The device is free
  * afterwards unless others have it open. The event loop goes on meanwhile.
+ *
+ * @param diskSequence That of the binding, where it is known.
  */
-export async function release(loop: Loop): Promise<Released> {
-  if (!hasLargeCache(loop)) return releaseNow(loop);
+export async function release(
+  loop: Loop,
+  diskSequence?: number,
+): Promise<Released> {
+  if (!hasLargeCache(loop)) return releaseBy(loop, writeBack, diskSequence);
   const flush = await writeBackInBackground(loop);
-  return await closeInBackground(loop, () => releaseBy(loop, flush));
-}
-
-/** Releases a device at once: for one of which little is cached. */
-function releaseNow(loop: Loop): Released {
-  return releaseBy(loop, writeBack);
+  return await closeInBackground(
+    loop,
+    () => releaseBy(loop, flush, diskSequence),
+  );
 }
 
 /**
@@ -78,14 +88,24 @@ export async function closeInBackground<T>(
   }
 }
 
-function releaseBy(loop: Loop, flush: (fd: number) => number): Released {
+function releaseBy(
+  loop: Loop,
+  flush: (fd: number) => number,
+  knownSequence = 0,
+): Released {
   const { minor, path } = loop;
   try {
-    const sequence = captureError(() => sequenceOf(loop));
-    const binding = captureError(() => bindingOf(minor));
     const written = captureError(() => reportWriteBack(loop, flush));
-    // Without them clearing finds out.
-    const flags = captureError(() => loop.getInfo().flags).value ?? 0;
+    // Without them clearing finds out, and the file may have been exchanged.
+    const flags = captureError(() => currentInfo(loop).flags).value ??
+      LO_FLAGS_READ_ONLY;
+    // Others can exchange the file of a read-only device alone (LOOP_CHANGE_FD), with
+    // which the sequence rises: of any other it tells the binding.
+    const isFixed = knownSequence !== 0 && (flags & LO_FLAGS_READ_ONLY) === 0;
+    const sequence = isFixed
+      ? { value: knownSequence }
+      : captureError(() => sequenceOf(loop));
+    const binding = isFixed ? {} : captureError(() => bindingOf(minor));
     if ((flags & LO_FLAGS_AUTOCLEAR) === 0) clear(loop);
     return {
       minor,
@@ -228,20 +248,36 @@ export function sequenceOf(loop: Loop): number | undefined {
   }
 }
 
+/** What changes when the file of an open device is exchanged: its disk sequence number, or before Linux 5.15 what names the file. */
+export function fileMark(loop: Loop): number | string {
+  const sequence = sequenceOf(loop);
+  if (sequence !== undefined) return sequence;
+  const { device, inode } = loop.getInfo();
+  return `${device}:${inode}`;
+}
+
 /**
  * Whether a device that was released is free: nothing is attached, or another binding.
- * That the disk sequence number has changed proves nothing: who has the device open may
- * have exchanged the file.
+ * That the disk sequence number of a read-only device has changed proves nothing: who has
+ * it open may have exchanged the file.
  */
 export function isFree({ minor, binding, diskSequence }: Binding): boolean {
+  if (isVacant(minor)) return true;
   const current = bindingOf(minor);
   if (current !== undefined) {
-    return binding !== undefined && current !== binding;
+    return binding === undefined
+      ? diskSequence !== undefined && diskSequenceOf(minor) !== diskSequence
+      : current !== binding;
   }
   return hasSysfs() || isUnbound(minor, diskSequence);
 }
 
-/** Waits until others have closed the device. Mostly there are none, and one look is enough. */
+/** Whether a device is free at the first look, with nothing to wait for. Mostly it is. */
+export function isFreeNow(device: Released): boolean {
+  return !device.partscan && isFree(device);
+}
+
+/** Waits until others have closed the device. */
 export async function isFreeWithin(
   device: Released,
   limits: WaitOptions,

@@ -1,18 +1,31 @@
 /** Whether a device is what was asked for: the kernel drops some wishes in silence, and has had bugs. */
-import { deviceSize, type Wanted } from "./device_size.ts";
+import { DEFAULT_BLOCK_SIZE, deviceSize, type Wanted } from "./device_size.ts";
 import { directIoAlignment } from "../sys/stat.ts";
 import { decodeFlags } from "../kernel/configuration.ts";
 import type { Backing } from "./backing.ts";
+import type { BackingFile } from "./bound_loop.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
-import { exactSize, fitPageCache, type Loop } from "../kernel/loop.ts";
+import {
+  currentInfo,
+  exactSize,
+  fitPageCache,
+  type Loop,
+} from "../kernel/loop.ts";
 import { BLKROSET } from "../sys/blk_uapi.ts";
 import { EINVAL, EIO } from "../sys/errno.ts";
 import { ioctlPointer } from "../sys/libc.ts";
 import type { LoopConfig, LoopInfo64 } from "../sys/loop_uapi.ts";
 
+/** What was found out about a device. */
+export interface Verified {
+  readonly backing: BackingFile;
+  /** In bytes. */
+  readonly size: bigint;
+}
+
 /** Throws unless the device is what was asked for. */
-export function verify(loop: Loop, wanted: Wanted): LoopInfo64 {
-  const info = loop.getInfo();
+export function verify(loop: Loop, wanted: Wanted): Verified {
+  const info = currentInfo(loop);
   const { options, config, backing } = wanted;
   const expect: Expect = (what, want, got) => {
     if (want !== undefined && got !== want) {
@@ -30,13 +43,19 @@ export function verify(loop: Loop, wanted: Wanted): LoopInfo64 {
   expect("partscan", options.partscan, flags.partscan);
   expect("directIo", options.directIo, flags.directIo);
   expect("readOnly", readOnly, flags.readOnly);
-  if (!readOnly && loop.isReadOnly()) makeWritable(loop);
-  expect("readOnly", readOnly, loop.isReadOnly());
+  let isReadOnly = loop.isReadOnly();
+  if (isReadOnly && !readOnly) {
+    makeWritable(loop);
+    isReadOnly = loop.isReadOnly();
+  }
+  expect("readOnly", readOnly, isReadOnly);
   const blockSize = loop.getBlockSize();
   expect("block size", options.blockSize, blockSize);
-  fitPageCache(loop, blockSize);
-  verifySize(loop, wanted, expect);
-  return info;
+  // No page cache has smaller blocks than the smallest.
+  if (blockSize > DEFAULT_BLOCK_SIZE) fitPageCache(loop, blockSize);
+  const { device, inode } = info;
+  const size = verifySize(loop, wanted, expect);
+  return { backing: { device, inode }, size };
 }
 
 /** Throws when a property is not as asked for; `undefined` asks for nothing. */
@@ -46,7 +65,7 @@ function verifySize(
   loop: Loop,
   { config, backing }: Wanted,
   expect: Expect,
-): void {
+): bigint {
   const size = exactSize(loop);
   const first = deviceSize(backing.size, config.info);
   if (size !== first) {
@@ -55,6 +74,7 @@ function verifySize(
     const [least, most] = first < last ? [first, last] : [last, first];
     if (size < least || size > most) expect("size", last, size);
   }
+  return size;
 }
 
 function mismatch(

@@ -18,8 +18,8 @@ import { type CString, cString, O_RDONLY, openAt } from "../sys/libc.ts";
 import {
   openDirectoryAt,
   readBytes,
-  readOpen,
-  readText,
+  readDecimal,
+  readOpenDecimal,
 } from "../sys/sysfs.ts";
 
 /** An attached loop device: plain data. Sizes and offsets are bytes. */
@@ -254,8 +254,7 @@ export function readDevice(
   let empty: DeviceRecord | undefined;
   for (let look = 1; look <= MAX_LOOKS; look++) {
     const found = lookAt(minor, lookup);
-    // Gone from under our eyes is not free: it may have been attached anew.
-    if (found === undefined && isBound(minor)) continue;
+    if (found === "changed") continue;
     if (found === undefined || found.device.size > 0) return found;
     if (isTooSmall(found, lookup)) return found;
     // The kernel sets the size last, a moment after the rest is to be seen.
@@ -277,8 +276,11 @@ function isTooSmall(
     stat.size < offset + BigInt(SECTOR);
 }
 
-/** The same; `undefined` also when it changes meanwhile. */
-function lookAt(minor: number, lookup: Lookup): DeviceRecord | undefined {
+/** One device as it is at one moment. One that changes meanwhile may have been attached again: it has to be looked at again. */
+function lookAt(
+  minor: number,
+  lookup: Lookup,
+): DeviceRecord | "changed" | undefined {
   // Of an unbound device it does not exist; and it is that of one binding only.
   const path = `${BLOCK}/loop${minor}/loop`;
   const fd = openDirectoryAt(path);
@@ -293,15 +295,15 @@ function lookAt(minor: number, lookup: Lookup): DeviceRecord | undefined {
   const sequence = openAt(directory.fd, DISKSEQ, O_RDONLY);
   if (sequence < 0) {
     throwUnless(GONE, sequence, `${path}/../diskseq`);
-    return lookByBinding(minor, directory.fd, path, lookup);
+    return lookByBinding(minor, directory.fd, path, lookup) ?? "changed";
   }
   using opened = new FileDescriptor(sequence);
   const before = sequenceAt(opened.fd, path);
-  if (before === undefined) return undefined;
-  const moment = { diskSequence: Number(before), binding: undefined };
+  if (before === undefined) return "changed";
+  const moment = { diskSequence: before, binding: undefined };
   const found = readAttributes(minor, directory.fd, path, moment, lookup);
-  if (found === undefined) return undefined;
-  return sequenceAt(opened.fd, path) === before ? found : undefined;
+  const isSame = sequenceAt(opened.fd, path) === before;
+  return found !== undefined && isSame ? found : "changed";
 }
 
 /** Before Linux 5.15. An exchange of the file in between is not noticed. */
@@ -330,13 +332,13 @@ const NAMES = [
   "../queue/logical_block_size",
 ] as const;
 const ATTRIBUTES = NAMES.map(cString);
-/** A text for each. */
-type EachOf<Names> = { -readonly [Index in keyof Names]: string };
+/** A number for each. */
+type EachOf<Names> = { -readonly [Index in keyof Names]: number | bigint };
 
-function sequenceAt(fd: number, path: string): string | undefined {
-  const text = readOpen(fd);
-  if (typeof text === "string") return text;
-  throwUnless(GONE, text, `${path}/../diskseq`);
+function sequenceAt(fd: number, path: string): number | undefined {
+  const value = Number(readOpenDecimal(fd));
+  if (value >= 0) return value;
+  throwUnless(GONE, value, `${path}/../diskseq`);
   return undefined;
 }
 
@@ -344,10 +346,14 @@ function attribute(
   directory: number,
   path: string,
   name: CString,
-): string | undefined {
-  const text = readText(name, directory);
-  if (typeof text === "string") return text;
-  throwUnless(GONE, text, `${path}/${decoder.decode(name.subarray(0, -1))}`);
+): number | bigint | undefined {
+  const value = readDecimal(name, directory);
+  if (value >= 0) return value;
+  throwUnless(
+    GONE,
+    Number(value),
+    `${path}/${decoder.decode(name.subarray(0, -1))}`,
+  );
   return undefined;
 }
 
@@ -396,10 +402,10 @@ function readAttributes(
       blockSize: Number(blockSize),
       offset: saturated(offset),
       sizelimit: saturated(sizelimit),
-      readOnly: ro === "1",
-      autoclear: autoclear === "1",
-      partscan: partscan === "1",
-      directIo: dio === "1",
+      readOnly: ro === 1,
+      autoclear: autoclear === 1,
+      partscan: partscan === 1,
+      directIo: dio === 1,
       backingFile: decoder.decode(
         backingPath.subarray(0, -1 - (deleted ? DELETED.length : 0)),
       ),
@@ -415,8 +421,8 @@ function terminated(bytes: Uint8Array): Uint8Array {
   return copy;
 }
 
-function saturated(text: string): number {
-  return Math.min(Number(text), Number.MAX_SAFE_INTEGER);
+function saturated(value: number | bigint): number {
+  return Math.min(Number(value), Number.MAX_SAFE_INTEGER);
 }
 
 /** Whether a path that is terminated ends so. */

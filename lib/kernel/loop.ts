@@ -664,7 +664,11 @@ export class Loop implements Disposable {
     const set = () => ioctlPointer(fd, LOOP_SET_STATUS64, info.bytes);
     unwrap(
       repeatWhileAgain(set, fd),
-      this.#failure("LOOP_SET_STATUS64", what, NOT_BOUND),
+      this.#failure("LOOP_SET_STATUS64", what, {
+        ...NOT_BOUND,
+        [EBUSY]:
+          "from Linux 6.19 on that is refused while the disk or a partition is mounted or held exclusively",
+      }),
     );
   }
 
@@ -1062,6 +1066,26 @@ export class Loop implements Disposable {
 }
 
 const NOT_BOUND = { [ENXIO]: "no file is attached to it" };
+
+const status = new LoopInfo64();
+
+/**
+ * `LOOP_GET_STATUS64` as `Loop.getInfo()`, valid until the next call: to make a structure
+ * takes longer than to fill one.
+ */
+export function currentInfo(loop: Loop): LoopInfo64 {
+  const { fd, path } = loop;
+  unwrap(
+    fd === -1 ? -EBADF : ioctlPointer(fd, LOOP_GET_STATUS64, status.bytes),
+    () => ({
+      action: `Cannot read the status of ${quote(path)}`,
+      operation: "LOOP_GET_STATUS64",
+      path,
+      hint: { ...NOT_BOUND, [EBADF]: "it is closed" },
+    }),
+  );
+  return status;
+}
 
 /** One of the `BLK*GET*`: a number of 32 or 64 bits. */
 function readNumber(loop: Loop, operation: string, request: number): bigint {

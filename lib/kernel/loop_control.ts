@@ -239,11 +239,15 @@ export class LoopControl implements Disposable {
   }
 }
 
+const CONTROL = placeIn(AT_FDCWD, "loop-control");
+
 /** Opens the node that the caller of the constructor means. */
 function openNodeOf(options: LoopControlOptions): OpenedNode {
   checkOptions(options, ["dirFd"]);
   const dirFd = options.dirFd === undefined
     ? AT_FDCWD
     : checkDescriptor(options.dirFd, "dirFd");
-  return openControlNode(placeIn(dirFd, "loop-control"));
+  return openControlNode(
+    dirFd === AT_FDCWD ? CONTROL : placeIn(dirFd, "loop-control"),
+  );
 }

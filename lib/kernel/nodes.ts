@@ -44,11 +44,20 @@ export function openDevice(
     : openNode(place.node, options);
 }
 
-/** Opens the node of a device, or one of our own for the moment of opening. */
-export function openAnyNode(minor: number, readOnly: boolean): OpenedNode {
+/**
+ * Opens the node of a device, or one of our own for the moment of opening.
+ *
+ * @param recalledRdev The device number that it had, as in {@linkcode NodePlace}.
+ */
+export function openAnyNode(
+  minor: number,
+  readOnly: boolean,
+  recalledRdev?: number,
+): OpenedNode {
   const name = `loop${checkMinor(minor)}`;
   try {
-    return openLoopNode(minor, placeIn(AT_FDCWD, name), readOnly);
+    const place = placeIn(AT_FDCWD, name);
+    return openLoopNode(minor, { ...place, recalledRdev }, readOnly);
   } catch (error) {
     // Without sysfs nobody tells whether the device exists, and a node creates it.
     const rdev = isMissing(error) && hasSysfs() ? rdevOf(minor) : undefined;

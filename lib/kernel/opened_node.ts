@@ -5,13 +5,23 @@ import {
   S_IFCHR,
   S_IFMT,
   type Stat,
+  statOf,
 } from "../sys/stat.ts";
 import type { FilePath } from "../arguments.ts";
 import { quote, UnexpectedDevice, unwrap } from "../errors.ts";
 import { EACCES, ENODEV, ENOENT } from "../sys/errno.ts";
-import { AT_FDCWD, cString, O_RDONLY, O_RDWR } from "../sys/libc.ts";
+import {
+  AT_FDCWD,
+  close,
+  cString,
+  O_NOCTTY,
+  O_NONBLOCK,
+  O_RDONLY,
+  O_RDWR,
+  openAt,
+} from "../sys/libc.ts";
 import { readLink } from "../sys/sysfs.ts";
-import { fileType, unwrapFound } from "./file_descriptor.ts";
+import { fileType, unwrapFound, unwrapStat } from "./file_descriptor.ts";
 import { FoundFile, pathOf } from "./found_file.ts";
 import { rdevOf } from "./loop_sysfs.ts";
 
@@ -59,6 +69,11 @@ export interface NodePlace {
   /** The path that messages have, and the one that is opened, relative to the directory. */
   readonly node: FilePath;
   readonly isTemporary?: boolean;
+  /**
+   * The device number of the device when it was last seen, from callers who ask
+   * `isVacant` once it is open. Without it sysfs is read before.
+   */
+  readonly recalledRdev?: number | undefined;
 }
 
 /** The place of a name in `/dev`, or in the directory of a descriptor. */
@@ -93,13 +108,14 @@ export function openLoopNode(
 export function openFoundNode(
   minor: number,
   found: FoundFile,
-  { node: { text: path }, readOnly, isTemporary = false }: {
-    node: FilePath;
-    readOnly: boolean;
-    isTemporary?: boolean;
-  },
+  { node: { text: path }, readOnly, isTemporary = false, recalledRdev }:
+    & Omit<NodePlace, "dirFd">
+    & { readOnly: boolean },
 ): OpenedNode {
-  const rdev = expectLoopDevice(minor, path, found.stat);
+  const { rdev } = found.stat;
+  if (!isBlockDevice(found.stat) || rdev !== recalledRdev) {
+    expectLoopDevice(minor, path, found.stat);
+  }
   const fd = unwrap(found.open(readOnly ? O_RDONLY : O_RDWR), () => ({
     action: `Cannot open ${quote(path)}`,
     operation: "open",
@@ -116,15 +132,15 @@ function whyMissing(minor: number): string {
     : `the kernel has ${name}, but there is no node for it here`;
 }
 
-/** Gives the device number, which must be that of the loop device. */
+/** Throws unless a node is that of a loop device. */
 function expectLoopDevice(
   minor: number,
   path: string,
-  { mode, rdev }: Stat,
-): number {
+  { mode, rdev }: Pick<Stat, "mode" | "rdev">,
+): void {
   const expected = rdevOf(minor);
   const isBlock = isBlockDevice({ mode });
-  if (isBlock && rdev === expected) return rdev;
+  if (isBlock && rdev === expected) return;
   let hint = `it is ${fileType(mode)}`;
   if (isBlock) {
     hint = expected === undefined
@@ -134,12 +150,26 @@ function expectLoopDevice(
   throw new UnexpectedDevice(minor, rdev, mode, { path, hint });
 }
 
+/** Throws unless an open device is the loop device of that number. */
+export function expectOpenLoopDevice(
+  { fd, minor, path }: { fd: number; minor: number; path: string },
+): void {
+  const action = `Cannot examine ${quote(path)}`;
+  expectLoopDevice(minor, path, unwrapStat(statOf(fd), action, path));
+}
+
 /** `LOOP_CTRL_MINOR` in linux/miscdevice.h, under `MISC_MAJOR` in linux/major.h. */
 export const CONTROL_DEVICE: number = makedev(10, 237);
 
 /** Opens the node of loop-control. */
 export function openControlNode({ dirFd, node }: NodePlace): OpenedNode {
   const path = node.text;
+  if (dirFd === AT_FDCWD) {
+    // In /dev only root can have put something else in its place, which need not be
+    // examined before it is opened.
+    const fd = openAt(dirFd, node.bytes, O_RDWR | O_NONBLOCK | O_NOCTTY);
+    if (fd >= 0) return examineControl(fd, path);
+  }
   const failure = {
     action: `Cannot open ${quote(path)}`,
     operation: "open",
@@ -151,14 +181,30 @@ export function openControlNode({ dirFd, node }: NodePlace): OpenedNode {
     },
   };
   using found = unwrapFound(FoundFile.find(dirFd, node.bytes), () => failure);
-  const { mode, rdev } = found.stat;
-  if ((mode & S_IFMT) !== S_IFCHR || rdev !== CONTROL_DEVICE) {
-    throw new UnexpectedDevice(-1, rdev, mode, {
-      path,
-      wanted: "loop-control",
-      hint: `it is ${fileType(mode)}, not character device 10:237`,
-    });
-  }
+  expectControl(path, found.stat);
   const fd = unwrap(found.open(O_RDWR), () => failure);
-  return new OpenedNode({ minor: -1, path, fd, rdev });
+  return new OpenedNode({ minor: -1, path, fd, rdev: CONTROL_DEVICE });
+}
+
+function examineControl(fd: number, path: string): OpenedNode {
+  try {
+    const stat = statOf(fd);
+    expectControl(
+      path,
+      unwrapStat(stat, `Cannot examine ${quote(path)}`, path),
+    );
+    return new OpenedNode({ minor: -1, path, fd, rdev: CONTROL_DEVICE });
+  } catch (error) {
+    close(fd);
+    throw error;
+  }
+}
+
+function expectControl(path: string, { mode, rdev }: Stat): void {
+  if ((mode & S_IFMT) === S_IFCHR && rdev === CONTROL_DEVICE) return;
+  throw new UnexpectedDevice(-1, rdev, mode, {
+    path,
+    wanted: "loop-control",
+    hint: `it is ${fileType(mode)}, not character device 10:237`,
+  });
 }

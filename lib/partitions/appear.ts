@@ -1,5 +1,6 @@
 /** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
-import { sequenceOf } from "../attaching/release.ts";
+import { fileMark, isErrno } from "../attaching/release.ts";
+import { retryWhileHeld } from "../attaching/retry_while_held.ts";
 import { recycled } from "../device_ref.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
@@ -33,15 +34,6 @@ import type { Partition } from "./partition.ts";
 import { type PartitionTable, readTable } from "./table.ts";
 import { addProblem, shownExtent, type TableEntry } from "./table_entry.ts";
 
-/** Makes the partitions of an open device appear, and tells what they are. */
-export async function showPartitions(
-  loop: Loop,
-  waiting: WaitOptions,
-  nodes?: NodeDirectory,
-): Promise<Partition[]> {
-  return (await showTable(loop, waiting, nodes)).partitions;
-}
-
 /** What became of a table. */
 export interface ShownTable {
   /** The size of the device or file in bytes. */
@@ -54,7 +46,7 @@ export interface ShownTable {
   unusable: string[];
 }
 
-/** As {@linkcode showPartitions}, with what cannot be shown. */
+/** Makes the partitions of an open device appear, and tells what they are. */
 export async function showTable(
   loop: Loop,
   waiting: WaitOptions,
@@ -64,11 +56,19 @@ export async function showTable(
   showing.read();
   // The kernel looks before we do, and drops them at the detach. Where there is no table
   // it would drop those that somebody else has made.
+  let tries = 0;
   if (showing.hasTable || partitionsOf(loop.minor).length === 0) {
-    loop.setStatus({ partscan: true });
+    try {
+      await retryWhileHeld(() => {
+        tries++;
+        loop.setStatus({ partscan: true });
+      }, waiting);
+    } catch (error) {
+      if (!isErrno(error, EBUSY)) throw error; // they are added without it
+    }
   }
   // A scan that somebody else has caused drops and returns all of them.
-  let isFirst = true;
+  let isFirst = tries <= 1;
   const looks = await pollUntil(() => {
     if (!isFirst) showing.readAgain();
     isFirst = false;
@@ -140,7 +140,7 @@ class Showing {
   readonly #loop: Loop;
   readonly #nodes: NodeDirectory | undefined;
   /** Of the binding whose partitions they are. */
-  readonly #sequence: number | undefined;
+  readonly #file: number | string;
   #size = 0;
   #sectorSize = 0;
   /** What the disk has now, when we know what it is. */
@@ -156,7 +156,7 @@ class Showing {
   constructor(loop: Loop, nodes: NodeDirectory | undefined) {
     this.#loop = loop;
     this.#nodes = nodes;
-    this.#sequence = sequenceOf(loop);
+    this.#file = fileMark(loop);
   }
 
   /** Reads the table. */
@@ -208,7 +208,7 @@ class Showing {
 
   /** Others may have exchanged the file, or detached and attached another, while we waited. */
   #checkBinding(): void {
-    if (sequenceOf(this.#loop) === this.#sequence) return;
+    if (fileMark(this.#loop) === this.#file) return;
     throw recycled("show the partitions of", this.#loop.path);
   }
 

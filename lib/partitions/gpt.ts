@@ -19,6 +19,8 @@ const MIN_HEADER_SIZE = 92;
 const MIN_ENTRY_SIZE = 128;
 /** As in the kernel: 32768 entries. No tool makes more, and a header with a valid checksum can ask for 2^64 bytes. */
 const MAX_ARRAY_SIZE = 4 << 20;
+/** Bytes of entries that one look reads: two copies of the largest table. Hostile headers for every sector size would ask for more. */
+const MAX_READ = 2 * MAX_ARRAY_SIZE;
 const PRIMARY_SECTOR = 1;
 
 /** Where the fields of a header are. */
@@ -71,14 +73,15 @@ export function findGpts(
   source: ByteSource,
   sectorSizes: readonly number[],
 ): FoundGpts {
+  const entries = new EntryReader(source);
   const primaries = sectorSizes.map((sectorSize) =>
-    readCopy(source, sectorSize, PRIMARY_SECTOR)
+    readCopy(source, entries, sectorSize, PRIMARY_SECTOR)
   );
   const tables = primaries.filter(isUsable);
   if (tables.length > 0) return { tables, damage: "" };
 
   const backups = sectorSizes.map((sectorSize) =>
-    readBackup(source, sectorSize)
+    readBackup(source, entries, sectorSize)
   );
   const damage = sectorSizes.map((_, index) =>
     describeDamage(primaries[index]!, backups[index]!)
@@ -88,6 +91,25 @@ export function findGpts(
     damage: damage.filter((text) => text !== "").join("; ") ||
       "the protective MBR announces a GPT, but there is no header of one behind it or at the end of the disk",
   };
+}
+
+/** Reads the entries of all copies that one look considers, up to a limit. */
+class EntryReader {
+  readonly #source: ByteSource;
+  #left = MAX_READ;
+
+  constructor(source: ByteSource) {
+    this.#source = source;
+  }
+
+  /** The bytes, or why there are none. */
+  read(offset: number, length: number): Uint8Array | string {
+    if (length > this.#left) return "is one of too many with large tables";
+    const bytes = readFully(this.#source, offset, length);
+    if (bytes === undefined) return "has its entries outside the disk";
+    this.#left -= length;
+    return bytes;
+  }
 }
 
 /** A copy that cannot be used. */
@@ -112,9 +134,13 @@ function describeDamage(
 }
 
 /** The backup whose header is in the last sector, or where the primary header says. */
-function readBackup(source: ByteSource, sectorSize: number): Gpt | Unusable {
+function readBackup(
+  source: ByteSource,
+  entries: EntryReader,
+  sectorSize: number,
+): Gpt | Unusable {
   const { sectors } = diskOf(source.size, sectorSize);
-  const last = readCopy(source, sectorSize, sectors - 1);
+  const last = readCopy(source, entries, sectorSize, sectors - 1);
   const header = readFully(source, PRIMARY_SECTOR * sectorSize, sectorSize);
   if (isUsable(last) || header === undefined || !hasSignature(header)) {
     return last;
@@ -122,7 +148,7 @@ function readBackup(source: ByteSource, sectorSize: number): Gpt | Unusable {
   // A backup has a checksum of its own, so the primary may point to it even when it is damaged itself.
   const sector = viewOf(header).getBigUint64(HEADER.otherSector, true);
   if (sector <= PRIMARY_SECTOR || sector >= sectors - 1) return last;
-  const other = readCopy(source, sectorSize, Number(sector));
+  const other = readCopy(source, entries, sectorSize, Number(sector));
   return isUsable(other) || !last.hasSignature ? other : last;
 }
 
@@ -133,6 +159,7 @@ function hasSignature(header: Uint8Array): boolean {
 /** The copy whose header is in the given sector. */
 function readCopy(
   source: ByteSource,
+  entries: EntryReader,
   sectorSize: number,
   sector: number,
 ): Gpt | Unusable {
@@ -150,16 +177,12 @@ function readCopy(
   }
   const view = viewOf(header);
   const entrySize = view.getUint32(HEADER.entrySize, true);
-  const array = readFully(
-    source,
+  const array = entries.read(
     Number(view.getBigUint64(HEADER.arraySector, true)) * sectorSize,
     view.getUint32(HEADER.entryCount, true) * entrySize,
   );
-  if (array === undefined) {
-    return {
-      fault: `${at} has its entries outside the disk`,
-      hasSignature: true,
-    };
+  if (typeof array === "string") {
+    return { fault: `${at} ${array}`, hasSignature: true };
   }
   if (crc32(array) !== view.getUint32(HEADER.arrayChecksum, true)) {
     return {

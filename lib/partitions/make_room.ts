@@ -5,7 +5,7 @@ import type { Loop } from "../kernel/loop.ts";
 import { extentOf } from "../kernel/loop_sysfs.ts";
 import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
 import { EBUSY, ENXIO } from "../sys/errno.ts";
-import { pollUntil, type WaitOptions } from "../waiting.ts";
+import { BRIEF_USE, pollUntil, type WaitOptions } from "../waiting.ts";
 
 /** A partition that is to go. */
 interface Doomed {
@@ -14,9 +14,6 @@ interface Doomed {
   readonly start: number;
   readonly size: number;
 }
-
-/** So many milliseconds udev may look at a partition, which counts as use. */
-const GRACE = 500;
 
 /**
  * Removes partitions: those in the way of others all or none, stale ones where they are
@@ -30,7 +27,7 @@ export async function makeRoom(
   stale: readonly Doomed[],
   waiting: WaitOptions,
 ): Promise<number[]> {
-  const timeout = Math.min(GRACE, waiting.timeout);
+  const timeout = Math.min(BRIEF_USE, waiting.timeout);
   const removed: Doomed[] = [];
   let busy: Doomed | undefined;
   try {

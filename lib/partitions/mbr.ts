@@ -5,7 +5,7 @@ import {
   readBootRecord,
   type Slot,
 } from "./boot_record.ts";
-import type { ByteSource } from "./byte_source.ts";
+import { type ByteSource, readFully } from "./byte_source.ts";
 import {
   countOn,
   describeDisk,
@@ -27,6 +27,11 @@ import {
 
 /** The types of extended partitions: of DOS, of Windows, of Linux. */
 const EXTENDED = [0x05, 0x0f, 0x85];
+const DYNAMIC_DISK = 0x42;
+/** Where the database of a dynamic disk begins, in bytes. */
+const LDM_HEADER = 6 * 512;
+const LDM_SIGNATURE = "PRIVHEAD";
+const latin1 = new TextDecoder("latin1");
 /** As in the kernel: deleted partitions leave records in the chain, but not without end. */
 const MAX_EMPTY_RECORDS = 100;
 /** The whole chain must not stop the event loop. */
@@ -44,7 +49,8 @@ interface Partition extends Extent {
  * The partitions of an MBR whose boot record was read, as the kernel shows them: also of
  * type 0, overlapping, or cut off at the end of the disk.
  *
- * @returns `undefined` when the record is not one of a partition table, but of a file system or of boot code
+ * @returns `undefined` when the record is not one of a partition table, but of a file
+ * system, of boot code, or of a table that only the kernel reads
  */
 export function readMbr(
   source: ByteSource,
@@ -56,6 +62,7 @@ export function readMbr(
   }
   const disk = diskOf(source.size, sectorSize);
   const primaries = readPrimaries(record);
+  if (isDynamicDisk(source, primaries)) return undefined;
   // Tools that write a table over a file system leave its first bytes in place.
   if (isFileSystem(record) && !arePlausible(primaries, disk)) return undefined;
 
@@ -82,6 +89,13 @@ export function readMbr(
       `${describeExtent(partition)} lies outside ${describeDisk(disk)}`
     );
   return { partitions, unusable };
+}
+
+/** A dynamic disk of Windows (LDM): the kernel shows the volumes of its database instead. */
+function isDynamicDisk(source: ByteSource, primaries: Partition[]): boolean {
+  if (!primaries.some(({ type }) => type === DYNAMIC_DISK)) return false;
+  const header = readFully(source, LDM_HEADER, LDM_SIGNATURE.length);
+  return header !== undefined && latin1.decode(header) === LDM_SIGNATURE;
 }
 
 function readPrimaries({ slots }: BootRecord): Partition[] {

@@ -26,7 +26,7 @@ export const FLOCK = { size: 32, l_type: 0, l_start: 8, l_len: 16 } as const;
 export const OPEN_HOW = { size: 24, flags: 0, resolve: 16 } as const;
 
 /** `struct linux_dirent64`, linux/dirent.h. */
-export const DIRENT64 = { d_reclen: 16, d_name: 19 } as const;
+export const DIRENT64 = { d_reclen: 16, d_type: 18, d_name: 19 } as const;
 
 /** `struct cachestat`, linux/mman.h. */
 export const CACHESTAT = {

@@ -353,13 +353,14 @@ export function lockBytes(
   start: bigint,
   length: bigint,
 ): number {
-  const lock = new Uint8Array(FLOCK.size); // l_whence 0: SEEK_SET
-  const view = new DataView(lock.buffer);
-  view.setInt16(FLOCK.l_type, kind, true);
-  view.setBigInt64(FLOCK.l_start, start, true);
-  view.setBigInt64(FLOCK.l_len, length, true);
-  return errnoResult(libc().fcntl(fd, F_OFD_SETLK, lock));
+  flockView.setInt16(FLOCK.l_type, kind, true);
+  flockView.setBigInt64(FLOCK.l_start, start, true);
+  flockView.setBigInt64(FLOCK.l_len, length, true);
+  return errnoResult(libc().fcntl(fd, F_OFD_SETLK, flock));
 }
+
+const flock = new Uint8Array(FLOCK.size); // l_whence 0: SEEK_SET
+const flockView = new DataView(flock.buffer);
 
 /** A system call with two numbers. */
 function numbersCall(number: bigint, first: number, second = 0): number {

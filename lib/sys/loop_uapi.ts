@@ -261,6 +261,7 @@ export class LoopInfo64 {
   }
 
   #getName(offset: number): string {
+    if (this.bytes[offset] === 0) return ""; // mostly
     const name = this.bytes.subarray(offset, offset + LO_NAME_SIZE);
     const end = name.indexOf(0);
     return decoder.decode(end < 0 ? name : name.subarray(0, end));

@@ -40,10 +40,40 @@ export function readBytes(
   return withoutNewline(size);
 }
 
-/** The text of an attribute that is open already, as it is now. */
-export function readOpen(fd: number): string | number {
+/** The number in an attribute, or a negative error number. A bigint where a `number` may not be exact. */
+export function readDecimal(
+  path: CString,
+  directory: number,
+): number | bigint {
+  const fd = openAt(directory, path, O_RDONLY);
+  if (fd < 0) return fd;
+  const value = readOpenDecimal(fd);
+  close(fd);
+  return value;
+}
+
+/** {@linkcode readDecimal} of an attribute that is open already, as it is now. */
+export function readOpenDecimal(fd: number): number | bigint {
   const size = pread(fd, page, 0);
-  return size < 0 ? size : decoder.decode(withoutNewline(size));
+  return size < 0 ? size : decimal(size);
+}
+
+const ZERO = "0".charCodeAt(0);
+/** Numbers of so many digits are exact. */
+const EXACT_DIGITS = 15;
+
+/** The number whose digits are at the beginning of the page. To make a text of them first would take longer than to read them. */
+function decimal(size: number): number | bigint {
+  let value = 0;
+  for (let at = 0; at < size; at++) {
+    const digit = page[at]! - ZERO;
+    if (digit < 0 || digit > 9) return value;
+    if (at === EXACT_DIGITS) {
+      return BigInt(decoder.decode(page.subarray(0, size)));
+    }
+    value = value * 10 + digit;
+  }
+  return value;
 }
 
 function withoutNewline(size: number): Uint8Array {
@@ -189,30 +219,63 @@ export function openDirectoryAt(
 
 /** Whether a directory has an entry whose name begins so, or a negative error number. */
 export function hasEntry(path: string, prefix: Uint8Array): boolean | number {
-  return someEntry(path, (name) => beginsWith(name, prefix));
+  return inDirectory(
+    path,
+    (fd) => someEntry(fd, (at) => beginsWith(at + DIRENT64.d_name, prefix)),
+  );
 }
 
-/** Whether some entry of a directory is wanted, by where in the page its name is; or a negative error number. */
-function someEntry(
-  path: string,
-  isWanted: (name: number) => boolean,
-): boolean | number {
+/** The names in a directory, in no order, without `.` and `..`. */
+export function listDirectory(path: string): string[] | number {
+  return inDirectory(path, (fd) => entryNames(fd, () => true));
+}
+
+/** The names of the directories in one that is open, or a negative error number. */
+export function directoriesIn(fd: number): string[] | number {
+  return entryNames(fd, (at) => page[at + DIRENT64.d_type] === DT_DIR);
+}
+
+const DT_DIR = 4;
+
+function inDirectory<T>(path: string, use: (fd: number) => T): T | number {
   const fd = openDirectoryAt(path);
   if (fd < 0) return fd;
   try {
-    for (;;) {
-      const size = getDents(fd, page);
-      if (size <= 0) return size < 0 ? size : false;
-      for (
-        let at = 0;
-        at < size;
-        at += pageView.getUint16(at + DIRENT64.d_reclen, true)
-      ) {
-        if (isWanted(at + DIRENT64.d_name)) return true;
-      }
-    }
+    return use(fd);
   } finally {
     close(fd);
+  }
+}
+
+function entryNames(
+  fd: number,
+  isWanted: (at: number) => boolean,
+): string[] | number {
+  const names: string[] = [];
+  const result = someEntry(fd, (at) => {
+    const start = at + DIRENT64.d_name;
+    const name = decoder.decode(page.subarray(start, page.indexOf(0, start)));
+    if (name !== "." && name !== ".." && isWanted(at)) names.push(name);
+    return false;
+  });
+  return typeof result === "number" ? result : names;
+}
+
+/** Whether some entry of an open directory is wanted, by where in the page it is; or a negative error number. */
+function someEntry(
+  fd: number,
+  isWanted: (at: number) => boolean,
+): boolean | number {
+  for (;;) {
+    const size = getDents(fd, page);
+    if (size <= 0) return size < 0 ? size : false;
+    for (
+      let at = 0;
+      at < size;
+      at += pageView.getUint16(at + DIRENT64.d_reclen, true)
+    ) {
+      if (isWanted(at)) return true;
+    }
   }
 }
 
@@ -251,14 +314,3 @@ export function* namesIn(fd: number): Generator<string[] | number> {
 // Some 300 entries: read in less than a millisecond.
 const entries = new Uint8Array(8192);
 const entriesView = new DataView(entries.buffer);
-
-/** The names in a directory, in no order, without `.` and `..`. */
-export function listDirectory(path: string): string[] | number {
-  const names: string[] = [];
-  const result = someEntry(path, (start) => {
-    const name = decoder.decode(page.subarray(start, page.indexOf(0, start)));
-    if (name !== "." && name !== "..") names.push(name);
-    return false;
-  });
-  return typeof result === "number" ? result : names;
-}

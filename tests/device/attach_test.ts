@@ -462,6 +462,17 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
+    "persists when somebody holds the device exclusively for a moment",
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image());
+      const holder = holdExclusively(a.path);
+      setTimeout(() => holder.close(), 100);
+      await detach(await a.persist());
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
     "leaves a device alone that was recycled",
     withScratch(async (scratch) => {
       using own = new OwnDevice();

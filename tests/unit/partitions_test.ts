@@ -84,6 +84,59 @@ describe("crc32()", () => {
     assertEquals(crc32(encoder.encode("123456789")), 0xcbf43926);
     assertEquals(crc32(new Uint8Array()), 0);
   });
+
+  it("takes bytes of any number from any place", () => {
+    // The checksum of bytes and their own checksum behind them is always the same.
+    const noise = Uint8Array.from({ length: 64 }, (_, at) => at * 167 + 13);
+    for (let length = 0; length <= 20; length++) {
+      for (let from = 0; from < 4; from++) {
+        const bytes = noise.slice(from, from + length + 4);
+        const view = new DataView(bytes.buffer);
+        view.setUint32(
+          length,
+          crc32(noise.subarray(from, from + length)),
+          true,
+        );
+        assertEquals(crc32(bytes), 0x2144df1c, `${length} from ${from}`);
+      }
+    }
+  });
+});
+
+describe("readTable() of hostile headers", () => {
+  it("reads 8 MiB of entries at most for each look", () => {
+    const image = new Uint8Array(12 << 20);
+    image.set(mbrImage({ slots: [{ start: 1, count: 100, type: 0xee }] }));
+    const first = gptImage({ partitions: TWO }).slice(512, 1024);
+    for (const sectorSize of [512, 1024, 2048, 4096]) {
+      const last = image.length / sectorSize - 1;
+      for (const sector of [1, last]) {
+        image.set(first, sector * sectorSize);
+        const header = headerOf(image, sectorSize, sector);
+        header.setBigUint64(24, BigInt(sector), true);
+        header.setBigUint64(72, BigInt((4 << 20) / sectorSize), true);
+        header.setUint32(80, 32768, true);
+        seal(image, sectorSize, sector);
+        header.setUint32(88, 0, true); // the checksum of the entries
+        header.setUint32(16, 0, true);
+        const at = sector * sectorSize;
+        header.setUint32(16, crc32(image.subarray(at, at + 92)), true);
+      }
+    }
+    let bytes = 0;
+    const source = {
+      size: image.length,
+      read(offset: number, length: number): Uint8Array {
+        bytes += length;
+        return image.slice(offset, offset + length);
+      },
+    };
+    const error = assertThrows(() => readTable(source), DamagedTable);
+    assertStringIncludes(error.message, "do not match their checksum");
+    assertStringIncludes(error.message, "too many with large tables");
+    // A second look tells the sector size.
+    assert(bytes < (17 << 20), `${bytes} bytes were read`);
+  });
 });
 
 describe("readTable() of disks without a table", () => {
@@ -110,6 +163,13 @@ describe("readTable() of disks without a table", () => {
       image.set(encoder.encode(name), 3);
       assertEquals(read(image), undefined, name);
     }
+  });
+
+  it("gives undefined for a dynamic disk of Windows, and reads type 0x42 without one", () => {
+    const image = mbrImage({ slots: [{ start: 63, count: 100, type: 0x42 }] });
+    assertEquals(partitionsOf(image).map(({ type }) => type), ["0x42"]);
+    image.set(encoder.encode("PRIVHEAD"), 6 * 512);
+    assertEquals(read(image), undefined);
   });
 
   it("gives undefined for FAT whose slots are boot code or the disk itself", () => {
