@@ -295,7 +295,7 @@ function lookAt(
   const sequence = openAt(directory.fd, DISKSEQ, O_RDONLY);
   if (sequence < 0) {
     throwUnless(GONE, sequence, `${path}/../diskseq`);
-    return lookByBinding(minor, directory.fd, path, lookup) ?? "changed";
+    return lookByBinding(minor, directory.fd, path, lookup);
   }
   using opened = new FileDescriptor(sequence);
   const before = sequenceAt(opened.fd, path);
@@ -312,11 +312,12 @@ function lookByBinding(
   directory: number,
   path: string,
   lookup: Lookup,
-): DeviceRecord | undefined {
+): DeviceRecord | "changed" {
   const binding = bindingOf(minor);
   const moment = { diskSequence: 0, binding };
   const found = readAttributes(minor, directory, path, moment, lookup);
-  return bindingOf(minor) === binding ? found : undefined;
+  const isSame = bindingOf(minor) === binding;
+  return found !== undefined && isSame ? found : "changed";
 }
 
 const DISKSEQ = cString("../diskseq");
