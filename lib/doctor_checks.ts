@@ -59,6 +59,7 @@ export async function diagnose(): Promise<Check[]> {
     ...attempt("nodes", diagnoseNodes),
     ...attempt("left nodes", diagnoseLeftNodes),
     ...attempt("capabilities", () => diagnoseCapabilities(self)),
+    ...attempt("AppArmor", () => diagnoseAppArmor(self)),
     ...attempt("stale partitions", diagnoseStalePartitions),
     ...attempt("deleted files", diagnoseDeletedFiles),
     diagnoseUdev(),
@@ -433,7 +434,7 @@ function diagnoseDevDirectory({ devMount: mount }: Process): Check[] {
     return [warning(
       "/dev",
       "it is a plain directory: nodes do not appear by themselves",
-      "for other programs: attach({ nodes }), loopdev mknod",
+      "for other programs: attach({ nodes }), or loopdev mknod",
     )];
   }
   return [
@@ -442,7 +443,7 @@ function diagnoseDevDirectory({ devMount: mount }: Process): Check[] {
       : warning(
         "/dev",
         `${mount.type}: nodes do not appear by themselves`,
-        "for other programs: attach({ nodes }), loopdev mknod",
+        "for other programs: attach({ nodes }), or loopdev mknod",
       ),
   ];
 }
@@ -499,7 +500,7 @@ function some(items: string[]): string {
 }
 
 function diagnoseCapabilities(self: Process): Check[] {
-  if (can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace) {
+  if (canMount(self)) {
     return [ok("capabilities", "CAP_SYS_ADMIN: partitions and mounts work")];
   }
   const consequence =
@@ -516,6 +517,27 @@ function diagnoseCapabilities(self: Process): Check[] {
         `no CAP_SYS_ADMIN: ${consequence}`,
         "for these: run as root (in a container: --cap-add SYS_ADMIN)",
       ),
+  ];
+}
+
+function canMount(self: Process): boolean {
+  return can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace;
+}
+
+/** Warns of a profile, which may forbid mounting whatever the capabilities are. */
+function diagnoseAppArmor(self: Process): Check[] {
+  const profile = ["apparmor/current", "current"]
+    .map((name) => readText(`/proc/self/attr/${name}`))
+    .find((text) => typeof text === "string");
+  // Other security modules use another syntax.
+  const name = /^(.+) \((?:enforce|kill)\)$/.exec(profile ?? "")?.[1];
+  if (name === undefined || !canMount(self)) return [];
+  return [
+    warning(
+      "AppArmor",
+      `profile ${quote(name)} may forbid to mount file systems`,
+      "for mounting: --security-opt apparmor=unconfined, or a profile that allows it",
+    ),
   ];
 }
 

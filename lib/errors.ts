@@ -75,9 +75,10 @@ export class LoopError extends Error {
 /**
  * A device did not become free in time: somebody else has it open.
  *
- * The kernel frees it when they let go; nothing has to be repeated. Only
- * {@linkcode detach} and {@linkcode Attachment.detach} throw it. A write-back error is
- * its `cause`.
+ * The kernel frees it when they let go; nothing has to be repeated, but for a mount on a
+ * target, which stays. {@linkcode detach}, {@linkcode Attachment.detach},
+ * {@linkcode Mount.unmount} and {@linkcode partitions} throw it. A write-back error is its
+ * `cause`.
  *
  * @example Who is in the way
  * ```ts
@@ -209,7 +210,19 @@ export function unwrap(result: number, failure: () => Failure): number {
  * Characters that a terminal acts on instead of showing them, by their categories:
  * controls, formats (direction, no width, tags), ends of lines, and halves of pairs.
  */
-const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
+const UNPRINTABLE = "[\\p{Cc}\\p{Cf}\\p{Cs}\\p{Zl}\\p{Zp}]";
+let unprintable: RegExp | undefined;
+
+/** Escapes the characters that a terminal acts on. */
+function replaceUnprintable(
+  text: string,
+  escape: (character: string) => string,
+): string {
+  // Most texts have none, and making the expression takes long for a short program.
+  if (/^[ -~]*$/.test(text)) return text;
+  unprintable ??= new RegExp(UNPRINTABLE, "gu");
+  return text.replace(unprintable, escape);
+}
 
 /** Longer names are cut off in messages: others choose them. */
 const MAX_NAME = 200;
@@ -219,7 +232,7 @@ const MAX_NAME = 200;
  * twice is the same as once.
  */
 export function escapeControls(text: string): string {
-  return text.replace(UNPRINTABLE, (control) => {
+  return replaceUnprintable(text, (control) => {
     const code = control.charCodeAt(0);
     return code < 256
       ? `\\x${code.toString(16).padStart(2, "0")}`
@@ -234,7 +247,7 @@ export function printable(name: string): string {
 
 /** A name as it stands in messages: quoted, on one line whatever it holds. */
 export function quote(name: string): string {
-  return JSON.stringify(shortened(name)).replace(UNPRINTABLE, unicodeEscape);
+  return replaceUnprintable(JSON.stringify(shortened(name)), unicodeEscape);
 }
 
 /** As in JSON: a character beyond the first 65536 is two of them. */

@@ -17,8 +17,9 @@ export type Holder =
   }
   | {
     /**
-     * A process uses a file of a file system on it that is mounted nowhere any more:
-     * unmounted lazily, or a private mount that only a descriptor leads to.
+     * A process uses a file of a file system on it that is mounted on no directory: it was
+     * unmounted lazily, or its mount is private, and only a descriptor leads to it. In the
+     * error of {@linkcode Mount.unmount} also of one that is mounted.
      */
     kind: "file";
     /** The disk or partition. */

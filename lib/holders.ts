@@ -7,7 +7,8 @@ export type { Holders } from "./holder.ts";
 /**
  * Who keeps a device or its partitions busy: mounts, in every mount namespace that can
  * be seen, swap, other block devices on top, processes that have it open or mapped, and
- * processes in a file system on it that is mounted nowhere any more.
+ * processes in a file system on it that is mounted on no directory: unmounted lazily, or
+ * with a private mount, as {@linkcode mount} makes them.
  *
  * The device is not opened. Without root, processes and mount namespaces of other users
  * cannot be seen. The search waits for nobody else's file system, takes three seconds at

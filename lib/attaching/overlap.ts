@@ -114,7 +114,7 @@ export function lockedError(
     errno: EBUSY,
     operation: "fcntl",
     hint:
-      'another program has locked some of its bytes, as virtual machines do; overlap: "allow" (--overlap) attaches it all the same',
+      'another program has locked some of its bytes, as virtual machines do; overlap: "allow" attaches it all the same',
   });
 }
 

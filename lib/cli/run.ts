@@ -1,9 +1,12 @@
 import { attach } from "../attach.ts";
+import type { Attachment } from "../attachment.ts";
 import { quote } from "../errors.ts";
-import { parse, UsageError } from "./arguments.ts";
+import type { MountOptions } from "../mounting/options.ts";
+import { type Arguments, parse, UsageError } from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
+import { PARTITION_OPTION, partitionIn } from "./mount.ts";
 import { exact, fileOf } from "./files.ts";
-import type { Command } from "./command.ts";
+import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
 import { fail } from "./output.ts";
 import {
@@ -12,21 +15,37 @@ import {
   Interruption,
   SignalHandler,
 } from "./signals.ts";
-import { warnOfRest } from "./warnings.ts";
+import { warnAboutFile } from "./warnings.ts";
 import { terminal, Witness } from "./witness.ts";
+
+const OPTIONS: Options = {
+  mount: {
+    value: "DIR",
+    help: "mount the file system on DIR, for COMMAND alone",
+  },
+  ...PARTITION_OPTION,
+  ...ATTACH_OPTIONS,
+};
 
 export const command: Command = {
   title: "Attach files, run a command, and detach them, also when it fails.",
   examples: `loopdev run disk.img -- sh -c 'mkfs.ext4 $LOOPDEV'
-loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'`,
-  options: ATTACH_OPTIONS,
+loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'
+loopdev run --mount /mnt disk.img -- cp motd /mnt/etc/`,
+  options: OPTIONS,
   notes:
-    `COMMAND finds the devices in LOOPDEV, in the order of the files, with a blank between
-them. The exit status is that of COMMAND: 128 and its number when a signal ended it, 127
-when there is no such command, 126 when it cannot be executed. It is 1 when a device
-could not be attached or detached. An interrupt is for COMMAND: the devices are
-detached when it has ended, and by the kernel when this process is killed.
-With --partscan the partitions are there when it starts.
+    `COMMAND finds the devices in LOOPDEV, in the order of the files, separated by spaces.
+The exit status is that of COMMAND: 128 and its number if a signal ended it, 127 if there
+is no such command, 126 if it cannot be executed. It is 1 if a device could not be attached
+or detached. An interrupt goes to COMMAND: the devices are detached when it has ended, and
+by the kernel when this process is killed. With --partscan the partitions are there when it
+starts.
+
+With --mount the file system of FILE, or of its --partition, is mounted on DIR in a mount
+namespace of its own: COMMAND and what it starts see it, and nobody else does. Nothing
+stays, not even after kill -9: the mount and the device are gone with the last process
+that COMMAND has started.
+
 Permissions: deno run --allow-ffi --allow-run, and mostly root.`,
   run,
 };
@@ -38,11 +57,12 @@ async function run(args: string[]): Promise<number> {
     ? []
     : args.slice(end + 1).map(exact);
   if (program === undefined) {
-    throw new UsageError("COMMAND is missing: it stands behind --");
+    throw new UsageError("COMMAND is missing: it follows --");
   }
-  const given = parse(args.slice(0, end), ATTACH_OPTIONS);
+  const given = parse(args.slice(0, end), OPTIONS);
   const files = given.operands.map(fileOf);
   const options = attachOptions(given, files.length);
+  const place = mountPlace(given, files.length);
 
   let status = 0;
   try {
@@ -53,8 +73,11 @@ async function run(args: string[]): Promise<number> {
     const paths: string[] = [];
     for (const file of files) {
       const device = devices.use(await attach(file, { ...options, signal }));
-      warnOfRest(device.loop, file);
+      warnAboutFile(device.loop, file);
       if (options.partscan) await device.partitions({ signal });
+      if (place !== undefined) {
+        devices.use(await mountFor(device, place, signal));
+      }
       paths.push(device.path);
     }
     await handlersHaveRun();
@@ -65,6 +88,33 @@ async function run(args: string[]): Promise<number> {
     return status || failed;
   }
   return status;
+}
+
+/** Mount point for the command, and options of the mount. */
+interface MountPlace extends MountOptions {
+  readonly directory: string | URL;
+}
+
+function mountPlace(
+  given: Arguments,
+  fileCount: number,
+): MountPlace | undefined {
+  const directory = given.value("mount");
+  if (directory === undefined) {
+    if (given.value("partition") === undefined) return undefined;
+    throw new UsageError("--partition is for --mount");
+  }
+  if (fileCount > 1) throw new UsageError("--mount takes one FILE");
+  return { directory: fileOf(directory), ...partitionIn(given) };
+}
+
+async function mountFor(
+  device: Attachment,
+  { directory, ...options }: MountPlace,
+  signal: AbortSignal,
+): Promise<AsyncDisposable> {
+  const { mountInNamespace } = await import("../mount_namespace.ts");
+  return await mountInNamespace(device, directory, { ...options, signal });
 }
 
 /** The exit statuses of a shell for a command that it cannot run. */
@@ -86,12 +136,18 @@ async function runCommand(
       !(error instanceof Deno.errors.NotCapable);
     if (!isNotRun) throw error;
     const isMissing = error instanceof Deno.errors.NotFound;
-    const why = isMissing ? "no such command" : error.message;
+    const why = isMissing ? "no such command" : reason(error);
     fail(`Cannot run ${quote(program)}: ${why}`);
     return isMissing ? NOT_FOUND : NOT_EXECUTABLE;
   }
   signals.forwardTo(child);
   return (await child.status).code; // 128 and the number of the signal that ended it
+}
+
+/** Why a command cannot be executed, without what the runtime adds to that. */
+function reason({ message }: Error): string {
+  return message.replace(/^Failed to spawn '.*': /s, "")
+    .replace(/ \(os error \d+\)$/, "").toLowerCase();
 }
 
 /** Passes on to the command what would end this process. Before there is one, it aborts. */

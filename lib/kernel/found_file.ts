@@ -17,6 +17,7 @@ import {
   RESOLVE_NO_SYMLINKS,
   transientCString,
 } from "../sys/libc.ts";
+import { readLink } from "../sys/sysfs.ts";
 
 /** Whether symbolic links in a path lead on, or are errors. */
 export type Symlinks = "follow" | "refuse";
@@ -77,6 +78,12 @@ export class FoundFile implements Disposable {
   open(flags: number): number {
     const fd = openAt(AT_FDCWD, transientCString(pathOf(this.#fd)), flags);
     return fd === -ENOENT || fd === -ENOTDIR ? this.#openByName(flags) : fd;
+  }
+
+  /** Canonical path, if the kernel tells it. */
+  get canonicalPath(): string | undefined {
+    const path = readLink(pathOf(this.#fd));
+    return typeof path === "string" && path.startsWith("/") ? path : undefined;
   }
 
   /** Where `/proc` is not mounted. As long as the file is held, no other has its numbers. */

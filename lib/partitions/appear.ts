@@ -46,6 +46,12 @@ export interface ShownTable {
   unusable: string[];
 }
 
+/** A table as it is. */
+export interface FoundTable extends ShownTable {
+  /** Why the table cannot be read. */
+  damage?: string;
+}
+
 /** Makes the partitions of an open device appear, and tells what they are. */
 export async function showTable(
   loop: Loop,
@@ -79,17 +85,22 @@ export async function showTable(
 }
 
 /**
- * The partitions that the kernel has for an open device, with what the table says of them.
- * Nothing is changed, and what cannot be read is left out.
+ * Returns the partitions that the kernel has for an open device, with what the table says
+ * about them. Changes nothing.
  */
-export function lookAt(loop: Loop): ShownTable {
+export function lookAt(loop: Loop): FoundTable {
   const showing = new Showing(loop, undefined);
+  let damage: string | undefined;
   try {
     showing.read();
   } catch (error) {
-    if (!(error instanceof LoopError)) throw error; // a damaged table is none
+    if (!(error instanceof LoopError)) throw error;
+    damage = error.message;
   }
-  return showing.outcome(showing.present());
+  return {
+    ...showing.outcome(showing.present()),
+    ...(damage !== undefined && { damage }),
+  };
 }
 
 /** What is recognized in a range, as a property. What cannot be read is not. */

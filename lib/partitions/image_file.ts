@@ -1,4 +1,5 @@
 /** The partition table of an image file: nothing is attached, and no right is needed but to read it. */
+import { checkPath, type FilePath } from "../arguments.ts";
 import { type DeviceRef, locate } from "../device_ref.ts";
 import { quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
@@ -12,12 +13,11 @@ import { fileSystemOn, readTableOf, type ShownTable } from "./appear.ts";
 
 /** What the table of a file says; `undefined` when the reference leads to no regular file. */
 export async function readImage(
-  device: DeviceRef,
+  device: DeviceRef | URL,
 ): Promise<ShownTable | undefined> {
-  if (typeof device !== "string") return undefined;
-  const place = locate(device);
-  if ("minor" in place) return undefined;
-  const { text, bytes } = place.node;
+  const path = pathIn(device);
+  if (path === undefined) return undefined;
+  const { text, bytes } = path;
   const found = FoundFile.find(AT_FDCWD, bytes);
   // Whoever opens it as a device says what is wrong.
   if (typeof found === "number") return undefined;
@@ -50,6 +50,14 @@ export async function readImage(
     partitions,
     ...(table === undefined && fileSystemOn(source)),
   };
+}
+
+/** The path in a reference to a device or a file, if it is not the name of a device. */
+function pathIn(device: DeviceRef | URL): FilePath | undefined {
+  if (device instanceof URL) return checkPath(device);
+  if (typeof device !== "string") return undefined;
+  const place = locate(device);
+  return "minor" in place ? undefined : place.node;
 }
 
 /** As the kernel and sfdisk name partitions: `disk.img1`, `disk2p1`. There is no such file. */

@@ -9,12 +9,32 @@
 
 import { grantedLibraries, notGranted } from "./find_libc.ts";
 import { FLOCK, OPEN_HOW } from "./layouts.ts";
+import { opening } from "./opening.ts";
 
-const SYMBOLS = {
+/** What every program needs: listing devices takes no more. */
+const FEW_SYMBOLS = {
   /** `int openat(int directory, const char *path, int flags, mode_t mode)` */
   openat: { parameters: ["i32", "buffer", "i32", "u32"], result: "i32" },
   /** `int close(int fd)` */
   close: { parameters: ["i32"], result: "i32" },
+  /** `ssize_t pread(int fd, void *buffer, size_t size, off_t offset)`; what we ask for fits 32 bits. */
+  pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
+  /** `long syscall(long number, …)` for calls that not every C library exports: (int, pointer, int, int, pointer). */
+  syscall: {
+    parameters: ["i64", "i64", "buffer", "i64", "i64", "buffer"],
+    result: "i32",
+  },
+  /** `int *__errno_location(void)`, in glibc and musl */
+  errnoLocation: {
+    name: "__errno_location",
+    parameters: [],
+    result: "pointer",
+  },
+  /** `void *memcpy(void *to, const void *from, size_t size)`: unlike `Deno.UnsafePointer` allowed under a narrow grant. Gives the address of `to`. */
+  memcpy: { parameters: ["buffer", "pointer", "usize"], result: "usize" },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+const MORE_SYMBOLS = {
   /** `int ioctl(int fd, unsigned long request, long value)` */
   ioctlValue: {
     name: "ioctl",
@@ -29,8 +49,6 @@ const SYMBOLS = {
   },
   /** `int fcntl(int fd, int command, void *argument)` */
   fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
-  /** `ssize_t pread(int fd, void *buffer, size_t size, off_t offset)`; what we ask for fits 32 bits. */
-  pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
   /** `int memfd_create(const char *name, unsigned flags)` */
   memfdCreate: {
     name: "memfd_create",
@@ -39,18 +57,13 @@ const SYMBOLS = {
   },
   /** `int uname(struct utsname *name)` */
   uname: { parameters: ["buffer"], result: "i32" },
-  /** `long syscall(long number, …)` for calls that not every C library exports: (int, pointer, int, int, pointer). */
-  syscall: {
-    parameters: ["i64", "i64", "buffer", "i64", "i64", "buffer"],
-    result: "i32",
-  },
-  /** The same for calls with numbers only. */
+  /** `syscall` for calls with numbers only. */
   syscallNumbers: {
     name: "syscall",
     parameters: ["i64", "i64", "i64", "i64", "i64"],
     result: "i32",
   },
-  /** The same for calls with two pointers in the middle: (int, pointer, pointer, int). */
+  /** `syscall` for calls with two pointers in the middle: (int, pointer, pointer, int). */
   syscallTwoPointers: {
     name: "syscall",
     parameters: ["i64", "i64", "buffer", "buffer", "i64"],
@@ -63,53 +76,67 @@ const SYMBOLS = {
     result: "i32",
     nonblocking: true,
   },
-  /** `int *__errno_location(void)`, in glibc and musl */
-  errnoLocation: {
-    name: "__errno_location",
-    parameters: [],
-    result: "pointer",
-  },
-  /** `void *memcpy(void *to, const void *from, size_t size)`: unlike `Deno.UnsafePointer` allowed under a narrow grant. Gives the address of `to`. */
-  memcpy: { parameters: ["buffer", "pointer", "usize"], result: "usize" },
 } as const satisfies Deno.ForeignLibraryInterface;
+
+const SYMBOLS = { ...FEW_SYMBOLS, ...MORE_SYMBOLS } as const;
 
 /** System call numbers, `asm/unistd_64.h` and `asm-generic/unistd.h`. */
 export const SYSTEM_CALLS = {
   x86_64: {
+    read: 0n,
     close: 3n,
-    openat: 257n,
     pread64: 17n,
     pwrite64: 18n,
     flock: 73n,
     fsync: 74n,
+    fstatfs: 138n,
+    mount: 165n,
+    umount2: 166n,
     getdents64: 217n,
+    openat: 257n,
     mkdirat: 258n,
     mknodat: 259n,
     unlinkat: 263n,
     readlinkat: 267n,
     fchmodat: 268n,
+    unshare: 272n,
     sync_file_range: 277n,
+    syncfs: 306n,
     kcmp: 312n,
     statx: 332n,
+    move_mount: 429n,
+    fsopen: 430n,
+    fsconfig: 431n,
+    fsmount: 432n,
     openat2: 437n,
     cachestat: 451n,
   },
   aarch64: {
+    read: 63n,
     close: 57n,
-    openat: 56n,
     pread64: 67n,
     pwrite64: 68n,
     flock: 32n,
     fsync: 82n,
+    fstatfs: 44n,
+    mount: 40n,
+    umount2: 39n,
     getdents64: 61n,
+    openat: 56n,
     mkdirat: 34n,
     mknodat: 33n,
     unlinkat: 35n,
     readlinkat: 78n,
     fchmodat: 53n,
+    unshare: 97n,
     sync_file_range: 84n,
+    syncfs: 267n,
     kcmp: 272n,
     statx: 291n,
+    move_mount: 429n,
+    fsopen: 430n,
+    fsconfig: 431n,
+    fsmount: 432n,
     openat2: 437n,
     cachestat: 451n,
   },
@@ -134,14 +161,40 @@ export type Libc = {
 };
 
 let library: Libc | undefined;
+let openedPath = "";
 let errnoPointer: Deno.PointerValue = null;
 const errnoSlot = new Int32Array(1);
 
 function openLibrary(path: string): Libc {
-  const symbols = Deno.dlopen(path, SYMBOLS).symbols as Libc;
+  const symbols = opening.onUse
+    ? openFew(path)
+    : Deno.dlopen(path, SYMBOLS).symbols as Libc;
   // Constant for a thread, so that reading errno takes one call only.
   errnoPointer = symbols.errnoLocation();
+  openedPath = path;
   return library = symbols;
+}
+
+/** Opens the few symbols that every program needs, and the others when one of them is used: each takes its time. */
+function openFew(path: string): Libc {
+  const few = { ...Deno.dlopen(path, FEW_SYMBOLS).symbols } as Libc;
+  const openAll = (): Libc =>
+    library = { ...few, ...Deno.dlopen(path, MORE_SYMBOLS).symbols } as Libc;
+  const onUse = Object.create(few);
+  for (const name of Object.keys(MORE_SYMBOLS)) {
+    Object.defineProperty(onUse, name, {
+      get: () => openAll()[name as keyof Libc],
+    });
+  }
+  return onUse;
+}
+
+/** Opens another table of prototypes, for calls that most programs never make: each symbol costs time at the start. */
+export function openTable<const Table extends Deno.ForeignLibraryInterface>(
+  symbols: Table,
+): Deno.DynamicLibrary<Table>["symbols"] {
+  libc();
+  return Deno.dlopen(openedPath, symbols).symbols;
 }
 
 /** The library, opened at the first use if it was not at import. */
@@ -362,10 +415,21 @@ export function lockBytes(
 const flock = new Uint8Array(FLOCK.size); // l_whence 0: SEEK_SET
 const flockView = new DataView(flock.buffer);
 
-/** A system call with two numbers. */
-function numbersCall(number: bigint, first: number, second = 0): number {
+/** A system call with at most three numbers. */
+export function numbersCall(
+  number: bigint,
+  first: number,
+  second = 0,
+  third = 0,
+): number {
   return errnoResult(
-    libc().syscallNumbers(number, BigInt(first), BigInt(second), 0n, 0n),
+    libc().syscallNumbers(
+      number,
+      BigInt(first),
+      BigInt(second),
+      BigInt(third),
+      0n,
+    ),
   );
 }
 

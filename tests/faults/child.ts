@@ -11,18 +11,22 @@ import {
   holders,
   list,
   LoopError,
+  type Mount,
+  mount,
   openFile,
 } from "@loopdev/loopdev";
 
 /** Bytes that are written through the device before it is detached. */
 export const DATA: Uint8Array = new Uint8Array(64 * 1024).fill(0x5a);
 
-/** What is done with: a file, a second one of the same size, one with a partition table, and a directory for nodes. */
+/** What is done with: a file, a second one of the same size, one with a partition table, a directory for nodes, a file with a file system, and a directory to mount on. */
 interface Files {
   readonly path: string;
   readonly second: string;
   readonly partitioned: string;
   readonly nodes: string;
+  readonly mountable: string;
+  readonly target: string;
 }
 
 /** An operation: what comes before it, and itself. */
@@ -32,6 +36,7 @@ interface Operation {
 }
 
 let attachment: Attachment | undefined;
+let disk: Mount | undefined;
 let reference: { minor: number; diskSequence: number } | undefined;
 
 /** What harness and child agree on asking for. */
@@ -60,6 +65,15 @@ async function attachAndPersist(files: Files): Promise<void> {
   const { minor, diskSequence } = attachment!;
   await attachment!.persist();
   reference = { minor, diskSequence };
+}
+
+/** Mounts, and writes a file. */
+async function mountAndWrite(
+  { mountable }: Files,
+  options: Parameters<typeof mount>[1] = {},
+): Promise<void> {
+  disk = await mount(mountable, options);
+  await Deno.writeFile(`${disk.path}/data`, DATA);
 }
 
 /** The operations by name. */
@@ -160,12 +174,41 @@ export const OPERATIONS: Record<string, Operation> = {
       return complete ? own : 1; // it says that somebody may be missing
     },
   },
+  "mount": {
+    run: async ({ mountable }) => {
+      disk = await mount(mountable);
+      return disk.source;
+    },
+  },
+  "mount on a target": {
+    run: async ({ mountable, target }) => {
+      disk = await mount(mountable, { target, options: { lazytime: true } });
+      return disk.source;
+    },
+  },
+  "unmount": {
+    setup: mountAndWrite,
+    run: () => disk!.unmount({ timeout: 200 }),
+  },
+  "unmount a target": {
+    setup: (files) => mountAndWrite(files, { target: files.target }),
+    run: () => disk!.unmount({ timeout: 200 }),
+  },
 };
+
+/** Operations that make system calls on other threads. */
+export const ON_OTHER_THREADS = [
+  "mount on a target",
+  "unmount a target",
+  "mount",
+  "unmount",
+];
 
 /** Lets go of what is left, as a user would. */
 async function cleanup(): Promise<void> {
-  const left = attachment;
-  [attachment, reference] = [undefined, undefined];
+  const [left, mounted] = [attachment, disk];
+  [attachment, disk, reference] = [undefined, undefined, undefined];
+  await mounted?.unmount();
   await left?.detach();
 }
 
