@@ -65,7 +65,7 @@ function kernels(name: string): Row[] {
 }
 
 /** The same, as soon as it is what is wanted, or after a while. */
-function settled(name: string, wanted: Row[]): Row[] {
+function settled(name: string, wanted: Row[], patience: number): Row[] {
   let found: Row[] = [];
   isSoon(() => {
     // udev has the kernel look anew, and the partitions go and come again meanwhile.
@@ -76,7 +76,7 @@ function settled(name: string, wanted: Row[]): Row[] {
       return false;
     }
     return `${found}` === `${wanted}`;
-  });
+  }, patience);
   return found;
 }
 
@@ -86,12 +86,17 @@ function withoutRepeats(rows: Row[]): Row[] {
   return rows.filter((_, index) => extents.indexOf(extents[index]) === index);
 }
 
-function attached(scratch: Scratch, image: Uint8Array, wanted: Row[]): Row[] {
+function attached(
+  scratch: Scratch,
+  image: Uint8Array,
+  wanted: Row[],
+  patience = 10_000,
+): Row[] {
   const file = `${scratch.path}/disk.img`;
   Deno.writeFileSync(file, image);
   const path = runOk("losetup", "--find", "--show", "--partscan", file);
   try {
-    return settled(path.replace("/dev/", ""), wanted);
+    return settled(path.replace("/dev/", ""), wanted, patience);
   } finally {
     losetupDetach(path);
   }
@@ -103,7 +108,7 @@ function findReason(): string | undefined {
   using scratch = new Scratch();
   const hasParsers = ["MBR: nothing odd", "GPT: nothing odd"].every((name) => {
     const image = ODD_IMAGES[name]!;
-    return attached(scratch, image, ours(image)).length > 0;
+    return attached(scratch, image, ours(image), 500).length > 0;
   });
   return hasParsers ? undefined : "this kernel reads no partition tables";
 }
