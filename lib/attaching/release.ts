@@ -248,6 +248,14 @@ export function sequenceOf(loop: Loop): number | undefined {
   }
 }
 
+/** What changes when the file of an open device is exchanged: its disk sequence number, or before Linux 5.15 what names the file. */
+export function fileMark(loop: Loop): number | string {
+  const sequence = sequenceOf(loop);
+  if (sequence !== undefined) return sequence;
+  const { device, inode } = loop.getInfo();
+  return `${device}:${inode}`;
+}
+
 /**
  * Whether a device that was released is free: nothing is attached, or another binding.
  * That the disk sequence number of a read-only device has changed proves nothing: who has

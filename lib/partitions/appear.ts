@@ -1,5 +1,5 @@
 /** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
-import { isErrno, sequenceOf } from "../attaching/release.ts";
+import { fileMark, isErrno } from "../attaching/release.ts";
 import { retryWhileHeld } from "../attaching/retry_while_held.ts";
 import { recycled } from "../device_ref.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
@@ -151,7 +151,7 @@ class Showing {
   readonly #loop: Loop;
   readonly #nodes: NodeDirectory | undefined;
   /** Of the binding whose partitions they are. */
-  readonly #sequence: number | undefined;
+  readonly #file: number | string;
   #size = 0;
   #sectorSize = 0;
   /** What the disk has now, when we know what it is. */
@@ -167,7 +167,7 @@ class Showing {
   constructor(loop: Loop, nodes: NodeDirectory | undefined) {
     this.#loop = loop;
     this.#nodes = nodes;
-    this.#sequence = sequenceOf(loop);
+    this.#file = fileMark(loop);
   }
 
   /** Reads the table. */
@@ -219,7 +219,7 @@ class Showing {
 
   /** Others may have exchanged the file, or detached and attached another, while we waited. */
   #checkBinding(): void {
-    if (sequenceOf(this.#loop) === this.#sequence) return;
+    if (fileMark(this.#loop) === this.#file) return;
     throw recycled("show the partitions of", this.#loop.path);
   }
 

@@ -2,10 +2,11 @@
  * Writes to devices while others detach them: opens the node, writes a block, closes,
  * over and over, and reports which writes were complete, their close included.
  *
- * A line of input is `minor sequence run`. The answer is `started` after the first
+ * A line of input is `minor run`. The answer is `started` after the first
  * write, and then the blocks as JSON once the device is not that binding any more.
  */
 import { Loop, LoopError } from "@loopdev/loopdev";
+import { bindingOf } from "../../lib/kernel/loop_sysfs.ts";
 import { pwrite } from "../../lib/sys/libc.ts";
 
 /** How many blocks the device has. */
@@ -22,10 +23,10 @@ export function content(run: number, write: number): Uint8Array {
 /** Writes until the device is gone. Gives the last complete write of each block; `null` when a later one was not. */
 function writeUntilGone(
   minor: number,
-  sequence: number,
   run: number,
 ): Record<number, number | null> {
   const blocks: Record<number, number | null> = {};
+  const binding = bindingOf(minor);
   for (let write = 1;; write++) {
     const block = write % BLOCKS;
     let loop;
@@ -35,7 +36,7 @@ function writeUntilGone(
       if (error instanceof LoopError) return blocks;
       throw error;
     }
-    const ours = loop.getDiskSequence() === sequence;
+    const ours = bindingOf(minor) === binding;
     const written = ours
       ? pwrite(loop.fd, content(run, write), block * BLOCK)
       : 0;
@@ -53,9 +54,9 @@ if (import.meta.main) {
   for await (const chunk of Deno.stdin.readable) {
     input += decoder.decode(chunk, { stream: true });
     for (let end; (end = input.indexOf("\n")) >= 0;) {
-      const [minor, sequence, run] = input.slice(0, end).split(" ").map(Number);
+      const [minor, run] = input.slice(0, end).split(" ").map(Number);
       input = input.slice(end + 1);
-      console.log(JSON.stringify(writeUntilGone(minor!, sequence!, run!)));
+      console.log(JSON.stringify(writeUntilGone(minor!, run!)));
     }
   }
 }
