@@ -1,4 +1,5 @@
 /** The arguments of a command. */
+import { parseArgs } from "@std/cli/parse-args";
 import { checkBytes, checkMinor } from "../arguments.ts";
 import { checkBlockSize } from "../kernel/block_size.ts";
 import { minorInName, minorOf } from "../device_ref.ts";
@@ -26,13 +27,16 @@ export interface Arguments {
 
 /** Parses the arguments of a command. Everything after `--` is an operand. */
 export function parse(args: string[], options: Options = {}): Arguments {
-  const { operands, values } = new Parser(args, options);
+  const parsed = parseArgs(new Speller(args, options).spelled, {
+    // File names stay text: 007, 1e3.
+    string: ["_", ...Object.keys(options)],
+  });
   const value = (name: string) => {
-    if (Object.hasOwn(options, name)) return values.get(name);
+    if (Object.hasOwn(options, name)) return parsed[name] as string | undefined;
     throw new Error(`The command does not declare an option --${name}`);
   };
   return {
-    operands,
+    operands: parsed._.map(String),
     value,
     flag: (name) => value(name) !== undefined,
     switched: (name) => {
@@ -47,11 +51,12 @@ const FILES = ["FILE", "DIR"];
 const ON = "on";
 const OFF = "off";
 
-/** Tells options from operands. The last value of an option counts. */
-class Parser {
-  readonly operands: string[] = [];
-  /** By the long names of the options. */
-  readonly values = new Map<string, string>();
+/**
+ * Spells every option as `--name=value`, and refuses what is none: the parser would take
+ * the word after a flag for its value, and `-r5` for something else than `-r`.
+ */
+class Speller {
+  readonly spelled: string[] = [];
   readonly #options: Options;
   readonly #rest: string[];
 
@@ -60,14 +65,18 @@ class Parser {
     this.#rest = [...args];
     for (let arg; (arg = this.#rest.shift()) !== undefined;) {
       if (arg === "--") {
-        this.operands.push(...this.#rest);
+        this.spelled.push(arg, ...this.#rest);
         return;
       }
       const long = /^--([^=]+)(?:=(.*))?$/s.exec(arg);
       if (long !== null) this.#long(long[1]!, long[2]);
       else if (/^-./s.test(arg)) this.#letters(arg.slice(1));
-      else this.operands.push(arg);
+      else this.spelled.push(arg);
     }
+  }
+
+  #add(name: string, value: string): void {
+    this.spelled.push(`--${name}=${value}`);
   }
 
   #option(name: string): Option | undefined {
@@ -78,7 +87,7 @@ class Parser {
     const positive = name.replace(/^no-/, "");
     const kind = this.#option(name)?.value;
     if (kind !== undefined) {
-      this.values.set(name, this.#value(`--${name}`, kind, attached));
+      this.#add(name, this.#value(`--${name}`, kind, attached));
       return;
     }
     const isFlag = this.#option(name) !== undefined;
@@ -92,7 +101,7 @@ class Parser {
     if (attached !== undefined) {
       throw new UsageError(`--${name} takes no value`);
     }
-    this.values.set(isFlag ? name : positive, isFlag ? ON : OFF);
+    this.#add(isFlag ? name : positive, isFlag ? ON : OFF);
   }
 
   /** The long spellings of all options. */
@@ -114,11 +123,11 @@ class Parser {
       }
       const kind = this.#option(name)?.value;
       if (kind === undefined) {
-        this.values.set(name, ON);
+        this.#add(name, ON);
         continue;
       }
       const attached = letters.slice(index + 1).replace(/^=/, "");
-      this.values.set(
+      this.#add(
         name,
         this.#value(`-${letter}`, kind, attached || undefined),
       );

@@ -11,7 +11,7 @@ export const COMMANDS: Commands = {
     load: () => import("./attach.ts"),
   },
   run: {
-    operands: "FILE... -- COMMAND...",
+    operands: "FILE... [-- COMMAND...]",
     summary: "attach files, run a command, detach them",
     load: () => import("./run.ts"),
   },

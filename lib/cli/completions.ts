@@ -48,7 +48,7 @@ const HELP = { letter: "h", help: "explain this command" };
 
 /** `DEV [FILE]...` as words, without brackets, dots, and what follows `--`. */
 function operandsOf(operands: string): string[] {
-  return operands.replace(/ -- .*$/, "").split(" ")
+  return operands.replace(/ \[-- .*$/, "").split(" ")
     .map((word) => word.replace(/[[\]]|\.\.\./g, ""))
     .filter((word) => word !== "");
 }

@@ -78,7 +78,7 @@ export function helpOf(
   const lines = optionLines(options);
   const usage = lines.length === 0
     ? operands
-    : operands.replace(/( -- .*)?$/, " [options]$1");
+    : operands.replace(/( \[-- .*)?$/, " [options]$1");
   return [
     title,
     `Examples:\n${examples.replace(/^/gm, "  ")}`,

@@ -38,8 +38,8 @@ loopdev run --mount /mnt disk.img -- cp motd /mnt/etc/`,
 The exit status is that of COMMAND: 128 and its number if a signal ended it, 127 if there
 is no such command, 126 if it cannot be executed. It is 1 if a device could not be attached
 or detached. An interrupt goes to COMMAND: the devices are detached when it has ended, and
-by the kernel when this process is killed. With --partscan the partitions are there when it
-starts.
+by the kernel when this process is killed. Without COMMAND, $SHELL is run. With --partscan
+the partitions are there when it starts.
 
 With --mount the file system of FILE, or of its --partition, is mounted on DIR in a mount
 namespace of its own: COMMAND and what it starts see it, and nobody else does. Nothing
@@ -50,15 +50,22 @@ Permissions: deno run --allow-ffi --allow-run, and mostly root.`,
   run,
 };
 
+/** A program and its arguments. */
+type Words = readonly [program: string, ...args: string[]];
+
+function isCommand(words: readonly string[]): words is Words {
+  return words.length > 0;
+}
+
+/** The shell of the user. It knows its environment, for which Deno would want a permission. */
+const SHELL: Words = ["sh", "-c", 'exec "${SHELL:-sh}"'];
+
 async function run(args: string[]): Promise<number> {
-  const end = args.indexOf("--");
+  const separator = args.indexOf("--");
+  const end = separator < 0 ? args.length : separator;
   // Deno cannot pass on what is not UTF-8: it would be another file.
-  const [program, ...programArgs] = end < 0
-    ? []
-    : args.slice(end + 1).map(exact);
-  if (program === undefined) {
-    throw new UsageError("COMMAND is missing: it follows --");
-  }
+  const words = args.slice(end + 1).map(exact);
+  const [program, ...programArgs] = isCommand(words) ? words : SHELL;
   const given = parse(args.slice(0, end), OPTIONS);
   const files = given.operands.map(fileOf);
   const options = attachOptions(given, files.length);

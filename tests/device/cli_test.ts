@@ -499,7 +499,16 @@ describe("loopdev", onDevices, () => {
       }
       const killed = loopdev("run", a, "--", "sh", "-c", "kill -KILL $$");
       assertEquals([killed.code, killed.stderr], [128 + 9, ""]);
-      assertEquals(loopdev("run", a).code, 2);
+      for (const words of [["run", a], ["run", a, "--"]]) {
+        const shell = run(
+          ..."env SHELL=/bin/echo".split(" ") as [string, string],
+          Deno.execPath(),
+          ..."run -q --no-check --no-prompt --allow-ffi --allow-run".split(" "),
+          CLI,
+          ...words,
+        );
+        assertEquals(shell, { code: 0, stdout: "\n", stderr: "" });
+      }
       assertEquals(loopdev("run", "--", "true").code, 2);
       const none = `${scratch.path}/none`;
       assertEquals(loopdev("run", a, none, "--", "true").code, 1);
@@ -780,7 +789,6 @@ describe("loopdev", onDevices, () => {
         ["swap", "0"],
         ["resize"],
         ["show"],
-        ["run", path],
         ["attach", "-b", "1000", path],
         ["attach", "-b", "0", path],
         ["attach", "--loop-ref", "x".repeat(64), path],
