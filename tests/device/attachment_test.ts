@@ -209,7 +209,7 @@ describe("detach({ ifUnused: true })", onDevices, () => {
       // What it has open itself does not count.
       assert(device.loop.lock("exclusive"));
       const reading = device.read(new Uint8Array(4096), 0);
-      await device.detach({ ifUnused: true });
+      await onceSeen(() => device.detach({ ifUnused: true }));
       assertEquals(await reading, 4096);
       assert(own.isFree);
 
@@ -223,11 +223,24 @@ describe("detach({ ifUnused: true })", onDevices, () => {
         using loop = new Loop(own.minor, { readOnly: true });
         assertEquals(loop.getStatus().autoclear, false);
       }
-      await detach(own.path, { ifUnused: true });
+      await onceSeen(() => detach(own.path, { ifUnused: true }));
       assert(own.isFree);
     }),
   );
 });
+
+/** Tries anew where a slow machine could not be searched in time, which counts as used. */
+async function onceSeen(detach: () => Promise<void>): Promise<void> {
+  for (let tries = 1;; tries++) {
+    try {
+      return await detach();
+    } catch (error) {
+      const isUnseen = error instanceof LoopBusyError &&
+        error.holders.length === 0;
+      if (!isUnseen || tries === 10) throw error;
+    }
+  }
+}
 
 describe("Attachment as text", onDevices, () => {
   it("is its path, its fields as JSON, and never throws", async () => {

@@ -32,6 +32,7 @@ import {
   run,
   runOk,
   type Scratch,
+  settle,
   unless,
   withScratch,
 } from "./support.ts";
@@ -341,6 +342,7 @@ describe("partitions()", onDevices, () => {
         [2, "in use, but no longer in the table"],
       ]);
       open.close();
+      settle();
       assertEquals((await a.partitions()).length, 1);
       await a.detach();
     }),

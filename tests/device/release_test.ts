@@ -25,6 +25,7 @@ import {
   partitionNames,
   runOk,
   type Scratch,
+  settle,
   type Undo,
   withScratch,
 } from "./support.ts";
@@ -290,6 +291,7 @@ describe("Loop.changeFd() and Loop.setStatus()", onDevices, () => {
       });
       runOk("addpart", own.path, "1", "8", "8");
       runOk("addpart", own.path, "2", "64", "8");
+      settle();
       const names = [`${own.name}p1`, `${own.name}p2`];
       const { diskSequence } = device;
       {

@@ -103,6 +103,11 @@ export function* numbersTo(count: number): Generator<number> {
  */
 export const hasUdev: boolean = exists("/run/udev/control");
 
+/** Waits until udev, where it is running, has let go of what was added. */
+export function settle(): void {
+  if (hasUdev) run("udevadm", "settle", "--timeout=60");
+}
+
 function exists(path: string): boolean {
   try {
     Deno.lstatSync(path);
