@@ -1,4 +1,4 @@
-/** What the doctor looks at. */
+/** Checks that {@linkcode doctor} runs. */
 import { isBlockDevice, majorMinor, statAt } from "./sys/stat.ts";
 import { list } from "./devices.ts";
 import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
@@ -29,25 +29,26 @@ import {
 import { AT_FDCWD, cString } from "./sys/libc.ts";
 import { listDirectory, readBytes, readText, readWhole } from "./sys/sysfs.ts";
 
-/** What {@linkcode doctor} found out about one thing. Plain data. */
+/** Result of one check of {@linkcode doctor}. Plain data. */
 export interface Check {
-  /** What was looked at, or what is the cause of a problem: `driver`, `rights`. */
+  /** Name of the check, or of the cause of a problem: `driver`, `rights`. */
   name: string;
-  /** `problem`: attaching cannot work. `warning`: it works, but something may not be as expected. */
+  /** `problem`: attaching cannot work. `warning`: attaching works, with a restriction. */
   status: "ok" | "warning" | "problem";
-  /** What was found, in one line. */
+  /** The finding, in one line. */
   finding: string;
-  /** What to do about it, in one line. */
+  /** The remedy, in one line. */
   remedy?: string;
 }
 
-/** Looks at everything; problems come first. */
+/** Runs all checks and sorts the results, problems first. */
 export async function diagnose(): Promise<Check[]> {
   const self = examineProcess();
   if (typeof self === "number") return [diagnoseProc(self)];
   const driver = diagnoseDriver();
   const descriptors = diagnoseDescriptors(self);
-  // What it would say follows from these; and opening a node would load a driver.
+  // Skipped if these failed: it would only repeat them, and opening loop-control could
+  // load the driver.
   const isClear = driver.status === "ok" && descriptors.status === "ok";
   const checks = [
     descriptors,
@@ -82,26 +83,28 @@ function problem(name: string, finding: string, remedy: string): Check {
   return { name, status: "problem", finding, remedy };
 }
 
-/** What cannot be looked at is no problem: what attaching needs is tried. */
+/**
+ * Reports a check that failed as a warning: whether attaching works is tested directly.
+ */
 function attempt(name: string, examine: () => Check[]): Check[] {
   try {
     return examine();
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
-    if (error.errno === EMFILE) return []; // said of the descriptors
+    if (error.errno === EMFILE) return []; // reported by the check of descriptors
     return [{ name, status: "warning", finding: error.message }];
   }
 }
 
-/** What this process may do. */
+/** Privileges and environment of this process. */
 interface Process {
   readonly uid: number;
   readonly capabilities: bigint;
-  /** Whether root here is not root of the system. */
+  /** `true` if root here is not root of the system. */
   readonly isInUserNamespace: boolean;
   readonly descriptorLimit: number;
   readonly openDescriptors: number;
-  /** What is mounted on `/dev`. */
+  /** The mount on `/dev`. */
   readonly devMount: DevMount | undefined;
 }
 
@@ -115,7 +118,10 @@ const CAP_DAC_OVERRIDE = 1n;
 const CAP_SYS_ADMIN = 21n;
 const CAP_MKNOD = 27n;
 
-/** Or the error number of what cannot be read. */
+/**
+ * Collects what the checks need, or returns the error number of a file that cannot be
+ * read.
+ */
 function examineProcess(): Process | number {
   const [status, limits, uidMap] = ["status", "limits", "uid_map"]
     .map((name) => readWhole(`/proc/self/${name}`));
@@ -132,18 +138,21 @@ function examineProcess(): Process | number {
   return {
     uid: Number(field(/^Uid:\s+\d+\s+(\d+)/m, status)),
     capabilities: BigInt(`0x${field(/^CapEff:\s+(\w+)/m, status) ?? "0"}`),
-    // A kernel without user namespaces has no such file.
+    // A kernel without user namespaces does not have this file.
     isInUserNamespace: typeof uidMap === "string" &&
       !/^\s*0\s+0\s+4294967295\s*$/.test(uidMap),
     descriptorLimit: Number(
       field(/^Max open files\s+(\d+)/m, limits) ?? Infinity,
     ),
-    openDescriptors: descriptors.length - 1, // one is that of the directory
+    openDescriptors: descriptors.length - 1, // one is the descriptor of the directory itself
     devMount,
   };
 }
 
-/** The mount that is seen on `/dev`, or the error number of why the mounts cannot be read. */
+/**
+ * Finds the mount visible on `/dev`, or returns the error number if the mounts cannot
+ * be read.
+ */
 function findDevMount(): DevMount | undefined | number {
   let found: DevMount | undefined;
   try {
@@ -158,7 +167,7 @@ function findDevMount(): DevMount | undefined | number {
   return found;
 }
 
-/** Without `/proc` little can be told, and nothing should be guessed. */
+/** Reports a missing `/proc`, without which the other findings would be guesses. */
 function diagnoseProc(result: number): Check {
   return result === -EMFILE || result === -ENFILE
     ? noDescriptors(-result)
@@ -185,7 +194,10 @@ function can({ capabilities }: Process, capability: bigint): boolean {
   return (capabilities >> capability & 1n) === 1n;
 }
 
-/** What attaching opens at once: file, loop-control, device, the device again, an attribute. */
+/**
+ * Descriptors that attaching holds at once: file, loop-control, device, the device
+ * again, an attribute.
+ */
 const DESCRIPTORS = 5;
 
 function diagnoseDescriptors(
@@ -213,7 +225,7 @@ function diagnoseKernel(): Check {
 
 const CONTROL = "/dev/loop-control";
 
-/** Whether there is a driver, and with what parameters. */
+/** Checks for the driver, and reports its parameters. */
 function diagnoseDriver(): Check {
   const module = "/sys/module/loop";
   const isThere = (path: string): boolean =>
@@ -222,7 +234,7 @@ function diagnoseDriver(): Check {
   const isRegistered = typeof devices === "string" &&
     /^ *7 loop$/m.test(devices);
   if (!isThere(module) && !isRegistered) {
-    // Where the node is there without the driver, opening it loads that.
+    // If the node exists without the driver, opening it loads the driver.
     return isThere(CONTROL)
       ? warning(
         "driver",
@@ -245,7 +257,7 @@ function diagnoseDriver(): Check {
   return ok("driver", [kind, ...parameters].join(", "));
 }
 
-/** Opens what attaching opens. */
+/** Opens the same nodes as attaching. */
 function diagnoseAccess(self: Process): Check[] {
   try {
     openControl().close();
@@ -258,10 +270,10 @@ function diagnoseAccess(self: Process): Check[] {
   try {
     minors = existingMinors();
   } catch (error) {
-    if (error instanceof LoopError) return checks; // said of sysfs
+    if (error instanceof LoopError) return checks; // reported by the check of sysfs
     throw error;
   }
-  // As attaching does: what cannot be opened is set aside.
+  // Like attaching, skips a device that cannot be opened.
   let refused: Check | undefined;
   for (const minor of minors) {
     try {
@@ -293,7 +305,7 @@ interface RefusedNode {
   readonly numbers: string;
 }
 
-/** Why a node cannot be opened, and what to do about it. */
+/** Determines why a node cannot be opened, and suggests a remedy. */
 function diagnoseRefusal(
   error: unknown,
   node: RefusedNode,
@@ -324,7 +336,7 @@ function nameOf({ path }: RefusedNode): string {
   return path === CONTROL ? "loop-control" : "nodes";
 }
 
-/** What has docker allow the devices. */
+/** Returns the docker option that grants access to the devices. */
 function cgroupRule({ type, numbers }: RefusedNode): string {
   const devices = type === "b" ? "b 7:*" : `c ${numbers}`;
   return `--device-cgroup-rule='${devices} rwm'`;
@@ -394,7 +406,7 @@ function diagnoseForbidden(
   );
 }
 
-/** Which ioctls there are. */
+/** Checks which ioctls the kernel supports. */
 function probe(loop: Loop): Check {
   if (configureNothing(loop) !== -EBADF) {
     return problem(
@@ -447,7 +459,7 @@ function diagnoseDevDirectory({ devMount: mount }: Process): Check[] {
   ];
 }
 
-/** The nodes of all devices that the kernel has. */
+/** Checks the nodes of all existing devices. */
 function diagnoseNodes(): Check[] {
   if (!hasSysfs()) return [];
   const missing: string[] = [];
@@ -457,7 +469,7 @@ function diagnoseNodes(): Check[] {
     const path = `/dev/loop${minor}`;
     const stat = statAt(AT_FDCWD, cString(path));
     const rdev = rdevOf(minor);
-    if (rdev === undefined) continue; // removed meanwhile
+    if (rdev === undefined) continue; // removed during the check
     if (typeof stat === "number") missing.push(path);
     else if (!isBlockDevice(stat) || stat.rdev !== rdev) {
       checks.push(warning(
@@ -481,7 +493,10 @@ function diagnoseNodes(): Check[] {
     : [ok("nodes", `all ${minors.length} devices have theirs`)];
 }
 
-/** Nodes in private directories that nobody will remove: each gives access to later devices of its number. */
+/**
+ * Reports private nodes that nothing will remove: each gives access to later devices of
+ * its number.
+ */
 function diagnoseLeftNodes(): Check[] {
   const left = leftDirectories();
   if (left.length === 0) return [ok("left nodes", "none")];
@@ -492,7 +507,7 @@ function diagnoseLeftNodes(): Check[] {
   )];
 }
 
-/** The first few of many. */
+/** Returns the first few of many items. */
 function some(items: string[]): string {
   const shown = items.slice(0, 3).join(", ");
   return items.length > 3 ? `${shown} …` : shown;
@@ -534,7 +549,7 @@ function diagnoseStalePartitions(): Check[] {
 
 function diagnoseDeletedFiles(): Check[] {
   if (!hasSysfs()) return [];
-  // Files in memory have no name to lose.
+  // Files in memory never have a name.
   const deleted = list().filter(({ deleted, backingFile }) =>
     deleted && !backingFile.startsWith("/memfd:")
   );
@@ -555,7 +570,7 @@ function diagnoseUdev(): Check {
   );
 }
 
-/** Whether the kernel reads partition tables itself. */
+/** Checks whether the kernel reads partition tables itself. */
 async function diagnoseParsers(): Promise<Check> {
   const config = await kernelConfig();
   if (config === undefined) {
@@ -590,6 +605,6 @@ async function kernelConfig(): Promise<string | undefined> {
       .pipeThrough(new DecompressionStream("gzip"));
     return await new Response(stream).text();
   } catch {
-    return undefined; // cut off: it is for one line only
+    return undefined; // truncated: there is room for one line only
   }
 }

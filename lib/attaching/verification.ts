@@ -1,4 +1,7 @@
-/** Whether a device is what was asked for: the kernel drops some wishes in silence, and has had bugs. */
+/**
+ * Verifies that a device is configured as requested: the kernel silently ignores some
+ * requests, and some versions have bugs.
+ */
 import { DEFAULT_BLOCK_SIZE, deviceSize, type Wanted } from "./device_size.ts";
 import { directIoAlignment } from "../sys/stat.ts";
 import { decodeFlags } from "../kernel/configuration.ts";
@@ -16,14 +19,14 @@ import { EINVAL, EIO } from "../sys/errno.ts";
 import { ioctlPointer } from "../sys/libc.ts";
 import type { LoopConfig, LoopInfo64 } from "../sys/loop_uapi.ts";
 
-/** What was found out about a device. */
+/** Result of verifying a device. */
 export interface Verified {
   readonly backing: BackingFile;
-  /** In bytes. */
+  /** Size of the device in bytes. */
   readonly size: bigint;
 }
 
-/** Throws unless the device is what was asked for. */
+/** Throws if the device is not configured as requested. */
 export function verify(loop: Loop, wanted: Wanted): Verified {
   const info = currentInfo(loop);
   const { options, config, backing } = wanted;
@@ -51,14 +54,14 @@ export function verify(loop: Loop, wanted: Wanted): Verified {
   expect("readOnly", readOnly, isReadOnly);
   const blockSize = loop.getBlockSize();
   expect("block size", options.blockSize, blockSize);
-  // No page cache has smaller blocks than the smallest.
+  // The blocks of a page cache are never smaller than 512 bytes.
   if (blockSize > DEFAULT_BLOCK_SIZE) fitPageCache(loop, blockSize);
   const { device, inode } = info;
   const size = verifySize(loop, wanted, expect);
   return { backing: { device, inode }, size };
 }
 
-/** Throws when a property is not as asked for; `undefined` asks for nothing. */
+/** Throws if a property is not as requested; `undefined` requests nothing. */
 type Expect = <T>(what: string, want: T | undefined, got: T) => void;
 
 function verifySize(
@@ -69,7 +72,7 @@ function verifySize(
   const size = exactSize(loop);
   const first = deviceSize(backing.size, config.info);
   if (size !== first) {
-    // The file may have grown or shrunk before or after the kernel looked.
+    // The file may have grown or shrunk before or after the kernel read its size.
     const last = deviceSize(backing.currentSize(), config.info);
     const [least, most] = first < last ? [first, last] : [last, first];
     if (size < least || size > most) expect("size", last, size);
@@ -102,7 +105,10 @@ function mismatch(
   );
 }
 
-/** Why direct I/O is not as asked for. The kernel drops the wish in silence. */
+/**
+ * Explains why direct I/O is not as requested. The kernel silently ignores the request
+ * if it is not possible.
+ */
 function whyDirectIo(
   backing: Backing,
   config: LoopConfig,
@@ -123,7 +129,10 @@ function whyDirectIo(
   return "the file has no direct I/O, or offset or block size do not fit the blocks below it";
 }
 
-/** `BLKROSET` of an earlier owner outlives the binding. */
+/**
+ * Clears the read-only bit (`BLKROSET`) that a previous user set, because it outlives
+ * the binding.
+ */
 function makeWritable(loop: Loop): void {
   unwrap(
     ioctlPointer(loop.fd, BLKROSET, new Uint8Array(4)),

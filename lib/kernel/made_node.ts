@@ -1,4 +1,7 @@
-/** Device nodes that are made here. Others may write to the directory: what is at their names is looked at before it is touched. */
+/**
+ * Creates and removes device nodes in directories that other users may write to,
+ * checking each name before touching it.
+ */
 import {
   AT_SYMLINK_NOFOLLOW,
   S_IFMT,
@@ -27,8 +30,8 @@ import { pathOf } from "./found_file.ts";
 const PERMISSIONS = 0o7777;
 
 /**
- * Makes a node of the type and with exactly the permissions of `mode`, whatever the
- * umask is. Gives what tells it from all other files.
+ * Creates a node with exactly the type and permissions of `mode`, regardless of the
+ * umask. Returns its identity.
  */
 export function makeNode(
   directory: number,
@@ -74,8 +77,8 @@ export function makeNode(
 }
 
 /**
- * Removes a node that was made here, if that is still what the name stands for; `unlinkat`
- * knows names only, so that an exchange at that very moment goes unnoticed. Gives 0, or a
+ * Removes a node created here, if the name still refers to it. Because `unlinkat` takes
+ * only a name, a replacement at that very moment is not noticed. Returns 0 or a
  * negative error number.
  */
 export function removeNode(

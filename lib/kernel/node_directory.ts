@@ -1,4 +1,4 @@
-/** Directories in which device nodes are made for others. */
+/** Directories in which device nodes are created for other programs. */
 import {
   AT_STATX_DONT_SYNC,
   AT_SYMLINK_NOFOLLOW,
@@ -27,7 +27,10 @@ import {
 } from "../sys/libc.ts";
 import { readLink } from "../sys/sysfs.ts";
 
-/** A directory in which nodes are made for others, and removed again. It is held by its descriptor: whoever moves it does not lead us elsewhere. */
+/**
+ * A directory in which nodes are created for other programs, and removed again. It is
+ * held by its descriptor, so that moving it cannot redirect us.
+ */
 export class NodeDirectory implements Disposable {
   readonly #path: string;
   readonly #isPrivate: boolean;
@@ -49,11 +52,11 @@ export class NodeDirectory implements Disposable {
   }
 
   /**
-   * Opens a directory of the caller's.
+   * Opens a directory of the caller.
    *
-   * @throws {LoopError} `ENOENT`, `ENOTDIR` …; `EINVAL` on a devtmpfs, where nodes are
-   * the kernel's and udev's
-   * @throws {TypeError} for a name that is not UTF-8: the paths of nodes are text
+   * @throws {LoopError} If it cannot be opened (`ENOENT`, `ENOTDIR` …), or is on a
+   * devtmpfs (`EINVAL`), where nodes belong to the kernel and udev.
+   * @throws {TypeError} If its name is not UTF-8, because the paths of nodes are text.
    */
   static open({ text, bytes }: FilePath): NodeDirectory {
     const action = `Cannot make nodes in ${quote(text)}`;
@@ -82,7 +85,10 @@ export class NodeDirectory implements Disposable {
     }
   }
 
-  /** Makes a directory for the nodes of one device, with its node, where that can be opened. It is removed with the nodes. */
+  /**
+   * Creates a directory for the nodes of one device, with its node, in a place where
+   * that node can be opened. It is removed together with the nodes.
+   */
   static makePrivate(name: string, rdev: number): NodeDirectory {
     let failure: unknown;
     for (const parent of PARENTS) {
@@ -116,12 +122,12 @@ export class NodeDirectory implements Disposable {
     });
   }
 
-  /** The path of a node in this directory. */
+  /** Returns the path of a node in this directory. */
   pathOf(name: string): string {
     return `${this.#path}/${name}`;
   }
 
-  /** Makes a node, unless there is one of that device: that is used as it is, whoever made it. */
+  /** Creates a node, or uses an existing node of that device as it is. */
   add(name: string, rdev: number): void {
     const directory = this.#open();
     const node = this.#node(name);
@@ -139,16 +145,19 @@ export class NodeDirectory implements Disposable {
     );
   }
 
-  /** Opens the node of that name for reading: a descriptor, or a negative error number as of {@linkcode openDevNode}. */
+  /**
+   * Opens the node of that name for reading. Returns a descriptor, or a negative error
+   * number as {@linkcode openDevNode} does.
+   */
   openNode(name: string, rdev: number): number {
     const { bytes } = this.#node(name);
     return openNode(FoundFile.findName(this.#open(), bytes), rdev);
   }
 
   /**
-   * Removes what was made, where it is still that, and lets go of the directory: nothing
-   * can be added any more. Gives the error of what could not be removed, which the next
-   * call tries again.
+   * Removes the nodes created here, unless something else has replaced them, and closes
+   * the directory. Returns the error of a node that could not be removed; the next call
+   * tries it again.
    */
   removeAll(): LoopError | undefined {
     let failure: LoopError | undefined;
@@ -171,13 +180,13 @@ export class NodeDirectory implements Disposable {
     }
   }
 
-  /** Lets go of the directory, and leaves the nodes. */
+  /** Closes the directory, and leaves the nodes. */
   close(): void {
     this.#descriptor?.close();
     this.#descriptor = undefined;
   }
 
-  /** Removes what was made, as far as it can be. */
+  /** Removes the nodes created here, as far as possible. */
   [Symbol.dispose](): void {
     this.removeAll();
   }
@@ -218,7 +227,10 @@ export class NodeDirectory implements Disposable {
     this.#isRemoved = true;
   }
 
-  /** The directory, to remove from it; `undefined` when there is nothing to be removed, or it has gone. */
+  /**
+   * Returns the directory to remove nodes from, or `undefined` if there is nothing to
+   * remove or it no longer exists.
+   */
   #takeBack(): FileDescriptor | undefined {
     const held = this.#descriptor;
     this.#descriptor = undefined;
@@ -251,7 +263,7 @@ function isNodeOf(stat: Stat, rdev: number): boolean {
   return isBlockDevice(stat) && stat.rdev === rdev;
 }
 
-/** Opens a node, if it is one of that device. */
+/** Opens a node if it is one of that device. */
 function openNode(found: FoundFile | number, rdev: number): number {
   if (typeof found === "number") return found;
   using node = found;
@@ -259,21 +271,25 @@ function openNode(found: FoundFile | number, rdev: number): number {
 }
 
 /**
- * Opens the node that a device should have in `/dev` for reading: a descriptor, or the
- * negative error number; `-ENOENT` also when the node is one of another device.
+ * Opens the node that a device should have in `/dev` for reading. Returns a descriptor
+ * or a negative error number, which is `-ENOENT` also if the node is one of another
+ * device.
  */
 export function openDevNode(name: string, rdev: number): number {
   return openNode(FoundFile.find(AT_FDCWD, cString(`/dev/${name}`)), rdev);
 }
 
-/** Whether the node that a device should have in `/dev` is there, and can be opened. */
+/**
+ * Returns `true` if the node that a device should have in `/dev` exists and can be
+ * opened.
+ */
 export function hasNode(name: string, rdev: number): boolean {
   const fd = openDevNode(name, rdev);
   if (fd >= 0) new FileDescriptor(fd).close();
   return fd >= 0;
 }
 
-/** Throws why a node cannot be opened: `EACCES` on a mount with the option nodev. */
+/** Throws if a node cannot be opened, as on a mount with the option nodev (`EACCES`). */
 function checkOpens(directory: number, { text, bytes }: FilePath): void {
   const failure = {
     action: `Cannot open ${quote(text)}`,
@@ -287,7 +303,10 @@ function checkOpens(directory: number, { text, bytes }: FilePath): void {
   new FileDescriptor(unwrap(found.open(O_RDONLY), () => failure)).close();
 }
 
-/** The working directory may be another when the path is used. */
+/**
+ * Makes a path absolute, because the working directory may change before the path is
+ * used.
+ */
 function absolute(path: string): string {
   if (path.startsWith("/")) return path;
   const directory = readLink("/proc/self/cwd");
@@ -300,7 +319,10 @@ function absolute(path: string): string {
   );
 }
 
-/** Whether a file system is a devtmpfs. A tmpfs has the same magic number, so that statfs(2) does not tell. */
+/**
+ * Returns `true` if a file system is a devtmpfs. statfs(2) cannot distinguish it from a
+ * tmpfs, which has the same magic number.
+ */
 function isDevtmpfs(device: number): boolean {
   return ownMounts().some((mount) =>
     mount.device === device && mount.type === "devtmpfs"
