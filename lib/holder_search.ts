@@ -498,7 +498,7 @@ class Search {
   async #mapping(user: User, line: Uint8Array): Promise<string | undefined> {
     const number = fieldAfter(line, 0, 3);
     const inode = line.indexOf(BLANK, number) + 1;
-    if (number === 0 || inode === 0 || line[inode] === ZERO) return undefined; // anonymous mapping
+    if (number === 0 || inode === 0 || line[inode] === ZERO) return undefined; // no file
     const end = line.indexOf(BLANK, inode);
     const file = decoder.decode(line.subarray(number, end));
     const path = (): string =>

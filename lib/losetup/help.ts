@@ -1,7 +1,7 @@
-/** What `--help` prints. */
+/** Text of `--help`. */
 import { COLUMNS } from "./columns.ts";
 
-/** The options, by what they are for. */
+/** Returns the help text, with the options grouped by purpose. */
 export function help(): string {
   return `losetup: attach files to loop devices, list and detach them
 
