@@ -88,7 +88,7 @@ export function checkBytes(value: unknown, name: string): bigint {
   }
   if (typeof value === "number" && !Number.isSafeInteger(value)) {
     throw new RangeError(
-      `Cannot use ${value} as ${name}: it must be an integer, and a bigint above 2^53-1`,
+      `Cannot use ${value} as ${name}: it must be an integer (a bigint above 2^53-1)`,
     );
   }
   const bytes = BigInt(value);
@@ -127,7 +127,7 @@ export function checkTimeout(value: unknown): number {
   }
   if (!(value >= 0)) {
     throw new RangeError(
-      `Cannot use ${value} as timeout: it must be 0 or more milliseconds`,
+      `Cannot use ${value} as timeout: it must be at least 0 milliseconds`,
     );
   }
   return value;
@@ -166,12 +166,12 @@ export function checkPath(path: unknown): FilePath {
   }
   if (path.includes("\0")) {
     throw new TypeError(
-      `Cannot use ${quote(path)} as a path: it holds a NUL character`,
+      `Cannot use ${quote(path)} as a path: it contains a NUL character`,
     );
   }
   if (!path.isWellFormed()) {
     throw new TypeError(
-      `Cannot use ${quote(path)} as a path: it holds half a surrogate pair`,
+      `Cannot use ${quote(path)} as a path: it contains an unpaired surrogate`,
     );
   }
   return { text: path, bytes: cString(path) };
@@ -182,7 +182,7 @@ function checkUrl(url: URL): FilePath {
     throw new TypeError(
       `Cannot use ${
         quote(url.href)
-      } as a path: it must be a file URL of this machine`,
+      } as a path: it must be a file: URL without a host`,
     );
   }
   const bytes: number[] = [];
@@ -198,7 +198,7 @@ function checkUrl(url: URL): FilePath {
   }
   if (bytes.includes(0)) {
     throw new TypeError(
-      `Cannot use ${quote(url.href)} as a path: it holds a NUL character`,
+      `Cannot use ${quote(url.href)} as a path: it contains a NUL character`,
     );
   }
   return {

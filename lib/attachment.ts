@@ -87,7 +87,7 @@ export class Attachment implements AsyncDisposable {
     { nodes, timeout = DEFAULT_TIMEOUT }: Internals = {},
   ) {
     if (!(loop instanceof BoundLoop)) {
-      throw new TypeError("Cannot make an Attachment: attach() makes them");
+      throw new TypeError("Cannot construct Attachment: use attach()");
     }
     this.loop = this.#loop = loop;
     this.#nodes = nodes;
@@ -468,7 +468,7 @@ export class Attachment implements AsyncDisposable {
       operation: what.split(" ", 1)[0]!,
       path,
       hint: this.#isPersisted
-        ? "it was persisted: open it anew"
+        ? "it was persisted: open the device again"
         : "it was detached",
     });
   }

@@ -73,6 +73,6 @@ export function describeHolders(
   const words = holders.slice(0, MAX_NAMED).map(describeHolder);
   const rest = holders.length - words.length;
   if (rest > 0) words.push(`and ${rest} more`);
-  if (!complete) words.push("what other users do cannot be seen");
+  if (!complete) words.push("some processes and mounts could not be checked");
   return words;
 }

@@ -195,13 +195,15 @@ async function busyError(
   const found = await holdersOrNone(minor);
   const { holders } = found;
   const who = describeHolders(found);
-  if (holders.length === 0) who.unshift("somebody else has it open");
+  if (holders.length === 0) who.unshift("another process has it open");
   if (failure !== undefined) who.push(failure.message);
   return new LoopBusyError(`Cannot detach ${quote(path)}`, {
     errno: EBUSY,
     operation: "detach",
     path,
-    hint: `${who.join("; ")}; the kernel detaches it when they let go`,
+    hint: `${
+      who.join("; ")
+    }; the kernel detaches it when the last one closes it`,
     holders,
     cause: failure,
   });

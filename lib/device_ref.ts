@@ -78,7 +78,7 @@ export function recycled(action: string, path: string): StaleDeviceError {
   return new StaleDeviceError(
     `Cannot ${action} ${quote(path)}`,
     path,
-    "it is bound to something else by now",
+    "it is now bound to another file",
   );
 }
 
@@ -89,7 +89,7 @@ export function recycled(action: string, path: string): StaleDeviceError {
 export function locate(path: string): { minor: number } | { node: FilePath } {
   if (typeof path !== "string") {
     throw new TypeError(
-      "Cannot find the device: it must be a path, name or number",
+      "Cannot use the device: it must be a path, name or number",
     );
   }
   // The bare name of a partition, which the caller refuses.

@@ -90,7 +90,7 @@ export function list(filter: ListFilter = {}): LoopDevice[] {
   checkOptions(filter, ["under", "deleted", "reference"]);
   const { reference } = filter;
   if (reference !== undefined && typeof reference !== "string") {
-    throw new TypeError(`Cannot use the reference: it must be a string`);
+    throw new TypeError(`Cannot use reference: it must be a string`);
   }
   const deleted = checkBoolean(filter.deleted, "deleted");
   const directory = filter.under === undefined

@@ -173,7 +173,7 @@ function diagnoseProc(result: number): Check {
     ? noDescriptors(-result)
     : problem(
       "/proc",
-      `it cannot be read (${errnoName(-result)}): nothing can be found out`,
+      `it cannot be read (${errnoName(-result)}): nothing else can be checked`,
       "mount -t proc proc /proc",
     );
 }
@@ -239,12 +239,12 @@ function diagnoseDriver(): Check {
       ? warning(
         "driver",
         "it is not loaded: the kernel loads it when loop-control is opened",
-        "to find out more: modprobe loop, and look again",
+        "for details: modprobe loop, then run this again",
       )
       : problem(
         "driver",
         "the kernel has no loop driver",
-        "load it where that is allowed: modprobe loop (in a container: on the host)",
+        "load it: modprobe loop (in a container: on the host)",
       );
   }
   const kind = isThere(`${module}/initstate`)
@@ -293,7 +293,7 @@ function diagnoseAccess(self: Process): Check[] {
   return [
     ...checks,
     refused ??
-      ok("device", "all are in use: the kernel adds one when it is needed"),
+      ok("device", "all are in use: the kernel adds one on demand"),
   ];
 }
 
@@ -344,23 +344,23 @@ function cgroupRule({ type, numbers }: RefusedNode): string {
 
 function diagnoseMissing(node: RefusedNode, self: Process): Check {
   const { path } = node;
-  const refusal = `there is no ${path}, and no node of it can be made: `;
+  const refusal = `${path} does not exist, and no node can be created: `;
   if (self.isInUserNamespace) {
     return problem(
       "user namespace",
-      `${refusal}root of a user namespace has no right to devices`,
-      `give ${path} to the container, and its users the right to open it`,
+      `${refusal}root of a user namespace may not access devices`,
+      `pass ${path} to the container, and allow its users to open it`,
     );
   }
   return can(self, CAP_MKNOD)
     ? problem(
       "device cgroup",
-      `${refusal}making it is forbidden`,
+      `${refusal}the device cgroup forbids it`,
       `allow it: docker run ${cgroupRule(node)}`,
     )
     : problem(
       nameOf(node),
-      `${refusal}that takes CAP_MKNOD`,
+      `${refusal}it requires CAP_MKNOD`,
       `mknod ${path} as root (in a container: --device ${path})`,
     );
 }
@@ -374,22 +374,22 @@ function diagnoseForbidden(
   if (self.isInUserNamespace) {
     return problem(
       "user namespace",
-      `${refusal}root of a user namespace has no right to devices`,
-      "run outside of it, as root (podman, docker: not rootless)",
+      `${refusal}root of a user namespace may not access devices`,
+      "run it outside, as root (podman, docker: not rootless)",
     );
   }
   if (self.uid !== 0 && !can(self, CAP_DAC_OVERRIDE)) {
     return problem(
       "rights",
-      `${refusal}user ${self.uid} has no right to`,
-      "run it as root, or in the group of the node (often disk)",
+      `${refusal}user ${self.uid} has no permission`,
+      "run it as root or as a member of the group of the node (often disk)",
     );
   }
   if (self.devMount?.options.includes("nodev")) {
     return problem(
       "/dev",
       `${refusal}/dev is mounted with the option nodev`,
-      "mount it without: mount -o remount,dev /dev",
+      "remove it: mount -o remount,dev /dev",
     );
   }
   if (error.errno === EPERM) {
@@ -412,7 +412,7 @@ function probe(loop: Loop): Check {
     return problem(
       "ioctls",
       "this kernel has no LOOP_CONFIGURE",
-      "attach with Loop.setFd() and setStatus(), or use Linux 5.10 or later",
+      "use Loop.setFd() and setStatus(), or Linux 5.10 or later",
     );
   }
   let hasSequence = true;
@@ -423,11 +423,11 @@ function probe(loop: Loop): Check {
     hasSequence = false;
   }
   return hasSequence
-    ? ok("ioctls", "LOOP_CONFIGURE and BLKGETDISKSEQ, and all that are older")
+    ? ok("ioctls", "LOOP_CONFIGURE, BLKGETDISKSEQ and all older ones")
     : warning(
       "ioctls",
       "LOOP_CONFIGURE, but no disk sequence numbers (Linux 5.15)",
-      "a device that was recycled is known by its file only",
+      "reused devices are recognized only by their backing file",
     );
 }
 
@@ -444,16 +444,16 @@ function diagnoseDevDirectory({ devMount: mount }: Process): Check[] {
   if (mount === undefined) {
     return [warning(
       "/dev",
-      "it is a plain directory: nodes do not appear by themselves",
+      "it is a plain directory: nodes do not appear automatically",
       "for other programs: attach({ nodes }), loopdev mknod",
     )];
   }
   return [
     mount.type === "devtmpfs"
-      ? ok("/dev", "devtmpfs: the kernel makes the nodes")
+      ? ok("/dev", "devtmpfs: the kernel creates the nodes")
       : warning(
         "/dev",
-        `${mount.type}: nodes do not appear by themselves`,
+        `${mount.type}: nodes do not appear automatically`,
         "for other programs: attach({ nodes }), loopdev mknod",
       ),
   ];
@@ -482,7 +482,7 @@ function diagnoseNodes(): Check[] {
   if (missing.length > 0) {
     checks.push(warning(
       "nodes",
-      `of ${minors.length} devices ${missing.length} have no node: ${
+      `${missing.length} of ${minors.length} devices have no node: ${
         some(missing)
       }`,
       "for other programs: loopdev mknod DEV /dev",
@@ -490,7 +490,7 @@ function diagnoseNodes(): Check[] {
   }
   return checks.length > 0
     ? checks
-    : [ok("nodes", `all ${minors.length} devices have theirs`)];
+    : [ok("nodes", `all ${minors.length} devices have one`)];
 }
 
 /**
@@ -502,8 +502,10 @@ function diagnoseLeftNodes(): Check[] {
   if (left.length === 0) return [ok("left nodes", "none")];
   return [warning(
     "left nodes",
-    `somebody who was killed left private nodes behind: ${some(left)}`,
-    `they give access to later devices: rm -r ${left.slice(0, 3).join(" ")}`,
+    `a killed process left private nodes: ${some(left)}`,
+    `they give access to later devices; remove them: rm -r ${
+      left.slice(0, 3).join(" ")
+    }`,
   )];
 }
 
@@ -518,18 +520,18 @@ function diagnoseCapabilities(self: Process): Check[] {
     return [ok("capabilities", "CAP_SYS_ADMIN: partitions and mounts work")];
   }
   const consequence =
-    "partitions cannot be made, nor most file systems mounted";
+    "partitions cannot be created, and most file systems not mounted";
   return [
     self.isInUserNamespace
       ? warning(
         "user namespace",
-        `its root is not that of the system: ${consequence}`,
-        "for these: run outside of it, as root",
+        `its root is not root of the system: ${consequence}`,
+        "run it outside, as root",
       )
       : warning(
         "capabilities",
         `no CAP_SYS_ADMIN: ${consequence}`,
-        "for these: run as root (in a container: --cap-add SYS_ADMIN)",
+        "run it as root (in a container: --cap-add SYS_ADMIN)",
       ),
   ];
 }
@@ -542,8 +544,8 @@ function diagnoseStalePartitions(): Check[] {
   if (stale.length === 0) return [ok("stale partitions", "none")];
   return [warning(
     "stale partitions",
-    `an earlier user of the device left ${some(stale)} behind`,
-    "attach() removes them; other tools show them with the next file",
+    `${some(stale)} are left over from an earlier file of their device`,
+    "attach() removes them; with other tools they show parts of the next file",
   )];
 }
 
@@ -557,8 +559,10 @@ function diagnoseDeletedFiles(): Check[] {
   return deleted.map(({ path, backingFile }) =>
     warning(
       "deleted files",
-      `${path} keeps the space of ${quote(backingFile)}, which was deleted`,
-      `if nobody needs it: loopdev detach ${path}`,
+      `${path} uses ${
+        quote(backingFile)
+      }, which was deleted but still takes up space`,
+      `if it is no longer needed: loopdev detach ${path}`,
     )
   );
 }
@@ -574,7 +578,7 @@ function diagnoseUdev(): Check {
 async function diagnoseParsers(): Promise<Check> {
   const config = await kernelConfig();
   if (config === undefined) {
-    return ok("partition tables", "read by loopdev where the kernel does not");
+    return ok("partition tables", "read by loopdev if the kernel does not");
   }
   const has = (option: string): boolean =>
     new RegExp(`^${option}=y$`, "m").test(config);
@@ -585,8 +589,8 @@ async function diagnoseParsers(): Promise<Check> {
   return ok(
     "partition tables",
     kinds.length === 0
-      ? "this kernel reads none: loopdev does"
-      : `this kernel reads ${kinds.join(" and ")}, and loopdev what it misses`,
+      ? "this kernel reads none; loopdev reads them instead"
+      : `this kernel reads ${kinds.join(" and ")}; loopdev reads the rest`,
   );
 }
 

@@ -80,7 +80,7 @@ export async function bindFirstFree<T>(
           operation: error.operation,
           path: error.path,
           hint:
-            `tried ${candidates.count} loop devices ${tries} times; the last answer: ${error.message}`,
+            `made ${tries} attempts on ${candidates.count} loop devices; the last error: ${error.message}`,
         });
       }
     }

@@ -65,7 +65,7 @@ export class Backing implements Disposable {
    * description, and the caller's may outlive the device or be attached twice.
    */
   reopen(readOnly: boolean): Backing {
-    const action = `Cannot open ${this.name} again, to lock its bytes`;
+    const action = `Cannot open ${this.name} again to lock its bytes`;
     const flags = unwrap(openFlags(this.fd), () => ({
       action,
       operation: "fcntl",
@@ -80,7 +80,7 @@ export class Backing implements Disposable {
       () => ({
         action,
         operation: "open",
-        hint: 'overlap: "allow" attaches it without a lock',
+        hint: 'use overlap: "allow" to attach it without a lock',
       }),
     );
     const descriptor = new FileDescriptor(fd);
@@ -126,7 +126,7 @@ export class Backing implements Disposable {
     unwrap(
       ioctlPointer(this.fd, BLKGETSIZE64, new Uint8Array(size.buffer)),
       () => ({
-        action: `Cannot find the size of ${this.name}`,
+        action: `Cannot determine the size of ${this.name}`,
         operation: "BLKGETSIZE64",
       }),
     );

@@ -85,12 +85,12 @@ function removeStalePartitions(loop: Loop): void {
   using exclusive = reopen(
     loop,
     O_RDONLY | O_EXCL,
-    "remove old partitions of",
+    "remove the old partitions of",
   );
   if (isBound(loop.minor)) return; // another process was faster
   const { minor, path } = loop;
   removePartitions(
     { fd: exclusive.fd, minor, path },
-    "remove the partitions that an earlier user left on",
+    "remove the leftover partitions of",
   );
 }

@@ -48,6 +48,6 @@ function emptyRange(
     operation: "attach",
     hint: isPastEnd
       ? `offset ${offset} is past the end: the file has ${size} bytes`
-      : `the range holds no whole block of ${blockSize} bytes: the file has ${size} bytes`,
+      : `the range is smaller than one block of ${blockSize} bytes: the file has ${size} bytes`,
   });
 }

@@ -121,7 +121,7 @@ export function lockedError(
     errno: EBUSY,
     operation: "fcntl",
     hint:
-      'another program has locked some of its bytes, as virtual machines do; overlap: "allow" (--overlap) attaches it all the same',
+      'another program, such as a virtual machine, has locked some of its bytes; use overlap: "allow" (--overlap) to attach it anyway',
   });
 }
 
@@ -205,7 +205,7 @@ function overlapError(action: string, { path }: LoopDevice): LoopError {
     errno: EBUSY,
     operation: "attach",
     path,
-    hint: `some of its bytes are behind ${path} already`,
+    hint: `${path} already shows some of its bytes`,
   });
 }
 

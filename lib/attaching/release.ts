@@ -221,7 +221,7 @@ export function reportWriteBack(
     action: `Cannot write back ${quote(loop.path)}`,
     operation: "sync_file_range",
     path: loop.path,
-    hint: "what was written last is not in the file",
+    hint: "the data written last is not in the file",
   }));
 }
 

@@ -92,15 +92,15 @@ function mismatch(
   } else if (what === "block size" && decodeFlags(info.flags).directIo) {
     errno = EINVAL;
     why =
-      `: direct I/O to the file needs that; ask for it with blockSize: ${got} (-b ${got})`;
+      `: direct I/O to the file requires it; use blockSize: ${got} (-b ${got})`;
   }
   return new LoopError(
-    `Cannot attach ${backing.name} to ${quote(path)} as asked`,
+    `Cannot attach ${backing.name} to ${quote(path)} as requested`,
     {
       errno,
       operation: "LOOP_CONFIGURE",
       path,
-      hint: `wanted ${what} ${want}, got ${got}${why}`,
+      hint: `requested ${what} ${want}, got ${got}${why}`,
     },
   );
 }
@@ -118,15 +118,15 @@ function whyDirectIo(
     return "the descriptor was opened for direct I/O";
   }
   const alignment = directIoAlignment(backing.fd);
-  if (alignment === 0) return "the file has no direct I/O";
+  if (alignment === 0) return "the file does not support direct I/O";
   const { offset } = config.info;
   if (alignment !== undefined && offset % BigInt(alignment) !== 0n) {
-    return `offset ${offset} is no multiple of ${alignment}, the block size below the file`;
+    return `offset ${offset} is not a multiple of ${alignment}, the block size of its file system`;
   }
   if (alignment !== undefined && config.blockSize < alignment) {
-    return `the block size must be at least ${alignment}, that below the file`;
+    return `the block size must be at least ${alignment}, that of its file system`;
   }
-  return "the file has no direct I/O, or offset or block size do not fit the blocks below it";
+  return "the file does not support direct I/O, or the offset or block size is not a multiple of the block size of its file system";
 }
 
 /**
@@ -140,7 +140,7 @@ function makeWritable(loop: Loop): void {
       action: `Cannot make ${quote(loop.path)} writable`,
       operation: "BLKROSET",
       path: loop.path,
-      hint: "an earlier user of the device had made it read-only",
+      hint: "an earlier user made the device read-only",
     }),
   );
 }

@@ -298,7 +298,7 @@ export function openDirectory(path: string | URL): FileDescriptor {
 export function openMemory(content: Uint8Array | number): FileDescriptor {
   if (typeof content !== "number" && !(content instanceof Uint8Array)) {
     throw new TypeError(
-      "Cannot make a file in memory: content must be a Uint8Array or a number",
+      "Cannot create a file in memory: content must be a Uint8Array or a number",
     );
   }
   if (
@@ -306,12 +306,12 @@ export function openMemory(content: Uint8Array | number): FileDescriptor {
     (!Number.isSafeInteger(content) || content < 0)
   ) {
     throw new RangeError(
-      `Cannot make a file of ${content} bytes in memory: it must be an integer, 0 or more`,
+      `Cannot create a file of ${content} bytes in memory: the size must be an integer, at least 0`,
     );
   }
   const memory = new FileDescriptor(
     unwrap(memfdCreate(cString("loopdev")), () => ({
-      action: "Cannot make a file in memory",
+      action: "Cannot create a file in memory",
       operation: "memfd_create",
     })),
   );
@@ -331,7 +331,9 @@ function write(fd: number, bytes: Uint8Array, offset: number): void {
     done += unwrap(
       pwrite(fd, bytes.subarray(done), offset + done),
       () => ({
-        action: `Cannot put ${offset + bytes.length} bytes into memory`,
+        action: `Cannot write ${
+          offset + bytes.length
+        } bytes to the file in memory`,
         operation: "pwrite",
       }),
     );

@@ -111,8 +111,8 @@ export class FoundFile implements Disposable {
 
 /** Hints for the errors of refusing symbolic links. */
 export const SYMLINK_HINTS: Record<number, string> = {
-  [ELOOP]: "a part of the path is a symbolic link, and those are refused",
-  [ENOSYS]: 'symlinks: "refuse" needs Linux 5.6 or later',
+  [ELOOP]: "part of the path is a symbolic link, which the options refuse",
+  [ENOSYS]: 'symlinks: "refuse" requires Linux 5.6 or later',
 };
 
 /**

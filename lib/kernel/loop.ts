@@ -398,7 +398,8 @@ export class Loop implements Disposable {
     const what = "change the backing file of";
     const change = () =>
       this.#value("LOOP_CHANGE_FD", LOOP_CHANGE_FD, BigInt(fd), what, {
-        [EINVAL]: "the device must be read-only and the new file of that size",
+        [EINVAL]:
+          "the device must be read-only and the new file must have the same size",
         [EBADF]: "the file leads back to this device",
       });
     this.#withoutPartitions(this.#fd, what, change);
@@ -476,7 +477,7 @@ export class Loop implements Disposable {
       `turn direct I/O ${enable ? "on" : "off"} for`,
       {
         [EINVAL]:
-          "the backing file has no direct I/O, or offset or block size are not multiples of its block size",
+          "the backing file does not support direct I/O, or the offset or block size is not a multiple of its block size",
       },
     );
   }
@@ -552,7 +553,7 @@ export class Loop implements Disposable {
       throw new TypeError(
         `Cannot attach a file for writing to ${
           quote(this.path)
-        }: it was opened with readOnly`,
+        }: it was opened readOnly`,
       );
     }
     this.#checkBacking(fd, "LOOP_CONFIGURE");
@@ -706,7 +707,7 @@ export class Loop implements Disposable {
       this.#failure("LOOP_SET_STATUS64", what, {
         ...NOT_BOUND,
         [EBUSY]:
-          "from Linux 6.19 on that is refused while the disk or a partition is mounted or held exclusively",
+          "from Linux 6.19 on, this is refused while the disk or a partition is mounted or held exclusively",
       }),
     );
   }
@@ -1239,12 +1240,12 @@ export function reopen(
 
 /** Hints for the errors of binding a file. */
 const BINDING_HINTS: Record<number, string> = {
-  [EBUSY]: "it is attached already or held exclusively",
+  [EBUSY]: "it is already attached or held exclusively",
   [EBADF]: "the file leads back to this device",
   // Some kernels require the file to have `write_iter` if the device was opened for
   // writing; iso9660 does not.
   [EINVAL]:
-    "the file is a loop device without a backing file, or its file system cannot back a loop device; Linux 6.12.29, 6.14.7 and 6.15 bind files of some read-only file systems, as iso9660, only to a device that was opened with readOnly",
+    "the file is a loop device without a backing file, or its file system cannot back a loop device; Linux 6.12.29, 6.14.7 and 6.15 bind files on some read-only file systems, such as iso9660, only to a device opened readOnly",
 };
 
 /** Binds a file to an open device (`LOOP_CONFIGURE`). */
@@ -1258,7 +1259,7 @@ export function bind(loop: Loop, config: LoopConfig, file: string): void {
     path: loop.path,
     hint: canConfigure(loop, errno)
       ? BINDING_HINTS[errno]
-      : "this kernel has no LOOP_CONFIGURE (Linux 5.8); setFd() and setStatus() remain",
+      : "this kernel has no LOOP_CONFIGURE (Linux 5.8); use setFd() and setStatus()",
   });
 }
 

@@ -111,7 +111,7 @@ export class LoopControl implements Disposable {
       operation: "LOOP_CTL_ADD",
       path: this.#path,
       hint: {
-        [EEXIST]: "it exists",
+        [EEXIST]: "it already exists",
         [EINVAL]: "the number is too high for this kernel",
       },
     }));
@@ -174,7 +174,7 @@ export class LoopControl implements Disposable {
       LOOP_CTL_REMOVE,
       minor,
       `remove loop${minor}`,
-      { [EBUSY]: "a file is attached to it, or somebody has it open" },
+      { [EBUSY]: "a file is attached to it, or a process has it open" },
     );
   }
 

@@ -39,15 +39,16 @@ export function makeNode(
   mode: number,
   rdev: number,
 ): Stat {
-  const action = `Cannot make node ${quote(node.text)}`;
+  const action = `Cannot create node ${quote(node.text)}`;
   const failure = (operation: string) => (): Failure => ({
     action,
     operation,
     path: node.text,
     hint: {
-      [EEXIST]: "there is something else of that name",
+      [EEXIST]: "something else has that name",
       ...operation === "chmod" && {
-        [ENOENT]: "the umask takes some of the mode, and /proc is not mounted",
+        [ENOENT]:
+          "the umask clears some bits of the mode, and /proc is not mounted",
       },
     },
   });

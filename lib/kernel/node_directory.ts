@@ -44,7 +44,7 @@ export class NodeDirectory implements Disposable {
     descriptor: FileDescriptor,
     isPrivate: boolean,
   ) {
-    const action = `Cannot make nodes in ${quote(path)}`;
+    const action = `Cannot create nodes in ${quote(path)}`;
     this.#identity = unwrapStat(statOf(descriptor.fd), action, path);
     this.#path = absolute(path).replace(/\/+$/, "");
     this.#descriptor = descriptor;
@@ -59,7 +59,7 @@ export class NodeDirectory implements Disposable {
    * @throws {TypeError} If its name is not UTF-8, because the paths of nodes are text.
    */
   static open({ text, bytes }: FilePath): NodeDirectory {
-    const action = `Cannot make nodes in ${quote(text)}`;
+    const action = `Cannot create nodes in ${quote(text)}`;
     const encoded = cString(text);
     const isText = encoded.length === bytes.length &&
       encoded.every((byte, index) => byte === bytes[index]);
@@ -77,7 +77,7 @@ export class NodeDirectory implements Disposable {
         errno: EINVAL,
         operation: "stat",
         path: text,
-        hint: "it is on a devtmpfs, where the kernel makes the nodes itself",
+        hint: "it is on a devtmpfs, where the kernel creates the nodes itself",
       });
     } catch (error) {
       descriptor.close();
@@ -112,11 +112,11 @@ export class NodeDirectory implements Disposable {
         failure = error; // EACCES: mounted with the option nodev
       }
     }
-    throw failure ?? new LoopError(`Cannot make a node of ${name}`, {
+    throw failure ?? new LoopError(`Cannot create a node of ${name}`, {
       errno: ENOENT,
       operation: "mkdir",
       path: `/dev/${name}`,
-      hint: `there is none in /dev, and no directory can be made for one in ${
+      hint: `/dev has none, and no directory for one can be created in ${
         PARENTS.join(", ")
       }`,
     });
@@ -197,7 +197,7 @@ export class NodeDirectory implements Disposable {
 
   #open(): number {
     if (this.#descriptor !== undefined) return this.#descriptor.fd;
-    throw new LoopError(`Cannot make nodes in ${quote(this.#path)}`, {
+    throw new LoopError(`Cannot create nodes in ${quote(this.#path)}`, {
       errno: EBADF,
       operation: "mknod",
       path: this.#path,
@@ -211,7 +211,7 @@ export class NodeDirectory implements Disposable {
       action: `Cannot remove node ${quote(path)}`,
       operation: "unlink",
       path,
-      hint: "it gives access to later devices of that number: remove it",
+      hint: "it gives access to later devices of that number; remove it",
     }));
     this.#made.delete(name);
   }
@@ -242,7 +242,7 @@ export class NodeDirectory implements Disposable {
       action: `Cannot remove the nodes in ${quote(path)}`,
       operation: "open",
       path,
-      hint: { [ESTALE]: "it is another directory by now" },
+      hint: { [ESTALE]: "another directory has its name now" },
     };
     const fd = openAt(AT_FDCWD, cString(path), O_PATH | O_DIRECTORY);
     if (fd === -ENOENT) return undefined;
@@ -313,7 +313,7 @@ function absolute(path: string): string {
   if (typeof directory !== "string") return path;
   if (!directory.includes("\ufffd")) return `${directory}/${path}`;
   throw new TypeError(
-    `Cannot make nodes in ${
+    `Cannot create nodes in ${
       quote(path)
     }: the name of the working directory must be UTF-8`,
   );

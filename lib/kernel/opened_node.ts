@@ -120,7 +120,7 @@ export function openFoundNode(
     action: `Cannot open ${quote(path)}`,
     operation: "open",
     path,
-    hint: { [EACCES]: "root and the group of the node may open it" },
+    hint: { [EACCES]: "only root and the group of the node may open it" },
   }));
   return new OpenedNode({ minor, path, fd, rdev, readOnly, isTemporary });
 }
@@ -129,7 +129,7 @@ function whyMissing(minor: number): string {
   const name = `loop${minor}`;
   return rdevOf(minor) === undefined
     ? `there is no ${name}; loopdev add ${minor}, or LoopControl.add(${minor}), adds it`
-    : `the kernel has ${name}, but there is no node for it here`;
+    : `the kernel has ${name}, but it has no node here`;
 }
 
 /** Throws if a node is not that of the expected loop device. */
@@ -145,7 +145,7 @@ function expectLoopDevice(
   if (isBlock) {
     hint = expected === undefined
       ? `the kernel has no loop${minor}`
-      : `it is a node of another device`;
+      : `it is the node of another device`;
   }
   throw new UnexpectedDevice(minor, rdev, mode, { path, hint });
 }
@@ -177,7 +177,7 @@ export function openControlNode({ dirFd, node }: NodePlace): OpenedNode {
     hint: {
       [ENOENT]: "load the driver with modprobe loop",
       [ENODEV]: "this kernel has no loop driver",
-      [EACCES]: "root and the group of the node may open it",
+      [EACCES]: "only root and the group of the node may open it",
     },
   };
   using found = unwrapFound(FoundFile.find(dirFd, node.bytes), () => failure);

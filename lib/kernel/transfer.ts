@@ -109,8 +109,8 @@ function checkTransferred(
     operation,
     path,
     hint: {
-      [ENOSPC]: "they are past the end of the device",
-      [EBADF]: "it is closed, or open for reading only",
+      [ENOSPC]: "the position is past the end of the device",
+      [EBADF]: "the device is closed, or open for reading only",
     },
   }));
 }

@@ -64,27 +64,27 @@ const ALL: readonly Column[] = [
   text("NAME", "path of the device", (device) => device.path),
   bit(
     "AUTOCLEAR",
-    "whether the kernel detaches at the last close",
+    "detached at the last close",
     (device) => device.autoclear,
   ),
   text("BACK-FILE", "path of the file", (device) => device.backingFile),
   number("BACK-INO", "inode of the file", (device) => device.info?.inode),
   text(
     "BACK-MAJ:MIN",
-    "number of the file system of the file",
+    "device number of the file system of the file",
     ({ backingDevice }) => pair(backingDevice, 8),
   ),
-  text("MAJ:MIN", "number of the device", ({ rdev }) => pair(rdev, 3)),
+  text("MAJ:MIN", "device number", ({ rdev }) => pair(rdev, 3)),
   number(
     "OFFSET",
-    "where in the file it begins",
+    "offset in the file at which it starts",
     (device) => device.offset,
   ),
-  bit("PARTSCAN", "whether partitions appear", (device) => device.partscan),
-  bit("RO", "whether it is read-only", (device) => device.readOnly),
-  number("SIZELIMIT", "how large it is at most", (device) => device.sizelimit),
-  bit("DIO", "whether it has direct I/O", (device) => device.directIo),
-  number("LOG-SEC", "its sector size", (device) => device.blockSize),
+  bit("PARTSCAN", "scanned for partitions", (device) => device.partscan),
+  bit("RO", "read-only", (device) => device.readOnly),
+  number("SIZELIMIT", "maximum size", (device) => device.sizelimit),
+  bit("DIO", "direct I/O to the file", (device) => device.directIo),
+  number("LOG-SEC", "logical sector size", (device) => device.blockSize),
 ];
 
 /** Columns of later versions of util-linux, which are printed only if named. */

@@ -381,7 +381,7 @@ class Showing {
       path,
       hint: {
         [EPERM]:
-          "a rule of the device cgroup forbids it: partitions have another major number than loop devices (docker run --device-cgroup-rule='b 259:* rwm', DeviceAllow= of systemd)",
+          "the device cgroup forbids it, because partitions have another major number than loop devices (docker run --device-cgroup-rule='b 259:* rwm', DeviceAllow= of systemd)",
         [EACCES]: Deno.uid() === 0
           ? "it is on a mount with the option nodev"
           : "run it as root",
@@ -432,8 +432,8 @@ class Showing {
       addProblem(
         entry,
         isThere
-          ? "this kernel does not let it grow here"
-          : "this kernel does not show it here",
+          ? "this kernel refuses to enlarge it"
+          : "this kernel refuses to add it",
       );
     }
     return {

@@ -98,7 +98,7 @@ export function findGpts(
   return {
     tables: backups.filter(isUsable),
     damage: damage.filter((text) => text !== "").join("; ") ||
-      "the protective MBR announces a GPT, but there is no header of one behind it or at the end of the disk",
+      "the protective MBR announces a GPT, but no header follows it or is at the end of the disk",
   };
 }
 
@@ -113,9 +113,11 @@ class EntryReader {
 
   /** Returns the bytes, or the reason why they cannot be read. */
   read(offset: number, length: number): Uint8Array | string {
-    if (length > this.#left) return "is one of too many with large tables";
+    if (length > this.#left) {
+      return "exceeds the limit for the size of all tables";
+    }
     const bytes = readFully(this.#source, offset, length);
-    if (bytes === undefined) return "has its entries outside the disk";
+    if (bytes === undefined) return "has entries outside the disk";
     this.#left -= length;
     return bytes;
   }
@@ -216,7 +218,7 @@ function headerFault(bytes: Uint8Array, sector: number): string | undefined {
   const view = viewOf(bytes);
   const size = view.getUint32(HEADER.size, true);
   if (size < MIN_HEADER_SIZE || size > bytes.length) {
-    return `says that it has ${size} bytes`;
+    return `claims a size of ${size} bytes`;
   }
   const summed = bytes.slice(0, size);
   summed.fill(0, HEADER.checksum, HEADER.checksum + 4);
@@ -229,21 +231,21 @@ function headerFault(bytes: Uint8Array, sector: number): string | undefined {
   }
   const own = view.getBigUint64(HEADER.sector, true);
   if (own !== BigInt(sector)) {
-    return `is in sector ${sector}, and says it is in sector ${own}`;
+    return `is in sector ${sector}, but claims to be in sector ${own}`;
   }
   const firstUsable = view.getBigUint64(HEADER.firstUsable, true);
   const lastUsable = view.getBigUint64(HEADER.lastUsable, true);
   if (firstUsable <= PRIMARY_SECTOR || lastUsable < firstUsable) {
-    return `says that the usable sectors are ${firstUsable} to ${lastUsable}`;
+    return `claims that sectors ${firstUsable} to ${lastUsable} are usable`;
   }
   const entrySize = view.getUint32(HEADER.entrySize, true);
   const isPowerOfTwo = (entrySize & (entrySize - 1)) === 0;
   if (entrySize < MIN_ENTRY_SIZE || !isPowerOfTwo) {
-    return `says that an entry has ${entrySize} bytes`;
+    return `claims ${entrySize} bytes for an entry`;
   }
   const count = view.getUint32(HEADER.entryCount, true);
   if (count === 0 || count * entrySize > MAX_ARRAY_SIZE) {
-    return `says that there are ${count} entries of ${entrySize} bytes`;
+    return `claims ${count} entries of ${entrySize} bytes`;
   }
   return undefined;
 }

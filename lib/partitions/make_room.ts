@@ -90,7 +90,7 @@ async function busyError(loop: Loop, busy: Doomed): Promise<LoopBusyError> {
     path,
     holders: ours,
     hint: [
-      "it is in use where the table had it before, and nothing was changed",
+      "it is in use at its old position; nothing was changed",
       ...names,
     ].join("; "),
   });

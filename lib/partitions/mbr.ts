@@ -139,7 +139,7 @@ function entryOf(
   if (shown < count) {
     addProblem(
       entry,
-      `cut off at the end of the disk: the table has it end in sector ${
+      `cut off at the end of the disk: according to the table it ends in sector ${
         start + count - 1
       }`,
     );
@@ -195,9 +195,9 @@ function readChain(
       problem: problem ?? `its chain of logical partitions ends: ${fault}`,
     });
     const place = describeExtent({ ...here, count: 1 });
-    if (seen.has(here.start)) return end(`${place} comes twice`);
+    if (seen.has(here.start)) return end(`${place} occurs twice`);
     if (seen.size === MAX_RECORDS || emptyRecords === MAX_EMPTY_RECORDS) {
-      return end(`${place} is one too many`);
+      return end(`${place} exceeds the limit`);
     }
     seen.add(here.start);
     const record = readBootRecord(source, here.start * disk.sectorSize);
@@ -208,7 +208,7 @@ function readChain(
       );
     }
     if (!isWithin({ ...here, count: 1 }, container)) {
-      problem ??= `${place} lies outside of it`;
+      problem ??= `${place} lies outside it`;
     }
     const slots = dataSlots(record, here, container);
     for (const slot of slots) {
@@ -217,7 +217,7 @@ function readChain(
       const start = here.start + slot.start;
       const partition = partitionOf(number, slot.type, start, slot.count);
       if (!isWithin(partition, container)) {
-        problem ??= `${describeExtent(partition)} lies outside of it`;
+        problem ??= `${describeExtent(partition)} lies outside it`;
       }
       partitions.push(partition);
     }

@@ -125,7 +125,7 @@ export function notGranted(failures: readonly Error[]): Error {
   const [cause] = failures.filter(({ message }) =>
     !/No such file/.test(message)
   );
-  const tried = `none that is granted can be opened`;
+  const tried = `none of the granted libraries can be opened`;
   return new Deno.errors.NotCapable(
     `${message} (${tried}${cause === undefined ? "" : `: ${cause.message}`})`,
     { cause: cause ?? failures[0] },

@@ -167,7 +167,7 @@ export function libc(): Libc {
 function openNow(): Libc {
   if (Deno.build.os !== "linux" || SYSCALL_NUMBERS === undefined) {
     throw new Deno.errors.NotSupported(
-      `Cannot use loop devices on ${Deno.build.os} ${Deno.build.arch}: they exist on Linux, and this module knows x86_64 and aarch64`,
+      `Cannot use loop devices on ${Deno.build.os} ${Deno.build.arch}: they require Linux on x86_64 or aarch64`,
     );
   }
   const failures = openGranted();

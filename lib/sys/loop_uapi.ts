@@ -94,7 +94,7 @@ function u32(value: number, field: string): number {
   }
   if (!Number.isInteger(value) || value < 0 || value > 0xffffffff) {
     throw new RangeError(
-      `Cannot set ${field} to ${value}: it has 32 bits, without a sign`,
+      `Cannot set ${field} to ${value}: it must fit in 32 bits, unsigned`,
     );
   }
   return value;
@@ -106,7 +106,7 @@ function u64(value: bigint, field: string): bigint {
   }
   if (value < 0n || value >= 1n << 64n) {
     throw new RangeError(
-      `Cannot set ${field} to ${value}: it has 64 bits, without a sign`,
+      `Cannot set ${field} to ${value}: it must fit in 64 bits, unsigned`,
     );
   }
   return value;

@@ -214,7 +214,7 @@ describe("attach()", onDevices, () => {
         assertEquals(error.operation, "LOOP_CONFIGURE");
         assertEquals(
           error.message,
-          `Cannot attach "${path}" to "/dev/loop${minor}": device or resource busy (EBUSY): it is attached already or held exclusively`,
+          `Cannot attach "${path}" to "/dev/loop${minor}": device or resource busy (EBUSY): it is already attached or held exclusively`,
         );
         assertEquals(scratch.devices(), [a.path]);
       }

@@ -68,7 +68,7 @@ describe("doctor()", onDevices, () => {
       assertCause(
         examined(scratch, "true", { user: NOBODY, ...place }),
         "rights",
-        /^\/dev\/loop-control cannot be opened: user 65534 has no right to$/,
+        /^\/dev\/loop-control cannot be opened: user 65534 has no permission$/,
         /as root/,
       );
       Deno.chmodSync(scratch.path, 0o777);
@@ -252,8 +252,9 @@ describe("doctor()", onDevices, () => {
       assertEquals(deleted, [{
         name: "deleted files",
         status: "warning",
-        finding: `${a.path} keeps the space of "${path}", which was deleted`,
-        remedy: `if nobody needs it: loopdev detach ${a.path}`,
+        finding:
+          `${a.path} uses "${path}", which was deleted but still takes up space`,
+        remedy: `if it is no longer needed: loopdev detach ${a.path}`,
       }]);
     }),
   );

@@ -830,7 +830,7 @@ describe("Loop.mknod()", onDevices, () => {
         `umask 077; strace -f -qq -o /dev/null -e trace=fchmodat -e inject=fchmodat:error=EPERM \
            '${Deno.execPath()}' run -q --no-check --allow-ffi '${path}'`,
       );
-      assertMatch(stdout, /^LoopError EPERM Cannot make node /, stderr);
+      assertMatch(stdout, /^LoopError EPERM Cannot create node /, stderr);
       assertThrows(() => Deno.lstatSync(`${scratch.path}/${own.name}`));
     }),
   );

@@ -46,13 +46,13 @@ function documentedDeviations(): string[] {
 
 /** Of these no output tells; the other tests here, or none, do. */
 const NOT_COMPARED = [
-  "`-d` throws away what was written last",
-  "`-f FILE` fails when a device has no node, and waits when it is held",
-  "partitions of the last file stay",
-  "a bad `-b` attaches the file for a moment",
-  "a narrow terminal gets cells on lines of their own",
+  "`-d` discards the data written last",
+  "`-f FILE` fails if a device has no node, and waits if it is held exclusively",
+  "partitions of the previous file stay",
+  "an invalid `-b` attaches the file for a moment",
+  "a narrow terminal wraps cells",
   "messages are translated",
-  "`write error` of long output does not say why",
+  "`write error` of long output has no reason",
   "a locale must be installed",
   "`LOOPDEV_DEBUG` traces",
 ];

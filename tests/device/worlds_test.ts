@@ -142,7 +142,7 @@ describe("a /dev without nodes", onDevices, () => {
         { user: "setpriv --bounding-set -mknod" },
       );
       const missing =
-        /^(LoopError ENOENT .* the kernel has loop\d+, but there is no node for it here\n){2}$/;
+        /^(LoopError ENOENT .* the kernel has loop\d+, but it has no node here\n){2}$/;
       assertMatch(stdout, missing, stderr);
       const control = inNamespace(
         scratch,

@@ -71,19 +71,20 @@ const pending = (world: World) => {
   world.clear("A");
 };
 
-const HELP = "`--help` in its own words";
-const CUT = "a DEV of more than 127 bytes is cut";
-const VERSION = "`--version` names this program";
-const TWO_DEVICES = "`-l DEV DEV` attaches one to the other";
-const DIRECT_IO = "`--direct-io` is dropped in silence where it cannot be";
-const DETACHES = "a failed attach detaches what was there";
-const WRAPS = "numbers are cut to 32 bits";
+const HELP = "`--help` is that of util-linux";
+const CUT = "a DEV of more than 127 bytes is truncated";
+const VERSION = "`--version` names util-linux";
+const TWO_DEVICES = "`-l DEV DEV` attaches one device to the other";
+const DIRECT_IO = "`--direct-io` is silently ignored if it is not possible";
+const DETACHES = "a failed attach detaches the previous file";
+const WRAPS = "numbers are truncated to 32 bits";
 const HANGS = "a FIFO as FILE hangs";
 const AGAIN = "`-d A BAD` detaches A again";
-const READ_ONLY = "a device that an earlier owner made read-only stays so";
-const PARTITION = "a partition as DEV to attach to stands for its disk";
-const STALE = "a node of no device adds the device";
-const NO_NAME = "an empty FILE fails for no reason that is true";
+const READ_ONLY =
+  "a device that an earlier user made read-only stays read-only";
+const PARTITION = "attaching to a partition attaches to its disk";
+const STALE = "a node without a device adds the device";
+const NO_NAME = "an empty FILE fails with a misleading error";
 const DEV_LOOP = "a directory `/dev/loop` empties all lists";
 
 const OPTIONS = situation("", {}, [

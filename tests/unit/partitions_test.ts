@@ -133,7 +133,10 @@ describe("readTable() of hostile headers", () => {
     };
     const error = assertThrows(() => readTable(source), DamagedTable);
     assertStringIncludes(error.message, "do not match their checksum");
-    assertStringIncludes(error.message, "too many with large tables");
+    assertStringIncludes(
+      error.message,
+      "exceeds the limit for the size of all tables",
+    );
     // A second look tells the sector size.
     assert(bytes < (17 << 20), `${bytes} bytes were read`);
   });
@@ -213,7 +216,7 @@ describe("readTable() of a GPT", () => {
     const image = gptImage({ sectorSize: 4096, partitions: TWO });
     assertEquals(
       damage(image, { sectorSize: 512 }),
-      "the GPT is for sectors of 4096 bytes, and the disk has 512",
+      "the GPT is for sectors of 4096 bytes, but those of the disk have 512",
     );
   });
 
@@ -348,18 +351,24 @@ describe("readTable() of a GPT with a damaged copy", () => {
 
   const sane: [string, (header: DataView) => void][] = [
     ["revision 0x20000", (header) => header.setUint32(8, 0x20000, true)],
-    ["has 91 bytes", (header) => header.setUint32(12, 91, true)],
-    ["has 513 bytes", (header) => header.setUint32(12, 513, true)],
+    ["claims a size of 91 bytes", (header) => header.setUint32(12, 91, true)],
+    ["claims a size of 513 bytes", (header) => header.setUint32(12, 513, true)],
     ["sector 5", (header) => header.setBigUint64(24, 5n, true)],
     ["0 to 2014", (header) => header.setBigUint64(40, 0n, true)],
     ["2015 to 2014", (header) => header.setBigUint64(40, 2015n, true)],
-    ["entry has 0 bytes", (header) => header.setUint32(84, 0, true)],
-    ["entry has 64 bytes", (header) => header.setUint32(84, 64, true)],
-    ["entry has 384 bytes", (header) => header.setUint32(84, 384, true)],
-    ["are 0 entries", (header) => header.setUint32(80, 0, true)],
-    ["are 32769 entries", (header) => header.setUint32(80, 32769, true)],
+    ["claims 0 bytes for an entry", (header) => header.setUint32(84, 0, true)],
     [
-      "are 4294967295 entries of 2147483648 bytes",
+      "claims 64 bytes for an entry",
+      (header) => header.setUint32(84, 64, true),
+    ],
+    [
+      "claims 384 bytes for an entry",
+      (header) => header.setUint32(84, 384, true),
+    ],
+    ["claims 0 entries", (header) => header.setUint32(80, 0, true)],
+    ["claims 32769 entries", (header) => header.setUint32(80, 32769, true)],
+    [
+      "claims 4294967295 entries of 2147483648 bytes",
       (header) => {
         header.setUint32(80, 0xffffffff, true);
         header.setUint32(84, 0x80000000, true);
@@ -700,7 +709,7 @@ describe("readTable() of an odd MBR", () => {
     (parts: MbrParts) => void,
   ][] = [
     [
-      "cut off at the end of the disk: the table has it end in sector 2063",
+      "cut off at the end of the disk: according to the table it ends in sector 2063",
       [
         2,
       ],
@@ -718,10 +727,10 @@ describe("readTable() of an odd MBR", () => {
     ["overlaps partition 3", [2], ALL, (parts) => {
       parts.slots![1]!.count = 129;
     }],
-    ["extended boot record (sector 256) comes twice", [3], ALL, (parts) => {
+    ["extended boot record (sector 256) occurs twice", [3], ALL, (parts) => {
       parts.records![2]!.slots[1] = { start: 0, count: 1, type: 5 };
     }],
-    ["extended boot record (sector 512) comes twice", [3], [1, 2, 3, 5, 6], (
+    ["extended boot record (sector 512) occurs twice", [3], [1, 2, 3, 5, 6], (
       parts,
     ) => {
       parts.records![1]!.slots[1]!.start = 256;
@@ -740,7 +749,7 @@ describe("readTable() of an odd MBR", () => {
     ], (parts) => {
       parts.records![1]!.slots[1]!.start = 100000 - 256;
     }],
-    ["boot record (sector 1300) lies outside of it", [3], ALL, (parts) => {
+    ["boot record (sector 1300) lies outside it", [3], ALL, (parts) => {
       parts.records![1]!.slots[1]!.start = 1300 - 256;
       parts.records![2]!.sector = 1300;
     }],
@@ -750,7 +759,7 @@ describe("readTable() of an odd MBR", () => {
     ["(sector 256) has two links", [3], [1, 2, 3, 5, 6], (parts) => {
       parts.records![0]!.slots[0] = { type: 0x05, start: 256, count: 9 };
     }],
-    ["partition 7 (sectors 769 to 1280) lies outside of it", [3], ALL, (
+    ["partition 7 (sectors 769 to 1280) lies outside it", [3], ALL, (
       parts,
     ) => {
       parts.records![2]!.slots[0]!.count = 512;
