@@ -1,10 +1,10 @@
 /**
- * Shows what this is for, on a real image, and proves that it worked:
+ * Demonstrates the library on a real image and verifies the result:
  *
  *     deno task demo [IMAGE]
  *
- * Without an image it makes one, attaches it, writes to it, detaches it, and looks for
- * what was written in the image. An image of yours is attached read-only and shown.
+ * Without an image, creates one, attaches it, writes to it, detaches it, and finds the
+ * written data in the image. An existing image is attached read-only and shown.
  */
 import { attach, list, LoopError } from "@loopdev/loopdev";
 import { basename } from "@std/path/posix/basename";
@@ -13,14 +13,14 @@ import { printTable } from "../lib/cli/list.ts";
 const MiB = 1024 * 1024;
 const MESSAGE = "written through a loop device\n";
 
-/** What the user can do something about: one line, without a stack. */
+/** Error that the user can correct, printed on one line without a stack. */
 class Problem extends Error {}
 
 function say(step: string): void {
   console.log(`\n# ${step}`);
 }
 
-/** Runs a command; `false` when there is none of that name. */
+/** Runs a command. Returns `false` if it does not exist. */
 async function run(command: string, ...args: string[]): Promise<boolean> {
   console.log(`$ ${command} ${args.join(" ")}`);
   let output;
@@ -36,7 +36,7 @@ async function run(command: string, ...args: string[]): Promise<boolean> {
   );
 }
 
-/** Attaches an image of the user's, read-only. */
+/** Attaches the user's image read-only. */
 async function show(image: string): Promise<void> {
   say(`Attach ${image} read-only`);
   await using device = await attach(image, { readOnly: true });
@@ -49,7 +49,7 @@ async function show(image: string): Promise<void> {
   console.log("It is free.");
 }
 
-/** Makes an image, writes to it through a device, and finds that in the image. */
+/** Creates an image, writes to it through a device, and finds the data in the image. */
 async function make(directory: string): Promise<void> {
   const image = `${directory}/disk.img`;
   say("Make an image of 64 MiB");
@@ -79,7 +79,7 @@ async function make(directory: string): Promise<void> {
   console.log(`Found ${JSON.stringify(MESSAGE)} at byte ${at}.`);
 }
 
-/** Writes a file to the file system of a device. */
+/** Writes a file to the file system on a device. */
 async function writeFile(device: string, directory: string): Promise<void> {
   say("Mount it, write a file, unmount it");
   await Deno.mkdir(directory);
@@ -92,7 +92,7 @@ async function writeFile(device: string, directory: string): Promise<void> {
   }
 }
 
-/** Writes a block of a device. */
+/** Writes a block to a device. */
 async function writeBlock(device: string): Promise<void> {
   say("Write its first block");
   const block = new Uint8Array(512);
@@ -109,7 +109,7 @@ function find(bytes: Uint8Array, text: string): number {
   return -1;
 }
 
-/** Why it cannot work here, if that can be told. */
+/** Returns the reason why attaching cannot work here, if it is known. */
 function obstacle(): string | undefined {
   if (Deno.build.os !== "linux") return "loop devices exist on Linux only";
   if (Deno.uid() !== 0) return "attaching a file needs root: try sudo";

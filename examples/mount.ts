@@ -1,14 +1,14 @@
 /**
- * Attach, mount, unmount, detach, in the right order, also when something fails:
+ * Attaches, mounts, unmounts and detaches in the right order, even if something fails:
  *
  *     deno run --allow-ffi --allow-run=mount,umount examples/mount.ts disk.img /mnt COMMAND...
  *
- * runs COMMAND while the file system of disk.img is mounted on /mnt, so add it to
+ * Runs COMMAND while the file system of disk.img is mounted on /mnt, so add COMMAND to
  * --allow-run.
  */
 import { attach } from "@loopdev/loopdev";
 
-/** Runs a command that must succeed. */
+/** Runs a command, and throws if it fails. */
 async function run(command: string, ...args: string[]): Promise<void> {
   const { success } = await new Deno.Command(command, { args }).spawn().status;
   if (!success) throw new Error(`Cannot ${command} ${args.join(" ")}`);

@@ -1,6 +1,6 @@
 /**
- * A partitioned image from scratch: a table, a file system on one partition, a file in
- * it, and the proof that all of that is in the image.
+ * Builds a partitioned image from scratch: a table, a file system on one partition, and
+ * a file in it. Then verifies that the image contains all of it:
  *
  *     deno run --allow-ffi --allow-write --allow-read --allow-run=sfdisk,mkfs.ext4,mount,umount,fsck.ext4 \
  *       examples/partitioned_image.ts disk.img
@@ -12,7 +12,7 @@ const image = Deno.args[0] ?? await Deno.makeTempFile({ suffix: ".img" });
 const TABLE = "label: gpt\nsize=16M, type=uefi, name=boot\nname=data\n";
 const MESSAGE = "written to the second partition\n";
 
-/** Runs a command that must succeed. */
+/** Runs a command, and throws if it fails. */
 async function run(command: string, args: string[], input = ""): Promise<void> {
   const child = new Deno.Command(command, { args, stdin: "piped" }).spawn();
   const writer = child.stdin.getWriter();
@@ -22,7 +22,7 @@ async function run(command: string, args: string[], input = ""): Promise<void> {
   if (!success) throw new Error(`Cannot ${command} ${args.join(" ")}`);
 }
 
-/** Mounts the partition named data, does something there, and unmounts it. */
+/** Mounts the partition named data, calls a function, and unmounts it. */
 async function withData(
   readOnly: boolean,
   use: (directory: string) => Promise<void>,
@@ -45,7 +45,7 @@ async function withData(
 }
 
 await Deno.writeFile(image, new Uint8Array(), {
-  createNew: Deno.args[0] !== undefined, // an image that is there is kept
+  createNew: Deno.args[0] !== undefined, // never overwrites an existing image
 });
 await Deno.truncate(image, 64 * 1024 * 1024);
 await run("sfdisk", ["--quiet", image], TABLE);
