@@ -17,10 +17,10 @@ import { alone, compile, Program } from "./support.ts";
 
 const MiB = 1 << 20;
 
-/** As much as others may make a search take, in milliseconds. */
+/** Upper limit for a search, whatever other users do, in milliseconds. */
 const DEADLINE = 20_000;
 
-/** What something gives, and how often other work got its turn meanwhile. */
+/** Returns the result of an operation, and how often other work ran during it. */
 async function beside<T>(work: () => Promise<T>): Promise<[T, number]> {
   let turns = 0;
   const timer = setInterval(() => turns++, 1);
@@ -34,7 +34,7 @@ async function beside<T>(work: () => Promise<T>): Promise<[T, number]> {
   }
 }
 
-/** A program of an unprivileged user in a namespace of his own. */
+/** Runs a program as an unprivileged user in its own namespace. */
 function unprivileged(program: string, ...args: string[]): Promise<Program> {
   return Program.start(
     "setpriv",
@@ -56,7 +56,7 @@ function directoryIn({ path }: Scratch): string {
   return directory;
 }
 
-/** Mounts a directory over and over, below directories of long names. */
+/** Mounts a directory many times, below directories with long names. */
 const MOUNTS = `
 #define _GNU_SOURCE
 #include <sys/mount.h>

@@ -49,7 +49,7 @@ async function rejected(call: () => Promise<unknown>): Promise<LoopError> {
   return await assertRejects(call, LoopError);
 }
 
-/** Holds a device open, as another program does. */
+/** Holds a device open like another program. */
 function holdOpen(path: string): Loop {
   return Loop.open(path, { readOnly: true });
 }
@@ -218,7 +218,7 @@ describe("attach()", onDevices, () => {
         );
         assertEquals(scratch.devices(), [a.path]);
       }
-      runOk("losetup", `/dev/loop${minor}`, path); // it is there
+      runOk("losetup", `/dev/loop${minor}`, path); // the device exists
       losetupDetach(`/dev/loop${minor}`);
       using control = new LoopControl();
       control.remove(minor);
@@ -457,7 +457,7 @@ describe("Attachment", onDevices, () => {
       using own = new OwnDevice();
       const c = await attach(scratch.image(), { minor: own.minor });
       losetupDetach(await c.persist());
-      await c.detach(); // free already
+      await c.detach(); // already free
     }),
   );
 
@@ -486,7 +486,7 @@ describe("Attachment", onDevices, () => {
       assertEquals(attribute(own.name, "loop/autoclear"), "0");
       losetupDetach(own.path);
 
-      // The same, with a handle whose descriptor was closed, and the very same file.
+      // Repeated with the same file and a handle whose descriptor was closed.
       const b = await attach(other, { minor: own.minor });
       b.loop.close();
       runOk("losetup", own.path, other);
@@ -573,7 +573,7 @@ describe("Attachment", onDevices, () => {
       assertEquals(scratch.devices(), []);
 
       const b = await attach(scratch.image());
-      await b.detach({ lazy: true }); // nobody has it open
+      await b.detach({ lazy: true }); // no other process has it open
       assertThrows(() => b.size, LoopError);
       assert(isSoon(() => scratch.devices().length === 0));
     }),
@@ -792,7 +792,7 @@ describe("detach()", onDevices, () => {
 describe("attach() and detach()", onDevices, () => {
   it("take one LOOP_CONFIGURE, and open everything with O_CLOEXEC", () => {
     using scratch = new Scratch();
-    using own = new OwnDevice(); // nobody else takes it meanwhile
+    using own = new OwnDevice(); // its number is not found when looking for a free device
     const log = `${scratch.path}/log`;
     Deno.writeTextFileSync(
       `${scratch.path}/once.ts`,

@@ -1,4 +1,4 @@
-/** What an Attachment can do beside being attached and detached. */
+/** Tests of an Attachment other than attaching and detaching. */
 import {
   attach,
   attachAll,
@@ -22,7 +22,7 @@ import {
 
 const MiB = 1 << 20;
 
-/** Bytes that tell their position. */
+/** Returns bytes that encode their position. */
 function pattern(size: number): Uint8Array {
   return Uint8Array.from({ length: size }, (_, index) => index * 7 + 3);
 }
@@ -121,7 +121,7 @@ describe(
           await assertRejects(() => device.read(bytes, position), RangeError);
         }
         await assertRejects(
-          // @ts-expect-error it is no buffer
+          // @ts-expect-error it is not a buffer
           () => device.read("text", 0),
           TypeError,
         );
@@ -171,7 +171,7 @@ describe("attachAll()", onDevices, () => {
     "detaches the others when one is busy, and says which",
     withScratch(async (scratch) => {
       const files = ["a", "b", "c"].map((name) => scratch.image(MiB, name));
-      // udev has the others open for a moment.
+      // udev has the other devices open for a moment.
       const group = await attachAll(files, {
         detachTimeout: hasUdev ? 5000 : 1,
       });
@@ -204,9 +204,9 @@ describe("detach({ ifUnused: true })", onDevices, () => {
         );
         assertMatch(error.message, /nothing was changed/);
         assertEquals(error.holders.length, 1);
-        assertEquals(device.size, MiB); // attached still
+        assertEquals(device.size, MiB); // still attached
       }
-      // What it has open itself does not count.
+      // Descriptors of the attachment itself do not count.
       assert(device.loop.lock("exclusive"));
       const reading = device.read(new Uint8Array(4096), 0);
       await device.detach({ ifUnused: true });
@@ -278,7 +278,7 @@ describe("attach() and swap", onDevices, () => {
       assertEquals(await errorOf(() => attach(second!)), "EBUSY");
       await using writer = await attach(first!, { overlap: "allow" });
       const refused = cli("swap", device.path, first!);
-      assertEquals(refused.code, 0, refused.stderr); // nobody locked it
+      assertEquals(refused.code, 0, refused.stderr); // it is not locked
       await writer.detach();
       const locked = await attach(second!);
       const busy = cli("swap", device.path, second!);

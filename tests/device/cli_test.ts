@@ -199,7 +199,7 @@ describe("loopdev", onDevices, () => {
       const path = scratch.image(4096 + 512);
       assertEquals(cli("attach", path).stderr, "");
       const [device] = scratch.devices();
-      // With sectors of 512 bytes all of it can be read, with larger ones not.
+      // With sectors of 512 bytes, all of it is readable; with larger ones it is not.
       assertEquals(run("cat", device!).stdout.length, 4608);
       const warning =
         /^loopdev: warning: the last 512 bytes of ".*" fill no block of 4096 .*\n$/;
@@ -255,7 +255,7 @@ describe("loopdev", onDevices, () => {
         assertEquals(a, b);
         assertEquals(inode, theirs!.trim());
       }
-      // Two names that read the same: which one is meant?
+      // Two names that read the same are ambiguous.
       const { code, stderr } = run(
         "bash",
         "-c",
@@ -292,7 +292,7 @@ describe("loopdev", onDevices, () => {
       );
       assertEquals(reference.code, 2);
       assertEquals(scratch.devices(), [own.path]);
-      // The character itself is a name like any other.
+      // The replacement character itself is a valid name.
       assertEquals(bash("run detach $'d\\xef\\xbf\\xbd/node'").code, 0);
       assertEquals(scratch.devices(), []);
     }),
@@ -573,13 +573,13 @@ describe("loopdev", onDevices, () => {
           () => Deno.kill(loopdev, "SIGINT"),
           () => terminal.write(new Uint8Array([3])), // Ctrl-C
           () => terminal.write(new Uint8Array([3])),
-          () => run("kill", "-INT", "--", `-${loopdev}`), // its group
+          () => run("kill", "-INT", "--", `-${loopdev}`), // the process group of loopdev
           () => Deno.kill(loopdev, "SIGINT"),
         ];
         for (const send of signals) {
           await send();
           assertEquals(await next(), "INT");
-          // A second one would be on its way.
+          // Time for a second signal to arrive.
           await new Promise((resolve) => setTimeout(resolve, 200));
         }
         Deno.kill(loopdev, "SIGTERM");
@@ -623,7 +623,7 @@ describe("loopdev", onDevices, () => {
       assert(Deno.statSync(`${later}p1`).isBlockDevice);
       assertEquals(cli("detach", later).code, 0);
 
-      // Both headers.
+      // Damages both headers.
       for (const at of [512, image.length - 512]) {
         image.fill(0xee, at + 24, at + 32);
       }
@@ -713,7 +713,7 @@ describe("loopdev", onDevices, () => {
       cli("attach", "--loop-ref", reference, path);
       const other = cli("attach", "--overlap", path).stdout.trim();
       {
-        // Somebody else's device, just being detached: it cannot be opened.
+        // A device of another program that is being detached and cannot be opened.
         using own = new OwnDevice();
         using file = openFile(scratch.image(MiB, "third.img"));
         using loop = new Loop(own.minor);

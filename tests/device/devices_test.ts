@@ -36,7 +36,7 @@ function only(devices: LoopDevice[], path: string): LoopDevice {
   return found;
 }
 
-/** What losetup says of a device. */
+/** Returns losetup's description of a device. */
 function losetup(path: string): Record<string, unknown> {
   const { loopdevices } = JSON.parse(
     runOk("losetup", "--json", "--list", "--output-all", path),
@@ -44,7 +44,7 @@ function losetup(path: string): Record<string, unknown> {
   return loopdevices[0];
 }
 
-/** Combinations of everything that can be asked for. */
+/** Yields combinations of all options. */
 function* combinations(): Generator<Parameters<typeof attach>[1] & object> {
   const offsets = [0, 4096, 512 * 1024];
   const sizelimits = [0, 8192, 2 ** 40];
@@ -162,11 +162,11 @@ describe("list()", onDevices, () => {
       Deno.removeSync(`${path}/z`);
       const deleted = only(list(), b.path);
       assertEquals([deleted.backingFile, deleted.deleted], [`${path}/z`, true]);
-      // Another file takes the name that the kernel shows.
+      // Another file gets the name that the kernel shows.
       scratch.image(MiB, "z (deleted)");
       assertEquals(only(list(), b.path).deleted, true);
 
-      // Deleted, with a name that ends so itself.
+      // A deleted file whose own name ends in " (deleted)".
       Deno.removeSync(literal);
       assertEquals(only(list(), a.path).backingFile, literal);
       assertEquals(only(list(), a.path).deleted, true);
@@ -190,7 +190,7 @@ describe("list()", onDevices, () => {
         only(list(), b.path).backingFile,
         `${scratch.path}/\ufffd`,
       );
-      // A page. Deno cannot make a path this long in one go.
+      // A path of one page. Deno cannot create a path this long in one call.
       const part = "d".repeat(250);
       const depth = Math.ceil(pageSize() / part.length);
       runOk(
@@ -452,7 +452,7 @@ describe("find()", onDevices, () => {
         assertThrows(() => find(`${scratch.path}/none`), LoopError).code,
         "ENOENT",
       );
-      // The name goes to another file, and the file has another name only.
+      // The name moves to another file, and the original file keeps another name only.
       Deno.removeSync(path);
       assertEquals(paths(`${scratch.path}/hard`), both);
       scratch.image();

@@ -1,4 +1,4 @@
-/** The doctor in odd worlds: the true cause comes first. */
+/** Tests doctor() in unusual environments: the true cause comes first. */
 import { attach, type Check, doctor } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -20,7 +20,7 @@ import {
   withScratch,
 } from "./support.ts";
 
-/** What the doctor says in another world. */
+/** Returns the checks of doctor() in another environment. */
 function examined(
   scratch: Scratch,
   setup: string,
@@ -149,14 +149,14 @@ describe("doctor()", onDevices, () => {
   it(
     ...onAnyKernel("names the descriptor limit"),
     withScratch((scratch) => {
-      // Set from within: Deno itself needs more than that to start.
+      // Set from inside, because Deno itself needs more descriptors to start.
       const { stdout, stderr } = inNamespace(
         scratch,
         "true",
         `const { symbols } = Deno.dlopen("libc.so.6", {
            setrlimit: { parameters: ["i32", "buffer"], result: "i32" },
          });
-         await loopdev.doctor(); // loading it takes descriptors too
+         await loopdev.doctor(); // loading it uses descriptors too
          symbols.setrlimit(7, new BigUint64Array([16n, 16n])); // RLIMIT_NOFILE
          console.log(JSON.stringify(await loopdev.doctor()));`,
       );
@@ -239,7 +239,7 @@ describe("doctor()", onDevices, () => {
       }
       const stale = (await doctor())
         .filter(({ name }) => name === "stale partitions");
-      // Some kernels remove them themselves, at the first open.
+      // Some kernels remove them at the first open.
       if (partitionsOf(own.minor).length > 0) {
         assertEquals(stale.map(({ status }) => status), ["warning"]);
         assertMatch(stale[0]!.finding, /left .* behind$/);

@@ -40,22 +40,22 @@ import {
 
 const MiB = 1 << 20;
 
-/** Who is found. */
+/** Returns the holders of a device. */
 async function found(device: DeviceRef): Promise<Holder[]> {
   return (await holders(device)).holders;
 }
 
-/** The holders in words. */
+/** Returns the holders in words. */
 async function describeAll(device: string): Promise<string[]> {
   return (await found(device)).map(describeHolder);
 }
 
-/** Without the processes that look at all devices, as other tests do. */
+/** Removes processes that only examine all devices, as other tests do. */
 function lasting(found: Holder[]): Holder[] {
   return found.filter(({ kind }) => kind !== "process");
 }
 
-/** A process that is there, and has done what it was told, until this is disposed of. */
+/** A process that has started and done its work, and runs until this is disposed of. */
 class Background implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly #output: ReadableStreamDefaultReader<Uint8Array>;
@@ -88,7 +88,7 @@ class Background implements AsyncDisposable {
 
 const noPython = lacking("python3");
 
-/** A process like that which runs a program in Python. */
+/** A background process that runs a program in Python. */
 const Python = {
   start(program: string): Promise<Background> {
     return Background.start(
@@ -518,7 +518,7 @@ describe("LoopBusyError", onDevices, () => {
       const refused = cli("detach", path, "--timeout", "10ms");
       assertEquals(refused.code, 1);
       assertMatch(refused.stderr, new RegExp(`mounted on ${mnt}`));
-      mount[Symbol.dispose](); // and the kernel detaches
+      mount[Symbol.dispose](); // the kernel detaches
       assert(isSoon(() => scratch.devices().length === 0));
       await a.detach();
     }),
@@ -542,7 +542,7 @@ describe("LoopBusyError", onDevices, () => {
   });
 
   it("says when others cannot be seen", async () => {
-    // Without rights nothing can be attached, but holders can be looked for.
+    // Without root, nothing can be attached, but holders can be searched for.
     const { code, stdout } = run(
       "bash",
       "-c",

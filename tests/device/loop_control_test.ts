@@ -92,8 +92,8 @@ describe("LoopControl.remove()", onDevices, () => {
   it(
     "removes the lowest in sysfs that is unbound and not open",
     withScratch((scratch) => {
-      // In a mount namespace whose sysfs shows devices of this test only: any
-      // other unbound device belongs to somebody else.
+      // In a mount namespace whose sysfs shows only devices of this test: any other
+      // unbound device may belong to another program.
       using bound = new OwnDevice();
       using open = new OwnDevice();
       const control = new LoopControl();

@@ -38,7 +38,7 @@ function code(call: () => unknown): string {
   return assertThrows(call, LoopError).code;
 }
 
-/** Runs a script that may hang: what it printed until the deadline. */
+/** Runs a script that may hang, and returns its output up to the deadline. */
 function runFor(seconds: number, scratch: Scratch, body: string): string {
   const path = `${scratch.path}/script.ts`;
   Deno.writeTextFileSync(path, script(body));
@@ -86,7 +86,7 @@ describe("new Loop()", onDevices, () => {
     "takes 0 as a descriptor, not as none",
     withScratch((scratch) => {
       using own = new OwnDevice();
-      // Descriptor 0 of the child is a directory without nodes.
+      // Descriptor 0 of the child process is a directory without nodes.
       const script = `
         import { Loop } from "${new URL("../../mod.ts", import.meta.url)}";
         try { new Loop(${own.minor}, { dirFd: 0 }); } catch (error) {
@@ -124,7 +124,7 @@ describe("new Loop()", onDevices, () => {
       assertEquals(refused(0o100000, "regular file"), 0);
       Deno.removeSync(node);
       runOk("mkfifo", node);
-      refused(0o010000, "FIFO"); // and does not hang
+      refused(0o010000, "FIFO"); // must not hang
       Deno.removeSync(node);
       Deno.mkdirSync(node);
       refused(0o040000, "directory");
@@ -203,7 +203,7 @@ describe(
            const calls = "${name}" === "loop-control"
              ? [() => {
                const control = new LoopControl({ dirFd: directory.fd });
-               control.getUnbound(); // ENOTTY when it is the FIFO
+               control.getUnbound(); // ENOTTY if it is the FIFO
                return control;
              }]
              : [
@@ -297,7 +297,7 @@ describe("Loop.setFd()", onDevices, () => {
       using directory = openDirectory(scratch.path);
       assertEquals(code(() => loop.setFd(directory.fd)), "EISDIR");
       assertEquals(code(() => loop.setFd(9999)), "EBADF");
-      assertEquals(code(() => loop.setFd(loop.fd)), "EBADF"); // itself
+      assertEquals(code(() => loop.setFd(loop.fd)), "EBADF"); // the device itself
       using other = new OwnDevice();
       using unbound = new Loop(other.minor);
       assertEquals(code(() => loop.setFd(unbound.fd)), "EINVAL");
@@ -394,7 +394,7 @@ describe("Loop.changeFd()", onDevices, () => {
         runOk("od", "-An", "-tu1", "-N1", own.path).trim(),
         "7",
       );
-      // The descriptor allows writing, the device does not.
+      // The descriptor allows writing, but the device does not.
       assert(loop.isReadOnly());
     }),
   );
@@ -647,7 +647,7 @@ describe("Loop.setStatus()", onDevices, () => {
       using loop = new Loop(own.minor);
       using file = openFile(scratch.image());
       loop.configure(file.fd, { autoclear: true });
-      loop.setStatus({ partscan: false }); // it is off
+      loop.setStatus({ partscan: false }); // already off
       loop.setStatus({ partscan: true });
       assertEquals(attribute(own.name, "loop/partscan"), "1");
       loop.setStatus({ partscan: true });
@@ -712,7 +712,7 @@ describe("Loop.getInfo()", onDevices, () => {
       using loop = new Loop(own.minor);
       using file = openFile(scratch.image());
       loop.configure(file.fd, { autoclear: true });
-      // Behind a NUL in the name somebody keeps bytes of his own.
+      // Another program stores its own bytes after a NUL in the name.
       const info = loop.getInfo();
       info.bytes.set([0x61, 0, 0xff, 0xfe], 56);
       assertEquals(ioctlPointer(loop.fd, LOOP_SET_STATUS64, info.bytes), 0);
@@ -736,7 +736,7 @@ describe("Loop.lock()", onDevices, () => {
       using own = new OwnDevice();
       using a = new Loop(own.minor);
       using b = new Loop(own.minor);
-      // udev locks a device while it looks at it.
+      // udev locks a device while it examines it.
       assert(isSoon(() => a.lock("exclusive")));
       assertEquals(b.lock("shared"), false);
       assertEquals(run("flock", "-n", own.path, "true").code, 1);

@@ -36,7 +36,7 @@ async function oursOk(...args: string[]): Promise<string> {
   return stdout.trim();
 }
 
-/** The first cells of the table of deviations. */
+/** Returns the first cells of the table of deviations. */
 function documentedDeviations(): string[] {
   const source = Deno.readTextFileSync(`${PROJECT}losetup.ts`);
   return [...source.matchAll(/^ \* \| (.*?) \| .* \| .* \|$/gm)]
@@ -44,7 +44,7 @@ function documentedDeviations(): string[] {
     .filter((cell) => cell !== "losetup");
 }
 
-/** Of these no output tells; the other tests here, or none, do. */
+/** Deviations that do not show in output; other tests here cover some of them. */
 const NOT_COMPARED = [
   "`-d` discards the data written last",
   "`-f FILE` fails if a device has no node, and waits if it is held exclusively",
@@ -57,7 +57,7 @@ const NOT_COMPARED = [
   "`LOOPDEV_DEBUG` traces",
 ];
 
-/** The dialect that is compared. */
+/** `true` if losetup has the version to compare with. */
 const isOracle = reasonToSkip === undefined &&
   /util-linux 2\.38\./.test(run("losetup", "--version").stdout);
 
@@ -201,7 +201,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
       assertEquals(device.ref, "a name");
       await oursOk("-d", own.path);
 
-      // 63 bytes are kept, whether they are characters or not.
+      // 63 bytes are kept, even if that splits a character.
       await oursOk("--loop=" + "\xc3\xbc".repeat(40), own.path, path);
       using loop = new Loop(own.minor);
       assertEquals(loop.getInfo().bytes[56 + 62], 0xc3);
@@ -253,7 +253,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
   );
 });
 
-/** A directory with a program losetup, which is ours. */
+/** Creates a directory with our losetup as a program. */
 function installed(scratch: Scratch): string {
   const bin = `${scratch.path}/bin`;
   Deno.mkdirSync(bin);
@@ -266,7 +266,7 @@ function installed(scratch: Scratch): string {
   return bin;
 }
 
-/** Runs a script with each losetup first in PATH, and expects the same of both. */
+/** Runs a script with each losetup first in PATH, and expects equal results. */
 function runWithEach(scratch: Scratch, script: string): string {
   const bin = installed(scratch);
   const file = `${scratch.path}/script`;

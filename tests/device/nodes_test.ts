@@ -1,4 +1,7 @@
-/** Nodes that attach() makes for others: they are the right ones, and gone afterwards. */
+/**
+ * Tests the nodes that attach() creates for other programs: they are correct, and
+ * removed afterwards.
+ */
 import {
   attach,
   type AttachOptions,
@@ -43,7 +46,7 @@ function partitioned(scratch: Scratch): string {
   return image;
 }
 
-/** Shell commands to run loopdev with. */
+/** Shell command to run loopdev. */
 const LOOPDEV =
   `loopdev() { '${Deno.execPath()}' run -q --no-prompt --allow-ffi --allow-run '${CLI}' "$@"; }`;
 
@@ -187,7 +190,7 @@ describe("attach() with nodes", onDevices, () => {
     "refuses a name that is not UTF-8, whose paths could not be told",
     withScratch(async (scratch) => {
       const memory = openMemory(MiB);
-      // Of as many bytes as the character that stands for it.
+      // As many bytes as the replacement character has.
       runOk("bash", "-c", `mkdir '${scratch.path}/'$'\\xf0\\x9f\\x98'`);
       const nodes = new URL(`file://${scratch.path}/%f0%9f%98`);
       await assertRejects(() => attach(memory, { nodes }), TypeError, "UTF-8");

@@ -168,7 +168,7 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
           try {
             const a = await attach("${path}", { overlap: "refuse", readOnly: ${readOnly} });
             console.log("got");
-            for await (const _ of Deno.stdin.readable); // until all have asked
+            for await (const _ of Deno.stdin.readable); // wait until all have asked
             await a.detach();
           } catch (error) {
             console.log(error.code);
@@ -344,7 +344,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
         }).spawn();
         const output = owner.stdout.getReader();
         await output.read();
-        await locked(path); // at once: its owner lives
+        await locked(path); // fails at once, because its owner is alive
         owner.kill("SIGKILL");
         await output.cancel();
         await owner.status;
@@ -449,7 +449,7 @@ describe("overlap()", () => {
   });
 });
 
-/** Attaches a file to a device, as somebody else, and adds a partition. */
+/** Attaches a file to a device, like another program, and adds a partition. */
 function attachTheirs(device: OwnDevice, scratch: Scratch): void {
   runOk("losetup", device.path, scratch.image(MiB, "theirs"));
   runOk("addpart", device.path, "1", "8", "8");
@@ -471,7 +471,7 @@ describe("attach()", onDevices, () => {
         losetupDetach(own.path);
       };
       leaveBehind();
-      // Beside udev some kernels remove them themselves, at the first open.
+      // Beside udev, some kernels remove them at the first open.
       assert(hasUdev || Deno.statSync(`${own.path}p7`).isBlockDevice);
       {
         await using a = await attach(path, { minor: own.minor });
@@ -492,7 +492,7 @@ describe("attach()", onDevices, () => {
           LoopError,
         );
         assertEquals(error.code, "EBUSY");
-      } // else it was the kernel that removed them, or is about to: at the first open
+      } // otherwise the kernel removes them at the first open, or already has
       partition?.close();
       await using b = await attach(path, { minor: own.minor });
       await b.detach();
@@ -509,7 +509,7 @@ describe("attach()", onDevices, () => {
         () => attach(scratch.image(), { minor: own.minor }),
         LoopError,
       );
-      // Held exclusively by us for a moment, it could not be formatted or mounted by them.
+      // If we held it exclusively for a moment, others could not format or mount it.
       assertEquals(error.operation, "LOOP_CONFIGURE");
     }),
   );

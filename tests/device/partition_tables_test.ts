@@ -5,7 +5,7 @@ import { DamagedTable } from "../../lib/partitions/damaged_table.ts";
 import { probeSectorSize, readTable } from "../../lib/partitions/table.ts";
 import { onAnyKernel, run, runOk } from "./support.ts";
 
-// Files are enough: nothing is attached here.
+// These tests use files only and attach nothing.
 
 const MiB = 1 << 20;
 const TOOLS = ["sfdisk", "fdisk", "parted", "partx", "mkfs.ext4", "mkfs.vfat"];
@@ -15,18 +15,18 @@ const missing = TOOLS.filter((tool) =>
 const withTools = { ignore: missing.length > 0 };
 if (missing.length > 0) console.log(`Skipped: there is no ${missing[0]}`);
 
-/** An image file of a test, and the bytes in it. */
+/** An image file of a test, and its content. */
 class Image implements Disposable {
   readonly path: string = Deno.makeTempFileSync({
     prefix: "loopdev-test-",
-    suffix: ".img", // after a digit, sfdisk would put a "p" before the number
+    suffix: ".img", // after a digit, sfdisk would insert a "p" before the number
   });
 
   constructor(size = 64 * MiB) {
     Deno.truncateSync(this.path, size);
   }
 
-  /** Makes a table from a script of sfdisk. */
+  /** Creates a table from a script for sfdisk. */
   sfdisk(...lines: string[]): this {
     return this.script(lines, "sfdisk", "--quiet", "--wipe", "never");
   }
@@ -85,7 +85,10 @@ class Image implements Disposable {
   }
 }
 
-/** A partition, as far as both we and a tool know it; sectors are those of the tool. */
+/**
+ * A partition as far as both the library and a tool describe it, in sectors of the
+ * tool.
+ */
 interface Row {
   number: number;
   start: number;
@@ -95,7 +98,7 @@ interface Row {
   uuid?: string;
 }
 
-/** What sfdisk says of an image, in our terms. */
+/** Returns sfdisk's description of an image in our terms. */
 function sfdiskRows(image: Image): { kind: string; rows: Row[] } {
   const { partitiontable } = JSON.parse(runOk("sfdisk", "--json", image.path));
   const { label, sectorsize, partitions = [] } = partitiontable;
@@ -112,7 +115,10 @@ function sfdiskRows(image: Image): { kind: string; rows: Row[] } {
   return { kind: label === "dos" ? "mbr" : label, rows };
 }
 
-/** What partx says of an image, in our terms; its sectors have 512 bytes whatever the table. */
+/**
+ * Returns partx's description of an image in our terms. Its sectors are 512 bytes,
+ * whatever the table is for.
+ */
 function partxRows(image: Image, sectorSize: number): Row[] {
   const output = runOk(
     "partx",
@@ -137,7 +143,7 @@ function partxRows(image: Image, sectorSize: number): Row[] {
   });
 }
 
-/** Compares with partx, which writes GUIDs in lower case. */
+/** Compares with partx, which writes GUIDs in lowercase. */
 function assertEqualsPartx(image: Image, sectorSize: number): number {
   const table = readTable(image.source());
   assert(table !== undefined, "there is no table");
@@ -152,13 +158,13 @@ function assertEqualsPartx(image: Image, sectorSize: number): number {
   return ours.length;
 }
 
-/** Compares with sfdisk and partx. How many partitions there are. */
+/** Compares with sfdisk and partx. Returns the number of partitions. */
 function assertEqualsTools(image: Image): number {
   const table = readTable(image.source());
   assert(table !== undefined, "there is no table");
   const ours = table.partitions.map((partition): Row => {
     const { isContainer: _, ...row } = partition;
-    if (table.kind === "mbr") delete row.uuid; // sfdisk does not say it
+    if (table.kind === "mbr") delete row.uuid; // sfdisk does not report it
     return row;
   });
   assertEquals({ kind: table.kind as string, rows: ours }, sfdiskRows(image));
@@ -167,7 +173,7 @@ function assertEqualsTools(image: Image): number {
 
 const TWO = [
   "label: gpt",
-  // Not a random one: tests damage its second byte.
+  // A fixed one, because tests damage its second byte.
   "label-id: 01234567-89ab-4def-8123-456789abcdef",
   'size=2MiB, name="böot 🐧", type=U',
   "size=4MiB",
@@ -391,7 +397,7 @@ describe(
     it("says that both headers of a GPT are damaged", () => {
       using image = new Image().sfdisk(...TWO)
         .write(512, [0]).write(64 * MiB - 512 + 57, [0xff]);
-      assertEquals(sfdiskRows(image).kind, "mbr"); // the protective one
+      assertEquals(sfdiskRows(image).kind, "mbr"); // the protective MBR
       assertEquals(
         image.damage(),
         "the primary GPT header at byte 512 has no signature, and the backup header at byte 67108352 does not match its checksum",

@@ -54,7 +54,7 @@ function sfdisk(path: string, script: string, ...args: string[]): void {
   assert(code === 0, stderr);
 }
 
-/** What sfdisk says of a table, in bytes. */
+/** Returns sfdisk's description of a table, in bytes. */
 function theirs(path: string): Partial<Partition>[] {
   const { partitiontable } = JSON.parse(runOk("sfdisk", "--json", path));
   const { sectorsize, label } = partitiontable;
@@ -71,7 +71,7 @@ function extents(found: Partition[]): Partial<Partition>[] {
   return found.map(({ start, size, type = "" }) => ({ start, size, type }));
 }
 
-/** An image with a GPT of three partitions. */
+/** Creates an image with a GPT of three partitions. */
 function gptImage(scratch: Scratch, name = "gpt.img"): string {
   const path = scratch.image(64 * MiB, name);
   sfdisk(path, "label: gpt\\nsize=8M, name=one\\nsize=16M\\nsize=4M\\n");
@@ -369,7 +369,8 @@ describe("partitions()", onDevices, () => {
       sfdisk(path, "label: dos\nstart=2M,size=8M,type=a5\n");
       await using a = await attach(path, { partscan: true });
       await a.partitions();
-      // This kernel may not know them, nor let them be added over another.
+      // This kernel may not know them, or may refuse to add them over another
+      // partition.
       const extent = { number: 5, start: 2 * MiB, size: MiB };
       if (addPartition(a.loop.fd, extent) === 0) {
         assertEquals((await a.partitions()).length, 2);
@@ -549,7 +550,7 @@ describe("partitions()", onDevices, () => {
       using own = new OwnDevice();
       await using a = await attach(gptImage(scratch), { minor: own.minor });
       {
-        // From Linux 6.19 on partscan cannot be turned on meanwhile.
+        // From Linux 6.19 on, partscan cannot be turned on while it is held.
         using _holder = holdExclusively(a.path);
         assertEquals((await a.partitions()).length, 3);
       }
@@ -581,7 +582,8 @@ describe("partitions()", onDevices, () => {
         assertEquals(found.length, 3);
         for (const { path } of found) Deno.openSync(path).close();
         if (round % 10 === 0) {
-          // udev has the kernel read the table again: partitions are away for a moment.
+          // udev makes the kernel read the table again, so partitions disappear for a
+          // moment.
           assert(
             isSoon(() =>
               run("mkfs.ext4", "-q", "-F", found[1]!.path).code === 0

@@ -4,7 +4,7 @@ import { onDevices, type Output, run, withScratch } from "./support.ts";
 
 const MOD = new URL("../../mod.ts", import.meta.url).href;
 
-/** Attaches and detaches in a process that has these permissions. */
+/** Attaches and detaches in a process with these permissions. */
 function attachWith(
   directory: string,
   image: string,

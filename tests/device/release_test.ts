@@ -1,4 +1,7 @@
-/** Releasing devices beside others: who exchanges the file, who writes much, who closes too early. */
+/**
+ * Tests releasing devices beside other processes that exchange the file, write a lot,
+ * or close too early.
+ */
 import {
   attach,
   detach,
@@ -31,7 +34,10 @@ import {
 
 const MiB = 1 << 20;
 
-/** A file system in the directory `small` of a test, with no room for what it writes. */
+/**
+ * Mounts a file system on the directory `small` of a test, too small for the data
+ * written to it.
+ */
 function smallDisk(scratch: Scratch, size: string): Undo {
   const path = `${scratch.path}/small`;
   Deno.mkdirSync(path);
@@ -60,7 +66,7 @@ describe("Attachment.detach() and detach()", onDevices, () => {
         await error;
         assert(own.isBound);
         holder.close();
-        await device.detach().catch(() => {}); // by reference it is another file
+        await device.detach().catch(() => {}); // to detach by reference, it is another file
         assert(own.isFree);
       }
     }),
@@ -131,7 +137,7 @@ describe("Attachment", onDevices, () => {
         LoopError,
       );
       assert(["EIO", "ENOSPC"].includes(error.code), error.message);
-      await device[Symbol.asyncDispose](); // once
+      await device[Symbol.asyncDispose](); // throws once
       assert(isSoon(() => scratch.devices().length === 0));
       Deno.removeSync(path);
       mount[Symbol.dispose]();
@@ -235,7 +241,7 @@ describe("attach()", onDevices, () => {
   );
 });
 
-/** Calls again while udev has a new partition open for a moment. */
+/** Retries while udev has a new partition open for a moment. */
 function onceFree(change: () => void): void {
   let failure: unknown;
   const isBusy = () => {

@@ -1,4 +1,7 @@
-/** Odd worlds: each gives the right result, or an error that tells cause and remedy. */
+/**
+ * Tests unusual environments: each gives the correct result, or an error with cause and
+ * remedy.
+ */
 import { attach, list, LoopError } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -343,7 +346,7 @@ describe("attach() with nodes", onDevices, () => {
 });
 
 describe("every file system", onDevices, () => {
-  /** Attaches, writes, detaches, and finds what was written. */
+  /** Attaches, writes, detaches, and reads the data back. */
   async function roundTrip(path: string): Promise<void> {
     Deno.createSync(path).close();
     Deno.truncateSync(path, MiB);

@@ -1,7 +1,8 @@
 /**
- * `kill -9` at every system call: nothing stays attached that was not meant to stay.
+ * Kills a process with `kill -9` at every system call: nothing stays attached that was
+ * not meant to.
  *
- * `LOOPDEV_FAULTS=all` kills in every operation, otherwise in the short ones.
+ * `LOOPDEV_FAULTS=all` kills in every operation; otherwise in the short ones.
  */
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -25,7 +26,7 @@ const LONG_OPERATIONS = [
   "attach a descriptor, no overlap",
 ];
 
-/** The calls of an operation, each once: `ioctl:signal=KILL:when=2`. */
+/** Yields the calls of an operation, each once: `ioctl:signal=KILL:when=2`. */
 function* kills(trace: string): Generator<string> {
   for (const [call, count] of countCalls(trace)) {
     for (const when of numbersTo(Math.min(count, 60))) {
@@ -46,7 +47,7 @@ describe("kill -9 at every system call", onDevices, () => {
       for (const injection of kills(trace)) {
         await site.setUp(name);
         const { answer } = await site.traced(name, injection);
-        if (answer !== undefined) { // it took another way
+        if (answer !== undefined) { // it took another path
           await site.tell("cleanup", name);
           continue;
         }

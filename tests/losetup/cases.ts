@@ -1,25 +1,28 @@
-/** The command lines on which losetup and ours are compared. */
+/** Command lines on which losetup and ours are compared. */
 import { ODD_NAMES, type World } from "./world.ts";
 
 /** A command line. */
 export interface Case {
-  /** What is typed, and in what situation. */
+  /** The command line and its situation. */
   readonly name: string;
-  /** The arguments, a character a byte; `$A` and the like stand for devices. */
+  /**
+   * The arguments, with one character for each byte; `$A` and the like represent
+   * devices.
+   */
   readonly args: string[];
-  /** What is the case before. */
+  /** Preparation before the command line. */
   readonly given?: (world: World) => void;
   readonly user?: "nobody";
   readonly env?: Record<string, string>;
-  /** losetup would not end. */
+  /** `true` if losetup would hang. */
   readonly hangs?: boolean;
-  /** Every device that can be seen will be detached. */
+  /** `true` if every visible device will be detached. */
   readonly detachesAll?: boolean;
-  /** How it differs from losetup: the first cell of a row in the table of deviations. */
+  /** Deviation from losetup: the first cell of a row in the table of deviations. */
   readonly differs?: string;
 }
 
-/** Words with blanks between them, or the words. */
+/** Words separated by blanks, or a list of words. */
 type Line = string | readonly string[];
 
 type More = Omit<Case, "name" | "args">;
@@ -28,7 +31,10 @@ function words(line: string): string[] {
   return line.split(" ").filter((word) => word !== "");
 }
 
-/** Command lines in one situation: a line, or the words of one that has blanks in them; and how it differs. */
+/**
+ * Declares command lines in one situation, with their deviations. A line is a text, or
+ * a list of words if these contain blanks.
+ */
 function situation(
   what: string,
   more: More,
@@ -726,7 +732,7 @@ const WORLDS = [
   ]),
 ];
 
-/** All of them. */
+/** All command lines. */
 export const CASES: readonly Case[] = [
   ...OPTIONS,
   ...LISTS,

@@ -18,7 +18,10 @@ const PROCESSES = 8;
 const MANY_PROCESSES = 16;
 const CYCLES = times(200);
 
-/** Processes that attach and detach at once. The devices that they had. */
+/**
+ * Runs processes that attach and detach at the same time. Returns the devices they
+ * used.
+ */
 async function cycleAtOnce(
   scratch: Scratch,
   processes = PROCESSES,
@@ -91,7 +94,7 @@ describe(
       ];
       const before = state();
 
-      // Somebody with another tool, who looks whether his device stays his.
+      // Another tool attaches a file, and checks that its device does not change.
       const theirs = scratch.image(1 << 20, "theirs.img");
       const stop = `${scratch.path}/stop`;
       const other = new Deno.Command("bash", {
@@ -145,13 +148,14 @@ describe("kill -9 of a process that attaches in a loop", onDevices, () => {
       while (scratch.devices().length === 0) {
         await new Promise((resolve) => setTimeout(resolve, 1));
       }
-      // Some at once, some a little later.
+      // Kill some at once, others a little later.
       if (round % 2 === 1) {
         await new Promise((resolve) => setTimeout(resolve, round / 20));
       }
-      // Stopped, so that what is seen is what is killed.
+      // Stopped first, so that the state observed is the state killed.
       process.kill("SIGSTOP");
-      // Every other one while it is attached, however long that is on this machine.
+      // In every other round, wait until it is attached, however long that takes on
+      // this machine.
       while (round % 2 === 0 && scratch.devices().length === 0) {
         process.kill("SIGCONT");
         await new Promise((resolve) => setTimeout(resolve, 1));

@@ -14,7 +14,7 @@ import { maximumBlockSize } from "../../lib/kernel/block_size.ts";
 import { checkBytes, checkPath } from "../../lib/arguments.ts";
 import { errnoMessage, errnoName } from "../../lib/sys/errno.ts";
 
-// None of these has a permission: what is refused is refused before any system call.
+// These tests have no permissions, so every refusal comes before any system call.
 
 // deno-lint-ignore no-explicit-any
 const any = (value: unknown): any => value;

@@ -267,7 +267,7 @@ describe("loopdev <command> --help", () => {
   });
 });
 
-/** What is printed to stderr meanwhile. */
+/** Returns the lines printed to stderr by a function. */
 async function linesOf(act: () => void | Promise<void>): Promise<string[]> {
   const lines: string[] = [];
   const printed = console.error;

@@ -7,7 +7,7 @@ import {
   quote,
 } from "../../lib/errors.ts";
 
-/** What a terminal acts on, and how it reads escaped, in a quoted name. */
+/** Text that a terminal interprets, escaped and as part of a quoted name. */
 const ACTED_ON: [text: string, escaped: string, quoted: string][] = [
   ["\x1b[2J", "\\x1b[2J", "\\u001b[2J"],
   ["\x9b31m", "\\x9b31m", "\\u009b31m"],

@@ -48,7 +48,7 @@ function partitionsOf(image: Uint8Array): TableEntry[] {
   return table.partitions;
 }
 
-/** What is wrong with a disk. */
+/** Returns the damage of a disk. */
 function damage(image: Uint8Array, options?: TableOptions): string {
   return assertThrows(() => read(image, options), DamagedTable).message;
 }
@@ -58,7 +58,7 @@ const TWO: GptPartition[] = [
   { first: 128, last: 200 },
 ];
 
-/** What `TWO` is, by sector size. */
+/** Returns the entries of `TWO` for a sector size. */
 function two(sectorSize: number): TableEntry[] {
   return [
     {
@@ -86,7 +86,7 @@ describe("crc32()", () => {
   });
 
   it("takes bytes of any number from any place", () => {
-    // The checksum of bytes and their own checksum behind them is always the same.
+    // The checksum of bytes followed by their own checksum is constant.
     const noise = Uint8Array.from({ length: 64 }, (_, at) => at * 167 + 13);
     for (let length = 0; length <= 20; length++) {
       for (let from = 0; from < 4; from++) {
@@ -137,7 +137,7 @@ describe("readTable() of hostile headers", () => {
       error.message,
       "exceeds the limit for the size of all tables",
     );
-    // A second look tells the sector size.
+    // A second pass determines the sector size.
     assert(bytes < (17 << 20), `${bytes} bytes were read`);
   });
 });
@@ -385,7 +385,7 @@ describe("readTable() of a GPT with a damaged copy", () => {
       const image = gptImage({ partitions: TWO });
       changeHeaders(image, 512, change);
       assertStringIncludes(damage(image), fault);
-      // One sane copy is enough.
+      // One valid copy is enough.
       const half = gptImage({ partitions: TWO });
       change(headerOf(half, 512, 1));
       seal(half, 512, 1);
@@ -630,7 +630,7 @@ describe("readTable() of an MBR", () => {
   it("numbers logical partitions in the order of the chain, without gaps", () => {
     const parts = logicalParts();
     const [first, second, third] = parts.records!;
-    // 256 → 768 → 512, and the partition of 768 deleted.
+    // 256 → 768 → 512, with the partition of 768 deleted.
     first!.slots[1]!.start = 512;
     third!.slots = [undefined, { start: 256, count: 256, type: 5 }];
     second!.slots.length = 1;
@@ -646,7 +646,7 @@ describe("readTable() of an MBR", () => {
     parts.records![0]!.slots.reverse();
     parts.records![0]!.slots.push({ start: 7, count: 2000 }); // garbage
     assertEquals(partitionsOf(mbrImage(parts)).length, 6);
-    parts.records![0]!.slots.push({ start: 120, count: 20 }); // as OS/2 does
+    parts.records![0]!.slots.push({ start: 120, count: 20 }); // as OS/2 writes it
     assertEquals(partitionsOf(mbrImage(parts)).length, 7);
   });
 
