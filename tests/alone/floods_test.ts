@@ -100,7 +100,7 @@ int main(int argc, char **argv) {
 
 describe("holders() and a busy detach()", alone, () => {
   it(
-    "let other work go on beside 10 000 processes",
+    "let other work continue beside 10 000 processes",
     withScratch(async (scratch) => {
       await using _flood = await Program.start(
         compile(scratch.path, PROCESSES),
@@ -120,7 +120,7 @@ describe("holders() and a busy detach()", alone, () => {
   );
 
   it(
-    "name processes beside 40 000 mounts by somebody else, and not all of these",
+    "name processes beside 40 000 mounts of another user, and only some of the mounts",
     withScratch(async (scratch) => {
       Deno.chmodSync(scratch.path, 0o755);
       const image = scratch.image(16 * MiB);
@@ -161,7 +161,7 @@ describe("holders() and a busy detach()", alone, () => {
   );
 
   it(
-    "are not stopped by a table of mounts of hundreds of megabytes",
+    "are not blocked by a mount table of hundreds of megabytes",
     withScratch(async (scratch) => {
       Deno.chmodSync(scratch.path, 0o755);
       await using _flood = await unprivileged(

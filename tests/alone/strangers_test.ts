@@ -66,7 +66,7 @@ function showConnections(): Disposable {
 for (const how of ["silent", "ETIMEDOUT"] as const) {
   describe(`a file server that is ${how}`, alone, () => {
     it(
-      "stops neither holders() nor a busy detach() when a process uses it",
+      "blocks neither holders() nor a busy detach() while a process uses it",
       withScratch(async (scratch) => {
         await using server = await FileServer.start(`${scratch.path}/mnt`);
         using _user = user(server.file);
@@ -91,7 +91,7 @@ for (const how of ["silent", "ETIMEDOUT"] as const) {
     );
 
     it(
-      "stops neither list() nor find() nor attach() when a device has its file",
+      "blocks neither list() nor find() nor attach() while a device has its file",
       withScratch(async (scratch) => {
         const path = `${scratch.path}/mnt`;
         await using stack = new AsyncDisposableStack();
@@ -149,7 +149,7 @@ describe(
   alone,
   () => {
     it(
-      "stops neither holders() nor the end of the program",
+      "blocks neither holders() nor the exit of the program",
       withScratch(async (scratch) => {
         const program = compile(scratch.path, UNMAPPER);
         const server = await FileServer.start(`${scratch.path}/mnt`);
@@ -174,7 +174,7 @@ describe(
 );
 
 describe("find()", alone, () => {
-  it("finds the devices of a file on a file server, and of no other", async () => {
+  it("finds only the devices of the given file on a file server", async () => {
     using scratch = new Scratch();
     await using stack = new AsyncDisposableStack();
     const server = stack.use(await FileServer.start(`${scratch.path}/mnt`));

@@ -36,7 +36,7 @@ describe(
   onDevices,
   () => {
     it(
-      "move bytes anywhere, and fewer only at the end of the device",
+      "transfer bytes at any position, and fewer only at the end of the device",
       withScratch(async (scratch) => {
         const path = scratch.image(MiB);
         const bytes = pattern(100_000);
@@ -70,7 +70,7 @@ describe(
     );
 
     it(
-      "let the event loop go on, and many at once",
+      "do not block the event loop, even many at once",
       withScratch(async (scratch) => {
         await using device = await attach(scratch.image(16 * MiB));
         const writes = Array.from(
@@ -89,7 +89,7 @@ describe(
     );
 
     it(
-      "are waited for by detach() and persist(), after which they are EBADF",
+      "are completed by detach() and persist(), and then throw EBADF",
       withScratch(async (scratch) => {
         const path = scratch.image(16 * MiB);
         for (const end of ["detach", "persist"] as const) {
@@ -133,7 +133,7 @@ describe(
 
 describe("attachAll()", onDevices, () => {
   it(
-    "attaches in order, and detaches all in the reverse order",
+    "attaches in order, and detaches in reverse order",
     withScratch(async (scratch) => {
       const files = ["a", "b", "c"].map((name) => scratch.image(MiB, name));
       {
@@ -152,7 +152,7 @@ describe("attachAll()", onDevices, () => {
   );
 
   it(
-    "leaves none attached when one cannot be",
+    "leaves nothing attached if one file cannot be attached",
     withScratch(async (scratch) => {
       const good = scratch.image();
       const bad = `${scratch.path}/none`;
@@ -168,7 +168,7 @@ describe("attachAll()", onDevices, () => {
   );
 
   it(
-    "detaches the others when one is busy, and says which",
+    "detaches the others if one is busy, and names that one",
     withScratch(async (scratch) => {
       const files = ["a", "b", "c"].map((name) => scratch.image(MiB, name));
       // udev has the other devices open for a moment.
@@ -191,7 +191,7 @@ describe("attachAll()", onDevices, () => {
 
 describe("detach({ ifUnused: true })", onDevices, () => {
   it(
-    "detaches what nobody uses, and changes nothing where somebody does",
+    "detaches an unused device, and changes nothing if it is in use",
     withScratch(async (scratch) => {
       const path = scratch.image();
       using own = new OwnDevice();
@@ -230,7 +230,7 @@ describe("detach({ ifUnused: true })", onDevices, () => {
 });
 
 describe("Attachment as text", onDevices, () => {
-  it("is its path, its fields as JSON, and never throws", async () => {
+  it("is its path, or its fields as JSON, and never throws", async () => {
     using memory = openMemory(MiB);
     const device = await attach(memory, { reference: "named" });
     const { minor, path, diskSequence } = device;
@@ -252,7 +252,7 @@ describe("Attachment as text", onDevices, () => {
 
 describe("attach({ signal })", onDevices, () => {
   it(
-    "ends by an abort that comes right after the call",
+    "rejects if the signal is aborted right after the call",
     withScratch(async (scratch) => {
       const path = scratch.image();
       for (const overlap of ["lock", "refuse", "allow"] as const) {
@@ -268,7 +268,7 @@ describe("attach({ signal })", onDevices, () => {
 
 describe("attach() and swap", onDevices, () => {
   it(
-    "share the lock of a file that was swapped in",
+    "exclude each other for a file that was swapped in",
     withScratch(async (scratch) => {
       const [first, second] = ["a", "b"].map((name) =>
         scratch.image(MiB, name)

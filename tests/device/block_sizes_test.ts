@@ -45,7 +45,7 @@ function check(loop: Loop, file: string, blockSize: number): void {
 }
 
 describe(
-  "what is written through the page cache is in the file",
+  "data written through the page cache is in the file",
   onDevices,
   () => {
     it(

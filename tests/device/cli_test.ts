@@ -29,7 +29,7 @@ const noByteArguments = lackingByteArguments();
 
 describe("loopdev", onDevices, () => {
   it(
-    "attaches, lists, finds and detaches",
+    "attaches a file, lists and finds it, and detaches",
     withScratch((scratch) => {
       const path = scratch.image(2 * MiB, "a b.img");
       const attached = cli("attach", path, "--offset", "1M", "-b", "4K");
@@ -66,7 +66,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "takes a device as path, name, number and node",
+    "accepts a device as path, name, number and node",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -87,7 +87,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "sets what losetup sees",
+    "sets properties that losetup reports",
     withScratch((scratch) => {
       const path = scratch.image(8 * MiB);
       const { stdout } = cli(
@@ -115,7 +115,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "prints the path of a node that it has made",
+    "prints the path of a node that it has created",
     withScratch((scratch) => {
       const path = scratch.image();
       for (const options of [[], ["--json"]]) {
@@ -140,7 +140,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "tries all files and devices, and says which failed",
+    "tries all files and devices, and names those that failed",
     withScratch((scratch) => {
       const a = scratch.image(MiB, "a");
       const b = scratch.image(MiB, "b");
@@ -164,7 +164,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("warns of what is left out of the file"),
+    ...onAnyKernel("warns of a tail of the file that the device does not show"),
     withScratch((scratch) => {
       const path = scratch.image(1000);
       const warning = (...options: string[]) => {
@@ -194,7 +194,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("warns of a tail that fills no block of the device"),
+    ...onAnyKernel("warns of a tail smaller than a block of the device"),
     withScratch((scratch) => {
       const path = scratch.image(4096 + 512);
       assertEquals(cli("attach", path).stderr, "");
@@ -214,7 +214,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("detaches a device once that is named twice"),
+    ...onAnyKernel("detaches a device only once if it is named twice"),
     withScratch((scratch) => {
       const path = scratch.image();
       const device = cli("attach", path, "--loop-ref", path.slice(-40)).stdout
@@ -299,7 +299,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("works where /dev has no nodes"),
+    ...onAnyKernel("works if /dev has no nodes"),
     withScratch((scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -327,7 +327,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("changes a device where there is no /sys"),
+    ...onAnyKernel("changes a device without /sys"),
     withScratch((scratch) => {
       using own = new OwnDevice();
       const path = scratch.image(1000);
@@ -364,7 +364,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("is good at pipelines"),
+    ...onAnyKernel("works in pipelines, and fails if stdout cannot be written"),
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -405,7 +405,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "leaves a device to the kernel when a waiting detach is interrupted",
+    "leaves the device to the kernel if a waiting detach is interrupted",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const device = cli("attach", path).stdout.trim();
@@ -436,7 +436,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "keeps no device that it could not report",
+    "detaches a device that it could not print",
     withScratch((scratch) => {
       const path = scratch.image();
       for (const option of ["", "--json"]) {
@@ -452,7 +452,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "runs a command with the devices, and detaches them however it ends",
+    "runs a command with the devices, and detaches them however the command ends",
     withScratch((scratch) => {
       const a = scratch.image(MiB, "a");
       const b = scratch.image(MiB, "b");
@@ -506,7 +506,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "passes signals on to the command that it runs, and detaches then",
+    "forwards signals to the command, and then detaches",
     withScratch(async (scratch) => {
       const path = scratch.image();
       for (const signal of ["INT", "TERM", "HUP"]) {
@@ -538,7 +538,7 @@ describe("loopdev", onDevices, () => {
 
   it(
     ...onAnyKernel(
-      "passes a signal on once, whoever else gets it from a terminal",
+      "forwards a signal once, even if the terminal sent it to the whole group",
     ),
     withScratch(async (scratch) => {
       const path = scratch.image();
@@ -592,7 +592,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "has the partitions ready with --partscan, or says why it cannot",
+    "has the partitions ready with --partscan, or prints why not",
     withScratch((scratch) => {
       const path = `${scratch.path}/disk.img`;
       const image = gptImage({ partitions: [{ first: 100, last: 299 }] });
@@ -734,7 +734,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "adds and removes devices, and makes nodes",
+    "adds and removes devices, and creates nodes",
     withScratch((scratch) => {
       let free;
       {
@@ -758,7 +758,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("exits with 2 for wrong usage, and changes nothing"),
+    ...onAnyKernel("exits with status 2 for wrong usage, and changes nothing"),
     withScratch((scratch) => {
       const path = scratch.image();
       const wrong = [
@@ -805,7 +805,7 @@ describe("loopdev", onDevices, () => {
     }),
   );
 
-  it(...onAnyKernel("prints help and version without any permission"), () => {
+  it(...onAnyKernel("prints help and version without permissions"), () => {
     const bare = (...args: string[]) =>
       run(Deno.execPath(), "run", "-q", "--no-prompt", CLI, ...args);
     const commands =

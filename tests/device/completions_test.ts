@@ -140,7 +140,7 @@ for (const [shell, complete] of Object.entries({ bash, fish, zsh })) {
 }
 
 describe("loopdev completions", () => {
-  it("refuses a shell that it does not know", () => {
+  it("refuses an unknown shell", () => {
     const { code, stderr } = run(
       Deno.execPath(),
       ..."run --no-check --no-prompt".split(" "),

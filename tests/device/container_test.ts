@@ -56,7 +56,7 @@ describe(
   { ignore: onDevices.ignore || noDeviceCgroup !== undefined },
   () => {
     it(
-      "attaches and detaches with loop-control, a rule for 7:*, and no more",
+      "attaches and detaches with only loop-control and a rule for 7:*",
       withScratch(async (scratch) => {
         const image = scratch.image();
         const output = await inContainer(
@@ -111,7 +111,7 @@ describe(
     );
 
     it(
-      "is told what it lacks",
+      "gets an error that names the missing option",
       withScratch(async (scratch) => {
         const output = await inContainer(
           scratch,
@@ -128,7 +128,7 @@ describe(
     );
 
     it(
-      "sees devices that were attached outside of it",
+      "sees devices attached outside",
       withScratch(async (scratch) => {
         await using a = await attach(scratch.image());
         const output = await inContainer(

@@ -148,7 +148,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "tells deleted files from files of that name, and follows renaming",
+    "distinguishes deleted files from files with such names, and follows renames",
     withScratch(async (scratch) => {
       const { path } = scratch;
       const literal = scratch.image(MiB, "x (deleted)");
@@ -176,7 +176,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "gives odd names, and names longer than the kernel can tell",
+    "returns odd names, and an empty one for a path too long for the kernel",
     withScratch(async (scratch) => {
       const name = 'new\nline, "quote", \\ and é';
       await using a = await attach(scratch.image(512, `${name}\n`));
@@ -209,7 +209,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "does not fail for a device whose file had a name too long to be looked up",
+    "does not throw for a device whose path is too long to look up",
     withScratch(async (scratch) => {
       const path = scratch.image(512, "n".repeat(250));
       await using a = await attach(path);
@@ -222,7 +222,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "saturates a limit that no number holds",
+    "clamps a limit that is not a safe integer",
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image(), {
         sizelimit: 2n ** 63n - 1n,
@@ -233,7 +233,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "sees what a file in memory is called",
+    "returns the name of a file in memory",
     withScratch(async () => {
       using memory = openMemory(4096);
       await using a = await attach(memory);
@@ -245,7 +245,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "gives rows of one binding only, beside others who attach and detach",
+    "never mixes two bindings in a row, beside processes that attach and detach",
     withScratch(async (scratch) => {
       const mod = new URL("../../mod.ts", import.meta.url).href;
       const wanted = new Map<string, Partial<LoopDevice>>();
@@ -300,7 +300,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "gives a device of no size",
+    "lists a device of size 0",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       runOk("losetup", own.path, scratch.image(100));
@@ -313,7 +313,7 @@ describe("list()", onDevices, () => {
     }),
   );
 
-  it("opens nothing under /dev, and needs no right", () => {
+  it("opens nothing in /dev, and needs no privileges", () => {
     using scratch = new Scratch();
     const script = `
       import { list } from "${new URL("../../mod.ts", import.meta.url)}";
@@ -342,7 +342,7 @@ describe("list()", onDevices, () => {
 
 describe("list() with a filter", onDevices, () => {
   it(
-    "lists what lies under a directory, by its canonical path, deleted or not",
+    "lists files in a directory, by its canonical path, deleted or not",
     withScratch(async (scratch) => {
       const directory = `${scratch.path}/a`;
       Deno.mkdirSync(`${directory}/below`, { recursive: true });
@@ -372,7 +372,7 @@ describe("list() with a filter", onDevices, () => {
   );
 
   it(
-    "finds devices by their reference, and gives it",
+    "finds devices by their reference, and returns it",
     withScratch(async (scratch) => {
       const reference = `test ${crypto.randomUUID()}`;
       const options = { reference };
@@ -391,7 +391,7 @@ describe("list() with a filter", onDevices, () => {
     }),
   );
 
-  it("refuses filters that do not exist, before it looks", () => {
+  it("refuses unknown filters before it reads anything", () => {
     for (
       const filter of [{ below: "/" }, { under: 7 }, { deleted: "yes" }, {
         reference: 7,
@@ -404,7 +404,7 @@ describe("list() with a filter", onDevices, () => {
 
 describe("inspect()", onDevices, () => {
   it(
-    "gives the row of one device, by any reference to it",
+    "returns the row of one device, by any reference to it",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       assertEquals(inspect(own.path), undefined);
@@ -463,7 +463,7 @@ describe("find()", onDevices, () => {
   );
 
   it(
-    "does not take another file of that name for the file",
+    "does not confuse the file with another one of the same name",
     withScratch(async (scratch) => {
       const directory = `${scratch.path}/m`;
       Deno.mkdirSync(directory);
@@ -482,7 +482,7 @@ describe("find()", onDevices, () => {
   );
 
   it(
-    "finds offsets that no number holds",
+    "finds offsets that are not safe integers",
     withScratch(async (scratch) => {
       const directory = `${scratch.path}/tmpfs`;
       Deno.mkdirSync(directory);

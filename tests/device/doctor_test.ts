@@ -61,7 +61,9 @@ describe("doctor()", onDevices, () => {
   });
 
   it(
-    ...onAnyKernel("names the user's rights, and those of a user namespace"),
+    ...onAnyKernel(
+      "names the missing privileges of a user, and of a user namespace",
+    ),
     withScratch((scratch) => {
       publish(scratch);
       const place = { deno: `${scratch.path}/deno`, from: scratch.path };
@@ -83,7 +85,7 @@ describe("doctor()", onDevices, () => {
 
   it(
     ...onAnyKernel(
-      "warns of a tmpfs on /dev, and names what is missing where no node can be made",
+      "warns of a tmpfs on /dev, and names what is missing if no node can be created",
     ),
     withScratch((scratch) => {
       const [first, second] = examined(scratch, TMPFS_DEV);
@@ -192,7 +194,7 @@ describe("doctor()", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("says when there is no /proc, and guesses nothing"),
+    ...onAnyKernel("reports a missing /proc, and nothing else"),
     withScratch((scratch) => {
       const checks = examined(scratch, "mount -t tmpfs t /proc");
       assertEquals(checks.map(({ name }) => name), ["/proc"]);
@@ -229,7 +231,7 @@ describe("doctor()", onDevices, () => {
   );
 
   it(
-    "warns of partitions that an earlier user left, and of deleted files",
+    "warns of leftover partitions and of deleted files",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();

@@ -51,7 +51,7 @@ describe("examples", onDevices, () => {
     const flags = flagsOf(name);
     const ignore = !programsOf(flags).every(hasProgram);
     it(
-      ...onAnyKernel(`${name} runs with the flags in its head`, { ignore }),
+      ...onAnyKernel(`${name} runs with the flags in its header`, { ignore }),
       () => {
         assert(flags.includes("--allow-ffi"));
         example(name, flags);
@@ -60,7 +60,7 @@ describe("examples", onDevices, () => {
   }
 
   it(
-    ...onAnyKernel("mount runs a command on what is mounted", {
+    ...onAnyKernel("mount runs a command on the mounted file system", {
       ignore: !["mkfs.ext4", "mount"].every(hasProgram),
     }),
     withScratch((scratch) => {
@@ -77,7 +77,7 @@ describe("examples", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("leaks detaches those of its directory, and no other"),
+    ...onAnyKernel("leaks detaches only devices of its directory"),
     withScratch((scratch) => {
       const image = scratch.image();
       const other = scratch.image(1 << 20, "other.img");

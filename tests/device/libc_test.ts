@@ -181,7 +181,7 @@ describe("the C library", onDevices, () => {
   ];
   for (const [name, wrong, right] of named) {
     it(
-      ...onAnyKernel(`is named where another path was granted: ${name}`),
+      ...onAnyKernel(`is named if another path was granted: ${name}`),
       withScratch((scratch) => {
         const [here, blind] = listWith(scratch, LAYOUTS[name], [
           `--allow-ffi=${wrong} --allow-read`,

@@ -83,7 +83,7 @@ describe("new Loop()", onDevices, () => {
   );
 
   it(
-    "takes 0 as a descriptor, not as none",
+    "treats 0 as a descriptor",
     withScratch((scratch) => {
       using own = new OwnDevice();
       // Descriptor 0 of the child process is a directory without nodes.
@@ -103,7 +103,7 @@ describe("new Loop()", onDevices, () => {
   );
 
   it(
-    "refuses what is not the device, without opening it",
+    "refuses a node of another device, without opening it",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using directory = openDirectory(scratch.path);
@@ -138,7 +138,7 @@ describe("new Loop()", onDevices, () => {
   );
 
   it(
-    "does not create a device by the node that it left behind",
+    "does not add a removed device by opening its leftover node",
     withScratch((scratch) => {
       using directory = openDirectory(scratch.path);
       let minor;
@@ -165,7 +165,7 @@ describe("new Loop()", onDevices, () => {
   );
 
   it(
-    "fails for a descriptor that is no directory",
+    "throws for a descriptor that is not a directory",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using file = openFile(scratch.image());
@@ -183,7 +183,7 @@ describe(
   onDevices,
   () => {
     it(
-      "do not hang in a FIFO that takes the place of what was examined",
+      "do not hang if a FIFO replaces the examined file",
       withScratch(async (scratch) => {
         using own = new OwnDevice();
         const directory = Racer.directory(scratch);
@@ -231,7 +231,7 @@ describe(
 
 describe("Loop.open()", onDevices, () => {
   it(
-    "takes a name, a path, and any path to the node",
+    "accepts a name, a path, and any path to the node",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const link = `${scratch.path}/a link`;
@@ -290,7 +290,7 @@ describe("Loop.setFd()", onDevices, () => {
   );
 
   it(
-    "refuses what cannot back a device, and leaves it free",
+    "refuses a file that cannot back a device, and leaves the device free",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -315,7 +315,7 @@ describe("Loop.setFd()", onDevices, () => {
   );
 
   it(
-    "refuses a cycle of two",
+    "refuses a cycle of two devices",
     withScratch((scratch) => {
       using a = new OwnDevice();
       using b = new OwnDevice();
@@ -331,7 +331,7 @@ describe("Loop.setFd()", onDevices, () => {
 
 describe("Loop.clearFd()", onDevices, () => {
   it(
-    "loses nothing that was written through another descriptor",
+    "loses no data written through another descriptor",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -350,7 +350,7 @@ describe("Loop.clearFd()", onDevices, () => {
   );
 
   it(
-    "fails with ENXIO on a free device",
+    "throws ENXIO for a free device",
     withScratch(() => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -421,7 +421,7 @@ describe("Loop.changeFd()", onDevices, () => {
 
 describe("Loop.setCapacity()", onDevices, () => {
   it(
-    "takes over the size of a file that has grown",
+    "resizes the device to a file that has grown",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -439,7 +439,7 @@ describe("Loop.setCapacity()", onDevices, () => {
 
 describe("Loop.setDirectIo()", onDevices, () => {
   it(
-    "turns it on and off, and says when it cannot",
+    "turns direct I/O on and off, and throws if it is not possible",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -460,7 +460,7 @@ describe("Loop.setDirectIo()", onDevices, () => {
 
 describe("Loop.setBlockSize()", onDevices, () => {
   it(
-    "sets every size that the kernel takes, and refuses the others before it",
+    "sets every size that the kernel supports, and refuses others before the call",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -520,7 +520,7 @@ describe("Loop.configure()", onDevices, () => {
   );
 
   it(
-    "gives the device number of a backing block device",
+    "returns the device number of a backing block device",
     withScratch((scratch) => {
       using a = new OwnDevice();
       using b = new OwnDevice();
@@ -558,7 +558,7 @@ describe("Loop.configure()", onDevices, () => {
   );
 
   it(
-    "refuses a device that somebody holds exclusively",
+    "refuses a device that another process holds exclusively",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -569,7 +569,7 @@ describe("Loop.configure()", onDevices, () => {
   );
 
   it(
-    "takes offsets that no number holds, which getStatus() refuses to round",
+    "accepts offsets that are not safe integers, which getStatus() refuses to round",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -585,7 +585,7 @@ describe("Loop.configure()", onDevices, () => {
 
 describe("Loop.setStatus()", onDevices, () => {
   it(
-    "changes what is given, and keeps the rest",
+    "changes the given fields, and keeps the rest",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -661,7 +661,7 @@ describe("Loop.setStatus()", onDevices, () => {
   );
 
   it(
-    "refuses to move a device that somebody holds exclusively",
+    "refuses to move a device that another process holds exclusively",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -706,7 +706,7 @@ describe("Loop.setStatus()", onDevices, () => {
 
 describe("Loop.getInfo()", onDevices, () => {
   it(
-    "keeps bytes that it does not know when it is written back",
+    "preserves unknown bytes when it is written back",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -731,7 +731,7 @@ describe("Loop.getInfo()", onDevices, () => {
 
 describe("Loop.lock()", onDevices, () => {
   it(
-    "excludes others until unlock(), and says when it is excluded",
+    "excludes others until unlock(), and returns false while excluded",
     withScratch(() => {
       using own = new OwnDevice();
       using a = new Loop(own.minor);
@@ -754,7 +754,7 @@ describe("Loop.lock()", onDevices, () => {
 
 describe("Loop.mknod()", onDevices, () => {
   it(
-    "makes a node with exactly that mode, whatever the umask is",
+    "creates a node with exactly the given mode, whatever the umask is",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -787,7 +787,7 @@ describe("Loop.mknod()", onDevices, () => {
   );
 
   it(
-    "changes the mode of nothing but its node, in a directory of others",
+    "changes only the mode of its own node in a directory of another user",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const target = scratch.image(0, "secret");
@@ -814,7 +814,7 @@ describe("Loop.mknod()", onDevices, () => {
   );
 
   it(
-    "leaves no node when its mode cannot be set",
+    "leaves no node if its mode cannot be set",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const path = `${scratch.path}/mknod.ts`;
@@ -836,7 +836,7 @@ describe("Loop.mknod()", onDevices, () => {
   );
 
   it(
-    "makes the node in /dev without dirFd",
+    "creates the node in /dev without dirFd",
     withScratch(() => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -851,7 +851,7 @@ describe("Loop.mknod()", onDevices, () => {
 
 describe("Loop.isReadOnly()", onDevices, () => {
   it(
-    "sees what blockdev --setro did",
+    "returns true after blockdev --setro",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -868,7 +868,7 @@ describe("Loop.isReadOnly()", onDevices, () => {
 
 describe("Loop.flushBuffers()", onDevices, () => {
   it(
-    "shows what was written to the file behind the device's back",
+    "shows data written directly to the file",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -886,7 +886,7 @@ describe("Loop.flushBuffers()", onDevices, () => {
 
 describe("Loop.sync()", onDevices, () => {
   it(
-    "puts what was written into the file",
+    "writes data to the file",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -902,7 +902,7 @@ describe("Loop.sync()", onDevices, () => {
 
 describe("Loop.close()", onDevices, () => {
   it(
-    "closes once, and everything after it is EBADF",
+    "closes once, and everything after it throws EBADF",
     withScratch(() => {
       using own = new OwnDevice();
       using memory = openMemory(4096);

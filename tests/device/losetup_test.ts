@@ -63,7 +63,7 @@ const isOracle = reasonToSkip === undefined &&
 
 describe(...onAnyKernel("losetup", onDevices), () => {
   it(
-    "prints and does what that of util-linux does, but for the deviations",
+    "prints and does the same as util-linux, except for the deviations",
     { ignore: !isOracle },
     () => {
       const results: Result[] = JSON.parse(
@@ -106,7 +106,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
   });
 
   it(
-    "-d keeps what was written last",
+    "-d keeps the data written last",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image(8 * MiB);
@@ -125,7 +125,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
   );
 
   it(
-    "-f goes on when a device is held",
+    "-f skips a device that is held exclusively",
     withScratch(async (scratch) => {
       const path = scratch.image();
       using control = new LoopControl();
@@ -156,7 +156,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
   );
 
   it(
-    "a failure leaves the device as it was",
+    "a failure does not change the device",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -215,7 +215,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
   );
 
   it(
-    "--remove removes a device that nobody uses, and no other",
+    "--remove removes only an unused device",
     withScratch(async (scratch) => {
       let missing;
       {
@@ -406,7 +406,7 @@ for device in json.load(sys.stdin)['loopdevices']:
   );
 
   it(
-    "tells when the output cannot be written",
+    "reports that the output cannot be written",
     withScratch((scratch) => {
       const printed = runWithEach(
         scratch,
@@ -441,7 +441,7 @@ print(subprocess.run(["bash", "-c", "losetup -J; exit $?"], stdout=writer).retur
     }),
   );
 
-  it("asks for no permission before it needs one", () => {
+  it("asks for a permission only when it needs one", () => {
     const bare = (...args: string[]) =>
       run(
         Deno.execPath(),
@@ -456,7 +456,7 @@ print(subprocess.run(["bash", "-c", "losetup -J; exit $?"], stdout=writer).retur
     assertMatch(denied.stderr, /^losetup: Requires ffi access .*\n$/);
   });
 
-  it("is a command of loopdev", () => {
+  it("runs as a command of loopdev", () => {
     const { code, stdout } = run(
       Deno.execPath(),
       ..."run --quiet --no-check --no-prompt --allow-ffi".split(" "),

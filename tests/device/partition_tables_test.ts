@@ -191,25 +191,25 @@ const LOGICAL = [
 describe(
   ...onAnyKernel("readTable() equals sfdisk and partx", withTools),
   () => {
-    it("for a GPT by sfdisk", () => {
+    it("reads a GPT by sfdisk", () => {
       using image = new Image().sfdisk(...TWO);
       assertEquals(assertEqualsTools(image), 2);
       assertEquals(probeSectorSize(image.source()), 512);
     });
 
-    it("for a GPT by parted", () => {
+    it("reads a GPT by parted", () => {
       using image = new Image().parted(512, "mklabel", "gpt")
         .parted(512, "mkpart", "one", "ext4", "1MiB", "2MiB")
         .parted(512, "mkpart", "two", "ext4", "2MiB", "100%");
       assertEquals(assertEqualsTools(image), 2);
     });
 
-    it("for a GPT without partitions", () => {
+    it("reads a GPT without partitions", () => {
       using image = new Image().sfdisk("label: gpt");
       assertEquals(assertEqualsTools(image), 0);
     });
 
-    it("for GPTs of 1, 4, 128, 200 and 256 entries", () => {
+    it("reads GPTs of 1, 4, 128, 200 and 256 entries", () => {
       for (const length of [1, 4, 128, 200, 256]) {
         using image = new Image().sfdisk(
           "label: gpt",
@@ -220,7 +220,7 @@ describe(
       }
     });
 
-    it("for a GPT whose partitions are not in the order of the disk", () => {
+    it("reads a GPT whose partitions are not in disk order", () => {
       using image = new Image().sfdisk(
         "label: gpt",
         "start=20480, size=2048",
@@ -229,28 +229,28 @@ describe(
       assertEquals(assertEqualsTools(image), 2);
     });
 
-    it("for a GPT with a hybrid MBR", () => {
+    it("reads a GPT with a hybrid MBR", () => {
       using image = new Image().sfdisk(...TWO);
       const slot = [0x80, 0, 2, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0];
       image.write(446 + 16, slot);
       assertEquals(assertEqualsTools(image), 2);
     });
 
-    it("for a GPT whose primary header or entries are damaged", () => {
+    it("reads a GPT whose primary header or entries are damaged", () => {
       for (const offset of [512, 512 + 57, 1024 + 60]) {
         using image = new Image().sfdisk(...TWO).write(offset, [0xff]);
         assertEquals(assertEqualsTools(image), 2);
       }
     });
 
-    it("for a GPT whose backup is damaged or gone", () => {
+    it("reads a GPT whose backup is damaged or missing", () => {
       using image = new Image().sfdisk(...TWO).write(64 * MiB - 512, [0]);
       assertEquals(assertEqualsTools(image), 2);
       image.resize(96 * MiB);
       assertEquals(assertEqualsTools(image), 2);
     });
 
-    it("for an MBR with logical partitions, by sfdisk", () => {
+    it("reads an MBR with logical partitions by sfdisk", () => {
       using image = new Image().sfdisk(...LOGICAL);
       assertEquals(assertEqualsTools(image), 5);
       assertEquals(
@@ -261,7 +261,7 @@ describe(
       );
     });
 
-    it("for an MBR with logical partitions, by parted", () => {
+    it("reads an MBR with logical partitions by parted", () => {
       using image = new Image().parted(512, "mklabel", "msdos")
         .parted(512, "mkpart", "primary", "1MiB", "2MiB")
         .parted(512, "mkpart", "extended", "2MiB", "60MiB")
@@ -273,7 +273,7 @@ describe(
       assertEquals(assertEqualsTools(image), 4);
     });
 
-    it("for an MBR whose logical partitions are not in the order of the disk", () => {
+    it("reads an MBR whose logical partitions are not in disk order", () => {
       using image = new Image().sfdisk(
         "label: dos",
         "start=4096, size=100000, type=f",
@@ -286,7 +286,7 @@ describe(
       assertEquals(assertEqualsTools(image), 3);
     });
 
-    it("for an extended partition without logical ones", () => {
+    it("reads an extended partition without logical ones", () => {
       using image = new Image().sfdisk(
         "label: dos",
         "start=4096, size=8192, type=5",
@@ -294,7 +294,7 @@ describe(
       assertEquals(assertEqualsTools(image), 1);
     });
 
-    it("for an MBR without an id, and for one without partitions", () => {
+    it("reads an MBR without an ID, and one without partitions", () => {
       using image = new Image().sfdisk(
         "label: dos",
         "label-id: 0x0",
@@ -306,7 +306,7 @@ describe(
       assertEquals(sfdiskRows(empty), { kind: "mbr", rows: [] });
     });
 
-    it("for an MBR in the first sector of a FAT file system", () => {
+    it("reads an MBR in the first sector of a FAT file system", () => {
       using image = new Image();
       runOk("mkfs.vfat", image.path);
       image.sfdisk("label: dos", "start=2048, size=2048");
@@ -326,7 +326,7 @@ describe(
     withTools,
   ),
   () => {
-    it("for a GPT by parted", () => {
+    it("reads a GPT by parted", () => {
       using image = new Image().parted(4096, "mklabel", "gpt")
         .parted(4096, "mkpart", "one", "ext4", "1MiB", "2MiB")
         .parted(4096, "mkpart", "two", "ext4", "2MiB", "100%");
@@ -334,7 +334,7 @@ describe(
       assertEquals(probeSectorSize(image.source()), 4096);
     });
 
-    it("for a GPT by fdisk, also when its primary header is damaged", () => {
+    it("reads a GPT by fdisk, even if its primary header is damaged", () => {
       const commands = ["g", "n", "", "", "+1M", "n", "", "", "+2M", "w"];
       for (const sectorSize of [1024, 2048, 4096]) {
         using image = new Image()
@@ -347,7 +347,7 @@ describe(
       }
     });
 
-    it("for an MBR by fdisk", () => {
+    it("reads an MBR by fdisk", () => {
       const commands = ["o", "n", "p", "", "", "+1M", "n", "e", "", "", ""];
       commands.push("n", "l", "", "+1M", "n", "l", "", "+2M", "w");
       using image = new Image()
@@ -371,7 +371,7 @@ describe(
 describe(
   ...onAnyKernel("readTable() of disks without a table", withTools),
   () => {
-    it("gives undefined for ext4, FAT and a file of zeros", () => {
+    it("returns undefined for ext4, FAT and a file of zeros", () => {
       const commands = [
         ["mkfs.ext4", "-q"],
         ["mkfs.vfat", "-F", "12"],
@@ -392,9 +392,12 @@ describe(
 );
 
 describe(
-  ...onAnyKernel("readTable() of what sfdisk cannot read either", withTools),
+  ...onAnyKernel(
+    "readTable() of disks that sfdisk cannot read either",
+    withTools,
+  ),
   () => {
-    it("says that both headers of a GPT are damaged", () => {
+    it("reports that both headers of a GPT are damaged", () => {
       using image = new Image().sfdisk(...TWO)
         .write(512, [0]).write(64 * MiB - 512 + 57, [0xff]);
       assertEquals(sfdiskRows(image).kind, "mbr"); // the protective MBR

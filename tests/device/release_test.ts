@@ -46,7 +46,7 @@ function smallDisk(scratch: Scratch, size: string): Undo {
 
 describe("Attachment.detach() and detach()", onDevices, () => {
   it(
-    "do not take an exchanged file for a free device",
+    "do not consider a device with an exchanged file free",
     withScratch(async (scratch) => {
       const path = scratch.image();
       using other = openMemory(MiB);
@@ -73,7 +73,7 @@ describe("Attachment.detach() and detach()", onDevices, () => {
   );
 
   it(
-    "take a device that was recycled for free",
+    "consider a device that was reused for another file free",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -91,7 +91,7 @@ describe("Attachment.detach() and detach()", onDevices, () => {
 
 describe("Attachment", onDevices, () => {
   it(
-    "reports that much could not be written back, by detach() and by persist()",
+    "reports a failed write-back of a large amount by detach() and persist()",
     withScratch(async (scratch) => {
       using mount = smallDisk(scratch, "16M");
       for (const persists of [false, true]) {
@@ -119,7 +119,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "reports by disposal what a detach() that was aborted could not tell",
+    "reports by disposal a failure that an aborted detach() could not report",
     withScratch(async (scratch) => {
       using mount = smallDisk(scratch, "2M");
       const path = scratch.image(8 * MiB, "small/disk.img");
@@ -145,7 +145,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "is EBADF when its loop is closed while detach() writes back",
+    "throws EBADF if its loop is closed while detach() writes back",
     withScratch(async (scratch) => {
       for (const autoclear of [true, false]) {
         const device = await attach(scratch.image(64 * MiB), { autoclear });
@@ -163,7 +163,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "waits detachTimeout for others when it is disposed of",
+    "waits up to detachTimeout on disposal",
     withScratch(async (scratch) => {
       const device = await attach(scratch.image(), { detachTimeout: 1 });
       using _holder = new Loop(device.minor, { readOnly: true });
@@ -177,7 +177,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "gives a size above 2^53-1 as that, and Loop.getSize() none",
+    "clamps a size above 2^53-1, where Loop.getSize() throws",
     withScratch(async (scratch) => {
       const directory = `${scratch.path}/tmpfs`;
       Deno.mkdirSync(directory);
@@ -195,7 +195,7 @@ describe("Attachment", onDevices, () => {
 
 describe("writeBackError()", onDevices, () => {
   it(
-    "tells once of an error of another descriptor, without writing",
+    "returns an error of another descriptor once, without writing",
     withScratch(async (scratch) => {
       using mount = smallDisk(scratch, "1M");
       const device = await attach(scratch.image(4 * MiB, "small/disk.img"));
@@ -217,7 +217,7 @@ describe("writeBackError()", onDevices, () => {
 
 describe("attach()", onDevices, () => {
   it(
-    "refuses a range without one whole block, before a device is bound",
+    "refuses a range smaller than one block before a device is bound",
     withScratch(async (scratch) => {
       const empty = scratch.image(0, "empty");
       const path = scratch.image(MiB);
@@ -259,7 +259,7 @@ function onceFree(change: () => void): void {
 
 describe("Loop.changeFd() and Loop.setStatus()", onDevices, () => {
   it(
-    "leave no partitions of other bytes, with and without partscan",
+    "remove partitions that would show other bytes, with and without partscan",
     withScratch(async (scratch) => {
       const path = scratch.image();
       using second = openFile(scratch.image(MiB, "second"));
@@ -283,7 +283,7 @@ describe("Loop.changeFd() and Loop.setStatus()", onDevices, () => {
   );
 
   it(
-    "change nothing while a partition is in use, nor when the change fails",
+    "change nothing while a partition is in use, or if the change fails",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();

@@ -60,7 +60,7 @@ const SIGNALS: [signal: string, status: number, ...options: string[]][] = [
 ];
 
 describe("loopdev attach", onDevices, () => {
-  it("keeps what was printed when another device cannot be written back", () => {
+  it("keeps printed devices if another device cannot be written back", () => {
     using scratch = new Scratch();
     const calls = "sync_file_range,fsync";
     for (const options of [[], ["--json"]]) {
@@ -86,7 +86,7 @@ describe("loopdev attach", onDevices, () => {
     scratch.check();
   });
 
-  it("keeps what was printed, and nothing else, when it is interrupted", () => {
+  it("keeps only printed devices if it is interrupted", () => {
     using scratch = new Scratch();
     const calls = "ioctl,sync_file_range,write";
     const whole = attachTwo(scratch, calls);
@@ -105,7 +105,7 @@ describe("loopdev attach", onDevices, () => {
     scratch.check();
   });
 
-  it("goes on when the signal was ignored from the start", () => {
+  it("continues if the signal was ignored from the start", () => {
     using scratch = new Scratch();
     const calls = "sync_file_range";
     for (const signal of ["INT", "HUP"]) {

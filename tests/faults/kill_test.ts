@@ -37,7 +37,7 @@ function* kills(trace: string): Generator<string> {
 
 describe("kill -9 at every system call", onDevices, () => {
   for (const name of ALL ? [...OPERATIONS, ...LONG_OPERATIONS] : OPERATIONS) {
-    it(`of ${name}`, async () => {
+    it(`leaves nothing attached by ${name}`, async () => {
       await using site = new Site();
       await site.setUp(name);
       const { trace } = await site.traced(name);
@@ -67,7 +67,7 @@ describe("kill -9 at every system call", onDevices, () => {
     });
   }
 
-  it("of loopdev run", () => {
+  it("leaves nothing attached by loopdev run", () => {
     using own = new OwnDevice();
     using scratch = new Scratch();
     const image = scratch.image();

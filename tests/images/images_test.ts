@@ -136,7 +136,7 @@ function cutOff(
 
 describe("partitions() of the images that Debian ships", () => {
   for (const [name, atLeast] of Object.entries(PACKAGES)) {
-    it(`gives those of partx, sfdisk and blkid in ${name}`, async () => {
+    it(`equals partx, sfdisk and blkid in ${name}`, async () => {
       using scratch = new Scratch();
       const files = unpack(name, scratch.path);
       assert(files.length > 0);

@@ -172,7 +172,7 @@ async function count(
   return { complete, missing };
 }
 
-describe("no write is lost whose close returned", onDevices, () => {
+describe("no write is lost once its close has returned", onDevices, () => {
   for (const [name, sequence] of Object.entries(SEQUENCES)) {
     it(`${name}, ${RUNS} times`, async () => {
       const { complete, missing } = await count(sequence, RUNS);
@@ -182,7 +182,7 @@ describe("no write is lost whose close returned", onDevices, () => {
     });
   }
 
-  it("and this test is known to bite", async () => {
+  it("writes are lost with the unsafe sequence (control)", async () => {
     const { complete, missing } = await count(
       unsafe,
       UNSAFE_RUNS,

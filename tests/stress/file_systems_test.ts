@@ -83,7 +83,7 @@ describe(
   onDevices,
   () => {
     for (const [name, fileSystem] of Object.entries(FILE_SYSTEMS)) {
-      it(`${name} is whole after detaching at once, ${RUNS} times`, async () => {
+      it(`${name} is intact after detaching at once, ${RUNS} times`, async () => {
         using scratch = new Scratch();
         using own = new OwnDevice(); // programs that try the number keep mkfs out for a moment
         const directory = `${scratch.path}/mnt`;

@@ -52,13 +52,13 @@ describe(
   `${PROCESSES} processes attach and detach ${CYCLES} times`,
   onDevices,
   () => {
-    it("without a failure, and leave nothing", async () => {
+    it("without a failure, and leave nothing attached", async () => {
       using scratch = new Scratch();
       assert((await cycleAtOnce(scratch)).size >= 1);
       scratch.check();
     });
 
-    it("beside somebody who holds the lowest unbound device exclusively", async () => {
+    it("beside a process that holds the lowest unbound device exclusively", async () => {
       const lowest = `/dev/loop${lowestUnbound()}`;
       using _holder = holdExclusively(lowest);
       using scratch = new Scratch();
@@ -80,7 +80,7 @@ describe(
   `${MANY_PROCESSES} processes attach and detach ${CYCLES} times`,
   onDevices,
   () => {
-    it("beside losetup on the same devices, and touch nobody else's", async () => {
+    it("beside losetup, and do not touch its devices", async () => {
       using scratch = new Scratch();
       const victim = scratch.image(1 << 20, "victim.img");
       Deno.writeFileSync(victim, new Uint8Array(1 << 20).fill(0x7e));
@@ -131,7 +131,7 @@ describe(
 
 describe("kill -9 of a process that attaches in a loop", onDevices, () => {
   const rounds = times(100);
-  it(`leaves nothing, ${rounds} times`, async () => {
+  it(`leaves nothing attached, ${rounds} times`, async () => {
     using scratch = new Scratch();
     const path = scratch.image();
     let whileBound = 0;

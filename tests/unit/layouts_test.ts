@@ -199,7 +199,7 @@ for (const abi of Object.keys(ABIS)) {
       assertLayout(BLKPG_PARTITION, layOut(abi, BLKPG_PARTITION_DECLARATION));
     });
 
-    it("request numbers that hold the size of their argument", () => {
+    it("request numbers that contain the size of their argument", () => {
       // Encoding in asm-generic/ioctl.h, which both use: direction, size, type, number.
       const read = (type: number, number: number, size: number) =>
         (2 * 2 ** 30) + (size << 16) + (type << 8) + number;
@@ -215,7 +215,7 @@ for (const abi of Object.keys(ABIS)) {
   });
 }
 
-describe("what differs between x86_64 and aarch64", () => {
+describe("values that differ between x86_64 and aarch64", () => {
   it("flags of open(2): asm-generic/fcntl.h, and asm/fcntl.h of arm64", () => {
     assertEquals(OPEN_FLAGS, {
       x86_64: {
