@@ -46,21 +46,21 @@ async function show(image: string): Promise<void> {
   console.log(device.loop.getStatus());
   say(`Detach ${device.path}`);
   await device.detach();
-  console.log("It is free.");
+  console.log("The device is free.");
 }
 
 /** Creates an image, writes to it through a device, and finds the data in the image. */
 async function make(directory: string): Promise<void> {
   const image = `${directory}/disk.img`;
-  say("Make an image of 64 MiB");
+  say("Create an image of 64 MiB");
   await Deno.writeFile(image, new Uint8Array());
   await Deno.truncate(image, 64 * MiB);
   const hasFileSystem = await run("mkfs.ext4", "-q", image);
-  if (!hasFileSystem) console.log("(there is no mkfs.ext4: raw blocks, then)");
+  if (!hasFileSystem) console.log("(mkfs.ext4 is missing: using raw blocks)");
 
   say("Attach it");
   await using device = await attach(image, { reference: "demo" });
-  console.log(`It is ${device.path} now.`);
+  console.log(`It is attached to ${device.path}.`);
 
   say("List it, as loopdev list does");
   printTable(list().filter(({ minor }) => minor === device.minor));
@@ -70,9 +70,9 @@ async function make(directory: string): Promise<void> {
 
   say(`Detach ${device.path}`);
   await device.detach();
-  console.log("It is free, and what was written is in the image.");
+  console.log("The device is free, and the data is in the image.");
 
-  say(`Look for it in ${basename(image)}`);
+  say(`Find the data in ${basename(image)}`);
   if (hasFileSystem) await run("fsck.ext4", "-f", "-n", image);
   const at = find(await Deno.readFile(image), MESSAGE);
   if (at < 0) throw new Problem("the data is not in the image");
@@ -111,12 +111,12 @@ function find(bytes: Uint8Array, text: string): number {
 
 /** Returns the reason why attaching cannot work here, if it is known. */
 function obstacle(): string | undefined {
-  if (Deno.build.os !== "linux") return "loop devices exist on Linux only";
-  if (Deno.uid() !== 0) return "attaching a file needs root: try sudo";
+  if (Deno.build.os !== "linux") return "loop devices exist only on Linux";
+  if (Deno.uid() !== 0) return "attaching a file requires root: try sudo";
   try {
     Deno.statSync("/dev/loop-control");
   } catch {
-    return "there is no /dev/loop-control: load the driver with modprobe loop";
+    return "/dev/loop-control is missing: load the driver with modprobe loop";
   }
   return undefined;
 }
@@ -132,7 +132,7 @@ async function main(): Promise<void> {
   } finally {
     await Deno.remove(directory, { recursive: true });
   }
-  console.log("\nThe image is removed; nothing is left behind.");
+  console.log("\nThe image was removed.");
 }
 
 try {

@@ -34,6 +34,6 @@ const second = await makeImage("version-2.img", "version 2");
   using file = openFile(second, { readOnly: true });
   device.loop.changeFd(file.fd);
   assertEquals(await look(), "version 2");
-  console.log(`${device.path} shows version 2, and was there all the time`);
+  console.log(`${device.path} shows version 2 and was never detached`);
 }
 await Deno.remove(directory, { recursive: true });

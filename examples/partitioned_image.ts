@@ -55,5 +55,5 @@ await withData(false, async (directory) => {
 await withData(true, async (directory) => {
   assertEquals(await Deno.readTextFile(`${directory}/hello.txt`), MESSAGE);
 });
-console.log(`${image} holds it all`);
+console.log(`${image} contains everything`);
 if (Deno.args[0] === undefined) await Deno.remove(image);

@@ -60,7 +60,7 @@ if (temporary !== undefined) await makeDamaged(image);
     console.log(
       number,
       name,
-      isSound ? `saved as ${copy}` : "is no sound ext4",
+      isSound ? `saved as ${copy}` : "is not an intact ext4",
     );
   }
 }

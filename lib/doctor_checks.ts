@@ -544,7 +544,7 @@ function diagnoseStalePartitions(): Check[] {
   if (stale.length === 0) return [ok("stale partitions", "none")];
   return [warning(
     "stale partitions",
-    `${some(stale)} are left over from an earlier file of their device`,
+    `leftover partitions of an earlier file: ${some(stale)}`,
     "attach() removes them; with other tools they show parts of the next file",
   )];
 }

@@ -157,12 +157,12 @@ describe("attach()", onDevices, () => {
           attach(path, { directIo: true, offset })
         );
         assertEquals(error.code, "EINVAL");
-        assertMatch(error.message, /wanted directIo true, got false/);
+        assertMatch(error.message, /requested directIo true, got false/);
         assertEquals(scratch.devices(), []);
       }
       using direct = openFile(path, { directIo: true });
       const error = await rejected(() => attach(direct, { directIo: false }));
-      assertMatch(error.message, /wanted directIo false, got true/);
+      assertMatch(error.message, /requested directIo false, got true/);
     }),
   );
 
@@ -659,7 +659,7 @@ describe("Attachment", onDevices, () => {
     assertThrows(
       () => new Attachment({} as Loop),
       TypeError,
-      "attach() makes them",
+      "use attach()",
     );
   });
 

@@ -283,7 +283,7 @@ describe("attach() and swap", onDevices, () => {
       const locked = await attach(second!);
       const busy = cli("swap", device.path, second!);
       assertEquals(busy.code, 1);
-      assertMatch(busy.stderr, new RegExp(`behind ${locked.path} already`));
+      assertMatch(busy.stderr, new RegExp(`${locked.path} already shows`));
       await locked.detach();
       await device.detach();
     }),

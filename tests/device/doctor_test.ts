@@ -95,14 +95,14 @@ describe("doctor()", onDevices, () => {
       assertCause(
         examined(scratch, TMPFS_DEV, { user: WITHOUT_MKNOD }),
         "loop-control",
-        /^there is no \/dev\/loop-control, .* CAP_MKNOD$/,
+        /^\/dev\/loop-control does not exist, .* CAP_MKNOD$/,
         /^mknod \/dev\/loop-control .*--device \/dev\/loop-control/,
       );
       const control = `${TMPFS_DEV}; mknod /dev/loop-control c 10 237`;
       assertCause(
         examined(scratch, control, { user: WITHOUT_MKNOD }),
         "nodes",
-        /^there is no \/dev\/loop\d+, .* CAP_MKNOD$/,
+        /^\/dev\/loop\d+ does not exist, .* CAP_MKNOD$/,
         /^mknod \/dev\/loop\d+/,
       );
     }),
@@ -182,7 +182,7 @@ describe("doctor()", onDevices, () => {
         ),
         "driver",
         /^the kernel has no loop driver$/,
-        /^load it .*modprobe loop/,
+        /^load it: modprobe loop/,
       );
       const [first] = examined(
         scratch,
@@ -244,7 +244,10 @@ describe("doctor()", onDevices, () => {
       // Some kernels remove them at the first open.
       if (partitionsOf(own.minor).length > 0) {
         assertEquals(stale.map(({ status }) => status), ["warning"]);
-        assertMatch(stale[0]!.finding, /left .* behind$/);
+        assertMatch(
+          stale[0]!.finding,
+          /^leftover partitions of an earlier file: /,
+        );
       }
 
       await using a = await attach(path, { minor: own.minor });

@@ -305,7 +305,7 @@ describe("Loop.setFd()", onDevices, () => {
         assertThrows(
           () => bind.call(loop, unbound.fd),
           LoopError,
-          "iso9660, only to a device that was opened with readOnly",
+          "iso9660, only to a device opened readOnly",
         );
       }
       assertThrows(() => loop.setFd(-1), RangeError);

@@ -64,7 +64,7 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
         for (const name of names) {
           const error = await refused(name);
           assertEquals(error.path, device);
-          assertMatch(error.message, new RegExp(`behind ${device} already`));
+          assertMatch(error.message, new RegExp(`${device} already shows`));
           await refused(name, { readOnly: true });
         }
         losetupDetach(device);
@@ -238,7 +238,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
       for (const readOnly of [false, true]) {
         const error = await locked(path, { readOnly });
         assertEquals(error.path, writer.path);
-        assertMatch(error.message, new RegExp(`behind ${writer.path} already`));
+        assertMatch(error.message, new RegExp(`${writer.path} already shows`));
       }
       await writer.detach();
       await using a = await attach(path, { readOnly: true });
