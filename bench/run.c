@@ -1,4 +1,4 @@
-/* How long a program takes, from being started to its end: run PROGRAM [ARGUMENT...] */
+/* Measures the time of a program from start to end: run PROGRAM [ARGUMENT...] */
 #define _GNU_SOURCE
 #include <spawn.h>
 #include <sys/wait.h>
