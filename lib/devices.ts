@@ -155,9 +155,10 @@ function beginsWith(path: Uint8Array, prefix: Uint8Array): boolean {
 /**
  * Describes one device, like {@linkcode list}, without reading the others.
  *
- * Requires `--allow-ffi`, and no privileges.
+ * Requires `--allow-ffi`, but no privileges.
  *
- * @param device The device. The identity of a row of {@linkcode list} is checked.
+ * @param device The device. If it is a row of {@linkcode list}, its identity is
+ * checked.
  * @returns The device, or `undefined` if no file is attached to it or it does not
  * exist.
  * @throws {StaleDeviceError} If the device is now bound to another file.

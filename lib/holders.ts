@@ -14,7 +14,7 @@ export type { Holders } from "./holder.ts";
  * reports up to 1000 holders of each kind, and does not block the event loop. Requires
  * `--allow-ffi`.
  *
- * @param device The device. The identity of a row of {@linkcode list} is checked.
+ * @param device The device. If it is a row of {@linkcode list}, its identity is checked.
  * @returns The holders, and whether the search was complete.
  * @throws {StaleDeviceError} If the device is now bound to another file.
  * @throws {UnexpectedDevice} If the path does not lead to a whole loop device.

@@ -12,7 +12,7 @@ export interface Partition {
   /** The offset on the disk at which it starts, in bytes. */
   start: number;
   /**
-   * Its size in bytes, cut off at the end of the disk. For an extended partition, which
+   * Its size in bytes, up to the end of the disk. For an extended partition, which
    * Linux shows only in part, its full size.
    */
   size: number;

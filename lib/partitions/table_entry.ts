@@ -7,7 +7,7 @@ export interface TableEntry {
   number: number;
   /** The offset on the disk at which it starts, in bytes. */
   start: number;
-  /** Its size in bytes, cut off at the end of the disk. */
+  /** Its size in bytes, up to the end of the disk. */
   size: number;
   /** GPT: the type GUID in upper case, as sfdisk prints it. MBR: `"0x83"`, `"0xc"`. */
   type: string;
