@@ -8,6 +8,7 @@ import {
   holders,
   Loop,
   LoopBusyError,
+  mount,
 } from "@loopdev/loopdev";
 import { summary } from "./measure.ts";
 import type { Findings, Row } from "./result.ts";
@@ -162,6 +163,7 @@ export async function eventLoopCase(world: World): Promise<Findings> {
   const file = `${path}/stop.img`;
   await measureDirty(add, path, file, sizes);
   await measureCrowd(add, path, file, sizes);
+  await measureMounts(add, path, file, sizes);
   await measurePartitions(add, file, sizes);
   return { rows };
 }
@@ -226,6 +228,26 @@ async function measureCrowd(
     `busy detach ${crowd}`,
     () => one.detach({ timeout: 100 }).catch(onlyBusy),
   );
+}
+
+async function measureMounts(
+  add: Add,
+  directory: string,
+  file: string,
+  { device }: Sizes,
+): Promise<void> {
+  await run("mkfs.ext4", "-q", "-F", file);
+  const target = `${directory}/mnt`;
+  await Deno.mkdir(target);
+  for (const options of [{}, { target }]) {
+    const disk = await mount(file, options);
+    await fill(`${disk.path}/file`, device);
+    const what = options.target === undefined ? "a private mount" : "a target";
+    await add(
+      `unmount of ${what} with ${device / MiB} MiB unwritten`,
+      () => disk.unmount(),
+    );
+  }
 }
 
 async function measurePartitions(

@@ -4,6 +4,7 @@
  *     loopdev.ts attach FILE [OPTIONS]     attaches and detaches
  *     loopdev.ts many FILE MINOR...        attaches to all of these, then detaches
  *     loopdev.ts all FILE...               attaches all of these with attachAll(), then detaches
+ *     loopdev.ts mount FILE                mounts FILE, which is attached, then unmounts
  *     loopdev.ts getInfo|getStatus FILE    while FILE is attached
  *     loopdev.ts list
  *     loopdev.ts find FILE
@@ -55,6 +56,16 @@ async function cycleOf([what, ...args]: string[]): Promise<Cycle> {
         }
         return (performance.now() - start) / args.length;
       };
+    case "mount": {
+      const device = await attach(file);
+      return async () => {
+        const start = performance.now();
+        {
+          await using _mount = await device.mount();
+        }
+        return performance.now() - start;
+      };
+    }
     case "getInfo":
     case "getStatus": {
       const { loop } = await attach(file);

@@ -9,6 +9,7 @@
 import { attachCase, manyCase, optionsCase } from "./attach.ts";
 import { eventLoopCase } from "./event_loop.ts";
 import { listCase, statusCase } from "./list.ts";
+import { mountCase } from "./mount.ts";
 import { plot } from "./plot.ts";
 import { processesCase } from "./processes.ts";
 import { markdown, type Report, summary, text } from "./report.ts";
@@ -25,6 +26,7 @@ const CASES: Record<string, (world: World) => Promise<Findings>> = {
   status: statusCase,
   list: listCase,
   processes: processesCase,
+  mount: mountCase,
   throughput: throughputCase,
   stops: eventLoopCase,
   start: startCase,

@@ -87,6 +87,16 @@ export function targets(rows: Row[], figures: Figure[]): Target[] {
       [ratio(`list ${count}`, "loopdev", "C"), "×"],
     );
   }
+  check(
+    "mount and unmount an attached ext4, faster than mount(8) and umount(8)",
+    atLeast(3, "×"),
+    [ratio("mount", "losetup", "loopdev"), "×"],
+  );
+  check(
+    "`run --mount`, against five programs",
+    atMost(1, "×"),
+    [ratio("run --mount", "loopdev", "losetup"), "×"],
+  );
   const [few, many] = [
     time("list 64", "loopdev"),
     time("list 512", "loopdev"),

@@ -1,16 +1,17 @@
 /**
- * Builds a partitioned image from scratch: a table, a file system on one partition, and
- * a file in it. Then verifies that the image contains all of it:
+ * Builds a partitioned image from scratch: a table, and two file systems that are filled
+ * at the same time. Then verifies that the image contains all of it:
  *
- *     deno run --allow-ffi --allow-write --allow-read --allow-run=sfdisk,mkfs.ext4,mount,umount,fsck.ext4 \
- *       examples/partitioned_image.ts disk.img
+ *     deno run --allow-all examples/partitioned_image.ts disk.img
+ *
+ * It runs sfdisk, mkfs.ext4 and fsck.ext4, and mounts by itself.
  */
-import { attach } from "@loopdev/loopdev";
+import { attach, type Attachment, mount } from "@loopdev/loopdev";
 import { assertEquals } from "@std/assert";
 
 const image = Deno.args[0] ?? await Deno.makeTempFile({ suffix: ".img" });
-const TABLE = "label: gpt\nsize=16M, type=uefi, name=boot\nname=data\n";
-const MESSAGE = "written to the second partition\n";
+const TABLE = "label: gpt\nsize=16M, name=boot\nname=data\n";
+const FILES = { boot: "kernel\n", data: "written to the second partition\n" };
 
 /** Runs a command, and throws if it fails. */
 async function run(command: string, args: string[], input = ""): Promise<void> {
@@ -22,26 +23,20 @@ async function run(command: string, args: string[], input = ""): Promise<void> {
   if (!success) throw new Error(`Cannot ${command} ${args.join(" ")}`);
 }
 
-/** Mounts the partition named data, calls a function, and unmounts it. */
-async function withData(
-  readOnly: boolean,
-  use: (directory: string) => Promise<void>,
-): Promise<void> {
-  await using stack = new AsyncDisposableStack();
-  const device = stack.use(
-    await attach(image, { partscan: true, readOnly }),
-  );
-  const partitions = await device.partitions();
-  const data = partitions.find(({ name }) => name === "data")!;
-  console.log(`${data.path}: ${data.size} bytes from ${data.start} on`);
-  if (!readOnly) await run("mkfs.ext4", ["-q", data.path]);
-  else await run("fsck.ext4", ["-n", "-f", data.path]);
+/** Creates a file system on each partition. */
+async function makeFileSystems(device: Attachment): Promise<void> {
+  for (const { path, name, size, start } of await device.partitions()) {
+    console.log(`${path} (${name}): ${size} bytes from ${start} on`);
+    await run("mkfs.ext4", ["-q", path]);
+  }
+}
 
-  const directory = await Deno.makeTempDir();
-  stack.defer(() => Deno.remove(directory));
-  await run("mount", ["-o", readOnly ? "ro" : "rw", data.path, directory]);
-  stack.defer(() => run("umount", [directory]));
-  await use(directory);
+/** Fills them. They are unmounted, and then the device is detached, whatever fails. */
+async function fill(device: Attachment): Promise<void> {
+  await using boot = await device.mount({ partition: "boot" });
+  await using data = await device.mount({ partition: "data" });
+  await Deno.writeTextFile(`${boot.path}/file`, FILES.boot);
+  await Deno.writeTextFile(`${data.path}/file`, FILES.data);
 }
 
 await Deno.writeFile(image, new Uint8Array(), {
@@ -49,11 +44,17 @@ await Deno.writeFile(image, new Uint8Array(), {
 });
 await Deno.truncate(image, 64 * 1024 * 1024);
 await run("sfdisk", ["--quiet", image], TABLE);
-await withData(false, async (directory) => {
-  await Deno.writeTextFile(`${directory}/hello.txt`, MESSAGE);
-});
-await withData(true, async (directory) => {
-  assertEquals(await Deno.readTextFile(`${directory}/hello.txt`), MESSAGE);
-});
+{
+  await using device = await attach(image);
+  await makeFileSystems(device);
+  await fill(device);
+  for (const { path } of await device.partitions()) {
+    await run("fsck.ext4", ["-n", "-f", path]);
+  }
+}
+for (const [partition, content] of Object.entries(FILES)) {
+  await using disk = await mount(image, { partition, readOnly: true });
+  assertEquals(await Deno.readTextFile(`${disk.path}/file`), content);
+}
 console.log(`${image} contains everything`);
 if (Deno.args[0] === undefined) await Deno.remove(image);

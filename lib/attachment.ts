@@ -34,6 +34,8 @@ import {
   transferAsync,
   WRITE,
 } from "./kernel/transfer.ts";
+import { Mount } from "./mount_handle.ts";
+import type { MountOptions } from "./mounting/options.ts";
 import type { Partition } from "./partitions/partition.ts";
 import {
   checkPartitionsOptions,
@@ -160,6 +162,34 @@ export class Attachment implements AsyncDisposable {
     const { partitions } = await showTable(this.#loop, waiting, this.#nodes);
     this.#hasOwnPartitions = !this.#loop.getStatus().partscan;
     return partitions;
+  }
+
+  /**
+   * Mounts the file system on the device or on one of its partitions, like
+   * {@linkcode mount}. Unmount it before the device is detached.
+   *
+   * @param options Options for mounting.
+   * @returns The mounted file system, which is unmounted when it is disposed of.
+   * @throws {LoopError} If it cannot be mounted, as for {@linkcode mount}, or the device
+   * was detached (`EBADF`).
+   *
+   * @example Mount the file system of an attached image
+   * ```ts
+   * import { attach, openMemory } from "@loopdev/loopdev";
+   *
+   * using memory = openMemory(16 << 20);
+   * await using device = await attach(memory);
+   * await new Deno.Command("mkfs.ext4", { args: ["-q", device.path] }).output();
+   * await using mounted = await device.mount();
+   * await Deno.writeTextFile(`${mounted.path}/hello`, "hello");
+   * ```
+   */
+  async mount(options: MountOptions = {}): Promise<Mount> {
+    const { mountAttached } = await import("./mount_disk.ts");
+    this.#checkAttached(`mount ${quote(this.path)}`);
+    const { path } = this;
+    const disk = { loop: this.#loop, path, nodes: this.#nodes };
+    return new Mount(await mountAttached(disk, options));
   }
 
   /**

@@ -36,7 +36,7 @@ function use(holder: Holder): string {
       return `mounted on ${printable(holder.target)}${where}`;
     }
     case "file":
-      return `mounted nowhere any more, but in use by ${processOf(holder)}: ${
+      return `mounted on no directory, but in use by ${processOf(holder)}: ${
         printable(holder.path)
       }`;
     case "swap":

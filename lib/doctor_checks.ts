@@ -60,6 +60,7 @@ export async function diagnose(): Promise<Check[]> {
     ...attempt("nodes", diagnoseNodes),
     ...attempt("left nodes", diagnoseLeftNodes),
     ...attempt("capabilities", () => diagnoseCapabilities(self)),
+    ...attempt("AppArmor", () => diagnoseAppArmor(self)),
     ...attempt("stale partitions", diagnoseStalePartitions),
     ...attempt("deleted files", diagnoseDeletedFiles),
     diagnoseUdev(),
@@ -516,7 +517,7 @@ function some(items: string[]): string {
 }
 
 function diagnoseCapabilities(self: Process): Check[] {
-  if (can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace) {
+  if (canMount(self)) {
     return [ok("capabilities", "CAP_SYS_ADMIN: partitions and mounts work")];
   }
   const consequence =
@@ -533,6 +534,27 @@ function diagnoseCapabilities(self: Process): Check[] {
         `no CAP_SYS_ADMIN: ${consequence}`,
         "run it as root (in a container: --cap-add SYS_ADMIN)",
       ),
+  ];
+}
+
+function canMount(self: Process): boolean {
+  return can(self, CAP_SYS_ADMIN) && !self.isInUserNamespace;
+}
+
+/** Warns of a profile, which may forbid mounting whatever the capabilities are. */
+function diagnoseAppArmor(self: Process): Check[] {
+  const profile = ["apparmor/current", "current"]
+    .map((name) => readText(`/proc/self/attr/${name}`))
+    .find((text) => typeof text === "string");
+  // Other security modules use another syntax.
+  const name = /^(.+) \((?:enforce|kill)\)$/.exec(profile ?? "")?.[1];
+  if (name === undefined || !canMount(self)) return [];
+  return [
+    warning(
+      "AppArmor",
+      `profile ${quote(name)} may forbid to mount file systems`,
+      "for mounting: --security-opt apparmor=unconfined, or a profile that allows it",
+    ),
   ];
 }
 

@@ -76,8 +76,9 @@ export class LoopError extends Error {
  * Error thrown when a device or a partition is in use (`EBUSY`).
  *
  * After a timeout of {@linkcode detach}, the kernel detaches the device when the last
- * user closes it, so nothing has to be repeated. With `ifUnused`, and from
- * {@linkcode partitions}, nothing was changed. A write-back error is its `cause`.
+ * user closes it, so nothing has to be repeated; a mount on a target stays, however. With
+ * `ifUnused`, and from {@linkcode partitions}, nothing was changed. A write-back error is
+ * its `cause`.
  *
  * @example Find out which processes use the device
  * ```ts

@@ -17,8 +17,9 @@ export type Holder =
   }
   | {
     /**
-     * A process that uses a file on a file system that is no longer mounted: after a
-     * lazy unmount, or in a private mount that only a descriptor leads to.
+     * A process that uses a file on a file system that is mounted on no directory: after
+     * a lazy unmount, or in a private mount that only a descriptor leads to. In the error
+     * of {@linkcode Mount.unmount}, also a process that uses a file on a mounted one.
      */
     kind: "file";
     /** The disk or partition. */

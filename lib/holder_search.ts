@@ -57,9 +57,18 @@ const MAX_MAPPINGS = 65_536;
 /** Limit in bytes for all tables of mounts together. */
 const MAX_MOUNT_BYTES = 64 << 20;
 
+/** Options of a search. */
+interface SearchOptions {
+  /** Include processes that use files of a mounted file system. */
+  readonly withUsers?: boolean;
+}
+
 /** Finds the holders of a device. */
-export async function findHolders(minor: number): Promise<Holders> {
-  return await new Search(new Targets(minor)).run();
+export async function findHolders(
+  minor: number,
+  options: SearchOptions = {},
+): Promise<Holders> {
+  return await new Search(new Targets(minor), options).run();
 }
 
 /** A disk and its partitions, each of which can be in use. */
@@ -132,6 +141,7 @@ function userOf(pid: number): User {
 /** A search and its results. */
 class Search {
   readonly #targets: Targets;
+  readonly #withUsers: boolean;
   readonly #found: Holder[] = [];
   readonly #counts = new Map<Holder["kind"], number>();
   readonly #pace = new Pace();
@@ -157,8 +167,9 @@ class Search {
    */
   readonly #files = new Map<string, Holder>();
 
-  constructor(targets: Targets) {
+  constructor(targets: Targets, { withUsers = false }: SearchOptions) {
     this.#targets = targets;
+    this.#withUsers = withUsers;
     this.#btrfs = new Btrfs(targets.entries());
   }
 
@@ -556,7 +567,7 @@ class Search {
         .map(({ device }) => device),
     );
     for (const file of this.#files.values()) {
-      if (!mounted.has(file.device)) this.#add(file);
+      if (this.#withUsers || !mounted.has(file.device)) this.#add(file);
     }
     for (const { device, uuid } of this.#btrfs.unseen()) {
       if (mounted.has(device)) continue;

@@ -7,7 +7,8 @@ export type { Holders } from "./holder.ts";
 /**
  * Finds the holders of a device and its partitions: mounts in every mount namespace
  * that is visible, swap, block devices on top of it, processes that have it open or
- * mapped, and processes that use a file system on it that is no longer mounted.
+ * mapped, and processes that use a file system on it that is mounted on no directory:
+ * after a lazy unmount, or in a private mount, as {@linkcode mount} creates it.
  *
  * The device is not opened. Without root, processes and mount namespaces of other users
  * are not visible. The search never waits for a file system, takes up to three seconds,

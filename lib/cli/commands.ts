@@ -15,6 +15,16 @@ export const COMMANDS: Commands = {
     summary: "attach files, run a command, detach them",
     load: () => import("./run.ts"),
   },
+  mount: {
+    operands: "FILE|DEV DIR",
+    summary: "mount a file system for everybody to see",
+    load: () => import("./mount.ts"),
+  },
+  unmount: {
+    operands: "DIR...",
+    summary: "write back and unmount",
+    load: () => import("./unmount.ts"),
+  },
   detach: {
     operands: "DEV...",
     summary: "detach devices and wait until they are free",

@@ -1,9 +1,12 @@
 import { attach } from "../attach.ts";
+import type { Attachment } from "../attachment.ts";
 import { quote } from "../errors.ts";
-import { parse, UsageError } from "./arguments.ts";
+import type { MountOptions } from "../mounting/options.ts";
+import { type Arguments, parse, UsageError } from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
+import { mountOptions, PARTITION_OPTION } from "./mount.ts";
 import { exact, fileOf } from "./files.ts";
-import type { Command } from "./command.ts";
+import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
 import { fail } from "./output.ts";
 import {
@@ -15,11 +18,21 @@ import {
 import { warnOfRest } from "./warnings.ts";
 import { terminal, Witness } from "./witness.ts";
 
+const OPTIONS: Options = {
+  mount: {
+    value: "DIR",
+    help: "mount the file system on DIR, for COMMAND alone",
+  },
+  ...PARTITION_OPTION,
+  ...ATTACH_OPTIONS,
+};
+
 export const command: Command = {
   title: "Attach files, run a command, and detach them, also when it fails.",
   examples: `loopdev run disk.img -- sh -c 'mkfs.ext4 $LOOPDEV'
-loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'`,
-  options: ATTACH_OPTIONS,
+loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'
+loopdev run --mount /mnt disk.img -- cp motd /mnt/etc/`,
+  options: OPTIONS,
   notes:
     `COMMAND finds the devices in LOOPDEV, in the order of the files, with a blank between
 them. The exit status is that of COMMAND: 128 and its number when a signal ended it, 127
@@ -27,6 +40,12 @@ when there is no such command, 126 when it cannot be executed. It is 1 when a de
 could not be attached or detached. An interrupt is for COMMAND: the devices are
 detached when it has ended, and by the kernel when this process is killed.
 With --partscan the partitions are there when it starts.
+
+With --mount the file system of FILE, or of its --partition, is mounted on DIR in a mount
+namespace of its own: COMMAND and what it starts see it, and nobody else does. Nothing
+stays, not even after kill -9: the mount and the device are gone with the last process
+that COMMAND has started.
+
 Permissions: deno run --allow-ffi --allow-run, and mostly root.`,
   run,
 };
@@ -40,9 +59,10 @@ async function run(args: string[]): Promise<number> {
   if (program === undefined) {
     throw new UsageError("COMMAND is missing: it stands behind --");
   }
-  const given = parse(args.slice(0, end), ATTACH_OPTIONS);
+  const given = parse(args.slice(0, end), OPTIONS);
   const files = given.operands.map(fileOf);
   const options = attachOptions(given, files.length);
+  const place = mountPlace(given, files.length);
 
   let status = 0;
   try {
@@ -55,6 +75,9 @@ async function run(args: string[]): Promise<number> {
       const device = devices.use(await attach(file, { ...options, signal }));
       warnOfRest(device.loop, file);
       if (options.partscan) await device.partitions({ signal });
+      if (place !== undefined) {
+        devices.use(await mountFor(device, place, signal));
+      }
       paths.push(device.path);
     }
     await handlersHaveRun();
@@ -65,6 +88,33 @@ async function run(args: string[]): Promise<number> {
     return status || failed;
   }
   return status;
+}
+
+/** Mount point for the command, and options of the mount. */
+interface MountPlace extends MountOptions {
+  readonly directory: string | URL;
+}
+
+function mountPlace(
+  given: Arguments,
+  fileCount: number,
+): MountPlace | undefined {
+  const directory = given.value("mount");
+  if (directory === undefined) {
+    if (given.value("partition") === undefined) return undefined;
+    throw new UsageError("--partition is for --mount");
+  }
+  if (fileCount > 1) throw new UsageError("--mount takes one FILE");
+  return { directory: fileOf(directory), ...mountOptions(given) };
+}
+
+async function mountFor(
+  device: Attachment,
+  { directory, ...options }: MountPlace,
+  signal: AbortSignal,
+): Promise<AsyncDisposable> {
+  const { mountInNamespace } = await import("../mount_namespace.ts");
+  return await mountInNamespace(device, directory, { ...options, signal });
 }
 
 /** The exit statuses of a shell for a command that it cannot run. */

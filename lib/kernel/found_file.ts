@@ -17,6 +17,7 @@ import {
   RESOLVE_NO_SYMLINKS,
   transientCString,
 } from "../sys/libc.ts";
+import { readLink } from "../sys/sysfs.ts";
 
 /** Policy for symbolic links in a path. */
 export type Symlinks = "follow" | "refuse";
@@ -83,6 +84,12 @@ export class FoundFile implements Disposable {
   open(flags: number): number {
     const fd = openAt(AT_FDCWD, transientCString(pathOf(this.#fd)), flags);
     return fd === -ENOENT || fd === -ENOTDIR ? this.#openByName(flags) : fd;
+  }
+
+  /** The canonical path, if the kernel reports one. */
+  get canonicalPath(): string | undefined {
+    const path = readLink(pathOf(this.#fd));
+    return typeof path === "string" && path.startsWith("/") ? path : undefined;
   }
 
   /**

@@ -7,6 +7,7 @@
 export const STATX = {
   size: 256,
   stx_mask: 0,
+  stx_attributes: 8,
   stx_nlink: 16,
   stx_uid: 20,
   stx_mode: 28,
@@ -16,8 +17,12 @@ export const STATX = {
   stx_rdev_minor: 132,
   stx_dev_major: 136,
   stx_dev_minor: 140,
+  stx_mnt_id: 144,
   stx_dio_offset_align: 156,
 } as const;
+
+/** `struct statfs`, asm-generic/statfs.h. */
+export const STATFS = { size: 120, f_flags: 80 } as const;
 
 /** `struct flock`, asm-generic/fcntl.h. */
 export const FLOCK = { size: 32, l_type: 0, l_start: 8, l_len: 16 } as const;

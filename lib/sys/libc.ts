@@ -88,40 +88,60 @@ const SYMBOLS = {
 /** System call numbers, `asm/unistd_64.h` and `asm-generic/unistd.h`. */
 export const SYSTEM_CALLS = {
   x86_64: {
+    read: 0n,
     close: 3n,
-    openat: 257n,
     pread64: 17n,
     pwrite64: 18n,
     flock: 73n,
     fsync: 74n,
+    fstatfs: 138n,
+    mount: 165n,
+    umount2: 166n,
     getdents64: 217n,
+    openat: 257n,
     mkdirat: 258n,
     mknodat: 259n,
     unlinkat: 263n,
     readlinkat: 267n,
     fchmodat: 268n,
+    unshare: 272n,
     sync_file_range: 277n,
+    syncfs: 306n,
     kcmp: 312n,
     statx: 332n,
+    move_mount: 429n,
+    fsopen: 430n,
+    fsconfig: 431n,
+    fsmount: 432n,
     openat2: 437n,
     cachestat: 451n,
   },
   aarch64: {
+    read: 63n,
     close: 57n,
-    openat: 56n,
     pread64: 67n,
     pwrite64: 68n,
     flock: 32n,
     fsync: 82n,
+    fstatfs: 44n,
+    mount: 40n,
+    umount2: 39n,
     getdents64: 61n,
+    openat: 56n,
     mkdirat: 34n,
     mknodat: 33n,
     unlinkat: 35n,
     readlinkat: 78n,
     fchmodat: 53n,
+    unshare: 97n,
     sync_file_range: 84n,
+    syncfs: 267n,
     kcmp: 272n,
     statx: 291n,
+    move_mount: 429n,
+    fsopen: 430n,
+    fsconfig: 431n,
+    fsmount: 432n,
     openat2: 437n,
     cachestat: 451n,
   },
@@ -149,6 +169,7 @@ export type Libc = {
 };
 
 let library: Libc | undefined;
+let openedPath = "";
 let errnoPointer: Deno.PointerValue = null;
 const errnoSlot = new Int32Array(1);
 
@@ -156,7 +177,19 @@ function openLibrary(path: string): Libc {
   const symbols = Deno.dlopen(path, SYMBOLS).symbols as Libc;
   // Constant for a thread, so that reading errno takes only one call.
   errnoPointer = symbols.errnoLocation();
+  openedPath = path;
   return library = symbols;
+}
+
+/**
+ * Opens another table of prototypes, for calls that most programs never make, because
+ * each symbol costs time at import.
+ */
+export function openTable<const Table extends Deno.ForeignLibraryInterface>(
+  symbols: Table,
+): Deno.DynamicLibrary<Table>["symbols"] {
+  libc();
+  return Deno.dlopen(openedPath, symbols).symbols;
 }
 
 /** Returns the library. Opens it on first use, if that was not possible at import. */
@@ -392,10 +425,21 @@ export function lockBytes(
 const flock = new Uint8Array(FLOCK.size); // l_whence 0: SEEK_SET
 const flockView = new DataView(flock.buffer);
 
-/** Issues a system call with two numbers. */
-function numbersCall(number: bigint, first: number, second = 0): number {
+/** Issues a system call with up to three numbers. */
+export function numbersCall(
+  number: bigint,
+  first: number,
+  second = 0,
+  third = 0,
+): number {
   return errnoResult(
-    libc().syscallNumbers(number, BigInt(first), BigInt(second), 0n, 0n),
+    libc().syscallNumbers(
+      number,
+      BigInt(first),
+      BigInt(second),
+      BigInt(third),
+      0n,
+    ),
   );
 }
 

@@ -61,6 +61,9 @@ export function majorMinor(device: number): [major: number, minor: number] {
 // linux/stat.h: struct statx
 const STATX_BASIC_STATS = 0x7ff;
 const STATX_DIOALIGN = 0x2000;
+const STATX_MNT_ID = 0x1000;
+const STATX_MNT_ID_UNIQUE = 0x4000;
+const STATX_ATTR_MOUNT_ROOT = 0x2000;
 const AT_EMPTY_PATH = 0x1000;
 /** Examines a symbolic link itself. */
 export const AT_SYMLINK_NOFOLLOW = 0x100;
@@ -137,4 +140,54 @@ export function directIoAlignment(fd: number): number | undefined {
   const mask = statxView.getUint32(STATX.stx_mask, true);
   if (result < 0 || (mask & STATX_DIOALIGN) === 0) return undefined;
   return statxView.getUint32(STATX.stx_dio_offset_align, true);
+}
+
+/** Identity of a mount. */
+export interface MountIdentity {
+  /** Mount ID. From Linux 6.8 on the kernel never reuses it. */
+  readonly id: bigint;
+  /** Number of the file system, encoded as in `st_dev`. */
+  readonly device: number;
+  /** True for the root directory of the mount. */
+  readonly isRoot: boolean;
+}
+
+/** Returns the mount that a path is on (Linux 5.8), without asking a file server. */
+export function mountAt(
+  directory: number,
+  path: CString,
+  flags = 0,
+): MountIdentity | number {
+  const result = statxCall(
+    directory,
+    path,
+    AT_STATX_DONT_SYNC | flags,
+    STATX_MNT_ID | STATX_MNT_ID_UNIQUE,
+  );
+  if (result < 0) return result;
+  return {
+    id: statxView.getBigUint64(STATX.stx_mnt_id, true),
+    device: makedev(
+      statxView.getUint32(STATX.stx_dev_major, true),
+      statxView.getUint32(STATX.stx_dev_minor, true),
+    ),
+    isRoot: (statxView.getUint32(STATX.stx_attributes, true) &
+      STATX_ATTR_MOUNT_ROOT) !== 0,
+  };
+}
+
+/** Returns the mount that the file of a descriptor is on. */
+export function mountOf(fd: number): MountIdentity | number {
+  return mountAt(fd, EMPTY, AT_EMPTY_PATH);
+}
+
+/** Returns the mount ID in `mountinfo` of a descriptor or path. */
+export function mountNumberAt(
+  directory: number,
+  path: CString = EMPTY,
+): number {
+  const flags = AT_STATX_DONT_SYNC | (path === EMPTY ? AT_EMPTY_PATH : 0);
+  const result = statxCall(directory, path, flags, STATX_MNT_ID);
+  if (result < 0) return result;
+  return Number(statxView.getBigUint64(STATX.stx_mnt_id, true));
 }

@@ -1,7 +1,7 @@
 /** Runs the examples with exactly the permissions that they name. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { onAnyKernel, onDevices, run, withScratch } from "./support.ts";
+import { CLI, onAnyKernel, onDevices, run, withScratch } from "./support.ts";
 
 const DIRECTORY = new URL("../../examples/", import.meta.url).pathname;
 
@@ -53,26 +53,50 @@ describe("examples", onDevices, () => {
     it(
       ...onAnyKernel(`${name} runs with the flags in its header`, { ignore }),
       () => {
-        assert(flags.includes("--allow-ffi"));
+        assert(
+          flags.some((flag) => ["--allow-ffi", "--allow-all"].includes(flag)),
+        );
         example(name, flags);
       },
     );
   }
 
   it(
-    ...onAnyKernel("mount runs a command on the mounted file system", {
-      ignore: !["mkfs.ext4", "mount"].every(hasProgram),
+    ...onAnyKernel("edit_image writes a file into an image", {
+      ignore: !hasProgram("mkfs.ext4"),
     }),
     withScratch((scratch) => {
       const image = scratch.image(8 << 20);
       assertEquals(run("mkfs.ext4", "-q", image).code, 0);
-      const flags = flagsOf("mount").map((flag) =>
-        flag.startsWith("--allow-run") ? `${flag},touch` : flag
+      example("edit_image", flagsOf("edit_image"), image, "motd", "hello");
+      assertEquals(run("debugfs", "-R", "cat motd", image).stdout, "hello\n");
+    }),
+  );
+
+  it(
+    ...onAnyKernel("install.sh copies files into an image", {
+      ignore: !hasProgram("mkfs.ext4"),
+    }),
+    withScratch((scratch) => {
+      const image = scratch.image(8 << 20);
+      assertEquals(run("mkfs.ext4", "-q", image).code, 0);
+      // The command line, installed.
+      const program = `${scratch.path}/loopdev`;
+      Deno.writeTextFileSync(
+        program,
+        `#!/bin/sh\nexec '${Deno.execPath()}' run -q --no-check --allow-ffi --allow-run '${CLI}' "$@"\n`,
+        { mode: 0o755 },
       );
-      const directory = `${scratch.path}/mnt`;
-      Deno.mkdirSync(directory);
-      example("mount", flags, image, directory, "touch", `${directory}/file`);
-      assertEquals([...Deno.readDirSync(directory)], []); // unmounted
+      const { code, stderr } = run(
+        "env",
+        `PATH=${scratch.path}:${Deno.env.get("PATH")}`,
+        ...[`${DIRECTORY}install.sh`, image, `${DIRECTORY}attach.ts`],
+      );
+      assertEquals([code, stderr], [0, ""]);
+      assertEquals(
+        run("debugfs", "-R", "cat attach.ts", image).stdout,
+        Deno.readTextFileSync(`${DIRECTORY}attach.ts`),
+      );
     }),
   );
 

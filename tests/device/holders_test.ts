@@ -287,7 +287,7 @@ describe("holders()", onDevices, () => {
         assertEquals(holder.device, device);
         assertMatch(
           describeHolder(holder),
-          /^mounted nowhere any more, but in use by process \d+ \((bash|program)\): \//,
+          /^mounted on no directory, but in use by process \d+ \((bash|program)\): \//,
         );
       }
       await stack.disposeAsync();

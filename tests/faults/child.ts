@@ -12,6 +12,8 @@ import {
   holders,
   list,
   LoopError,
+  type Mount,
+  mount,
   openFile,
 } from "@loopdev/loopdev";
 
@@ -20,13 +22,15 @@ export const DATA: Uint8Array = new Uint8Array(64 * 1024).fill(0x5a);
 
 /**
  * Files of an operation: an image, another one of the same size, one with a partition
- * table, and a directory for nodes.
+ * table, a directory for nodes, an image with a file system, and a mount point.
  */
 interface Files {
   readonly path: string;
   readonly second: string;
   readonly partitioned: string;
   readonly nodes: string;
+  readonly mountable: string;
+  readonly target: string;
 }
 
 /** An operation and its preparation. */
@@ -36,6 +40,7 @@ interface Operation {
 }
 
 let attachment: Attachment | undefined;
+let disk: Mount | undefined;
 let reference: { minor: number; diskSequence: number } | undefined;
 
 /** Options that harness and child agree on. */
@@ -64,6 +69,15 @@ async function attachAndPersist(files: Files): Promise<void> {
   const { minor, diskSequence } = attachment!;
   await attachment!.persist();
   reference = { minor, diskSequence };
+}
+
+/** Mounts, and writes a file. */
+async function mountAndWrite(
+  { mountable }: Files,
+  options: Parameters<typeof mount>[1] = {},
+): Promise<void> {
+  disk = await mount(mountable, options);
+  await Deno.writeFile(`${disk.path}/data`, DATA);
 }
 
 /** The operations by name. */
@@ -164,12 +178,41 @@ export const OPERATIONS: Record<string, Operation> = {
       return complete ? own : 1; // an incomplete result is reported as such
     },
   },
+  "mount": {
+    run: async ({ mountable }) => {
+      disk = await mount(mountable);
+      return disk.source;
+    },
+  },
+  "mount on a target": {
+    run: async ({ mountable, target }) => {
+      disk = await mount(mountable, { target, options: { lazytime: true } });
+      return disk.source;
+    },
+  },
+  "unmount": {
+    setup: mountAndWrite,
+    run: () => disk!.unmount({ timeout: 200 }),
+  },
+  "unmount a target": {
+    setup: (files) => mountAndWrite(files, { target: files.target }),
+    run: () => disk!.unmount({ timeout: 200 }),
+  },
 };
+
+/** Operations that make system calls on other threads. */
+export const ON_OTHER_THREADS = [
+  "mount on a target",
+  "unmount a target",
+  "mount",
+  "unmount",
+];
 
 /** Releases what is left, as a user would. */
 async function cleanup(): Promise<void> {
-  const left = attachment;
-  [attachment, reference] = [undefined, undefined];
+  const [left, mounted] = [attachment, disk];
+  [attachment, disk, reference] = [undefined, undefined, undefined];
+  await mounted?.unmount();
   await left?.detach();
 }
 

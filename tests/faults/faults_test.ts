@@ -14,9 +14,10 @@ import {
   isSoon,
   numbersTo,
   onDevices,
+  run,
   runOk,
 } from "../device/support.ts";
-import { DATA, EVERY_OPTION, OPERATIONS } from "./child.ts";
+import { DATA, EVERY_OPTION, ON_OTHER_THREADS, OPERATIONS } from "./child.ts";
 import { countCalls, ERRORS } from "./harness.ts";
 import { IMAGE_SIZE, Site } from "./site.ts";
 
@@ -117,6 +118,20 @@ function faultsOf(
     case "find":
       expect([`/dev/${device}`]);
       break;
+    case "mount":
+    case "mount on a target":
+      expectAttached({ "loop/autoclear": "1", "ro": "0" });
+      expect(`/dev/${device}`);
+      if (site.isMounted !== (name === "mount on a target")) {
+        faults.push(`it is ${site.isMounted ? "" : "not "}mounted`);
+      }
+      break;
+    case "unmount":
+    case "unmount a target":
+      if (device !== undefined) faults.push(`${device} is attached`);
+      if (site.isMounted) faults.push("it is mounted");
+      faults.push(...faultsOfImage(site.files.mountable));
+      break;
     case "holders":
       if (!ENDED.test(injection)) expect(1);
       break;
@@ -124,6 +139,20 @@ function faultsOf(
       expectFree();
   }
   return faults;
+}
+
+/** Returns the faults of the file system in an image, and of the file written to it. */
+function faultsOfImage(image: string): string[] {
+  const { code, stdout } = run("e2fsck", "-f", "-n", image);
+  const content = new Deno.Command("debugfs", {
+    args: ["-R", "cat data", image],
+  }).outputSync().stdout;
+  return [
+    ...code === 0 ? [] : [`the file system is damaged: ${stdout}`],
+    ...DATA.every((byte, index) => content[index] === byte)
+      ? []
+      : ["data is missing"],
+  ];
 }
 
 /**
@@ -134,18 +163,26 @@ function isFreeSoon(site: Site): boolean {
   return isSoon(() => site.devices().length === 0, 1000);
 }
 
-/** Returns the faults after an operation in which a call failed. */
+/**
+ * Returns the faults after an operation in which a call failed, or `undefined` if the
+ * operation did not make that call.
+ */
 async function inject(
   site: Site,
   name: string,
   injection: string,
-): Promise<string[]> {
+  threads: "first" | "others" = "first",
+): Promise<string[] | undefined> {
   await site.setUp(name);
   const before = site.child.descriptors().length;
-  const { answer, trace } = await site.traced(name, injection);
+  const { answer, trace } = await site.traced(
+    name,
+    injection,
+    threads,
+  );
   if (!trace.includes("(INJECTED)")) { // it took another path
     await site.tell("cleanup", name);
-    return [];
+    return undefined;
   }
   const faults: string[] = [];
   if (answer === undefined) faults.push("it died");
@@ -154,7 +191,7 @@ async function inject(
   } else if (answer.code === "" || answer.operation === "") {
     faults.push(`it threw ${answer.error}: ${answer.text}`);
   }
-  if (answer !== undefined && !answer.ok && /attach|detach/.test(name)) {
+  if (answer !== undefined && !answer.ok && /attach|detach|^mount/.test(name)) {
     // A detach that fails early leaves a device alone that it does not hold.
     if (!/reference|persisted/.test(name) && !isFreeSoon(site)) {
       faults.push(`${site.devices()} is still attached`);
@@ -173,6 +210,10 @@ async function inject(
       runOk("losetup", "-d", `/dev/${device}`);
     }
   }
+  if (site.isMounted) {
+    faults.push("it is left mounted");
+    runOk("umount", site.files.target);
+  }
   const nodes = [...Deno.readDirSync(site.files.nodes)];
   if (nodes.length > 0) faults.push(`a node is left: ${nodes[0]!.name}`);
   const left = site.child.descriptors();
@@ -186,8 +227,12 @@ async function inject(
   );
 }
 
+/** Mounting on a target makes all the calls that a private mount takes. */
+const operations = Object.keys(OPERATIONS)
+  .filter((name) => ALL || name !== "mount");
+
 describe("every system call fails in turn", onDevices, () => {
-  for (const name of Object.keys(OPERATIONS)) {
+  for (const name of operations) {
     it(name, async () => {
       await using site = new Site();
       // Run once first, to load everything that is loaded on first use.
@@ -212,12 +257,35 @@ describe("every system call fails in turn", onDevices, () => {
           for (const error of ALL ? errors : errors.slice(0, 1)) {
             tried++;
             const injection = `${call}:error=${error}:when=${when}`;
-            faults.push(...await inject(site, name, injection));
+            faults.push(...await inject(site, name, injection) ?? []);
           }
         }
       }
       console.log(`${name}: ${points} calls, ${tried} faults`);
       assert(points > 0);
+      assertEquals(faults, []);
+    });
+  }
+
+  for (const name of ALL ? ON_OTHER_THREADS : ON_OTHER_THREADS.slice(0, 2)) {
+    it(`${name}, on other threads`, async () => {
+      await using site = new Site();
+      const faults: string[] = [];
+      let tried = 0;
+      await site.setUp(name);
+      await site.tell("run", name); // there are threads then
+      await site.tell("cleanup", name);
+      for (const call of ["fsconfig", "syncfs", "umount2"]) {
+        for (const error of ALL ? ERRORS[call]! : ERRORS[call]!.slice(0, 1)) {
+          const injection = `${call}:error=${error}`;
+          const found = await inject(site, name, injection, "others");
+          if (found === undefined) continue;
+          tried++;
+          faults.push(...found);
+        }
+      }
+      console.log(`${name}, on other threads: ${tried} faults`);
+      assert(tried > 0);
       assertEquals(faults, []);
     });
   }

@@ -41,6 +41,13 @@ export const ERRORS: Record<string, readonly string[]> = {
   mkdirat: ["EACCES", "ENOSPC", "EROFS", "EINTR"],
   mknodat: ["EPERM", "EEXIST", "ENOSPC", "EROFS", "EINTR"],
   readlinkat: ["EACCES", "ENOENT", "ENOMEM", "EINTR"],
+  fsopen: ["ENODEV", "EPERM", "EMFILE", "ENOMEM"],
+  fsconfig: ["EINVAL", "EIO", "EBUSY", "ENOMEM", "EROFS"],
+  fsmount: ["ENOMEM", "EPERM", "EMFILE", "EBUSY"],
+  "move_mount": ["EINVAL", "ENOENT", "EPERM", "ENOMEM"],
+  umount2: ["EBUSY", "EINVAL", "EPERM", "ENOMEM"],
+  syncfs: ["EIO", "ENOSPC", "EINTR"],
+  fstatfs: ["EIO", "EINTR"],
 };
 
 const CALLS = Object.keys(ERRORS).join(",");
@@ -76,7 +83,9 @@ export class Child implements AsyncDisposable {
       } catch {
         return "";
       }
-    }).filter((target) => /loop|\/sys\/|\/proc\/|\.img|memfd/.test(target));
+    }).filter((target) =>
+      /loop|\/sys\/|\/proc\/|\.img|memfd|^\/$|fscontext/.test(target)
+    );
   }
 
   /** Sends a command. Returns `undefined` if the child dies of it. */
@@ -92,19 +101,26 @@ export class Child implements AsyncDisposable {
     }
   }
 
+  /** Returns its threads other than the first, which make nonblocking calls. */
+  #otherThreads(): string[] {
+    return [...Deno.readDirSync(`/proc/${this.pid}/task`)]
+      .map(({ name }) => name).filter((name) => name !== `${this.pid}`);
+  }
+
   /**
    * Sends a command under strace, with an injection (`ioctl:error=EIO:when=2`) or
-   * without. Also returns the trace.
+   * without, into the first thread or into the others. Also returns the trace.
    */
   async tellTraced(
     command: unknown,
     injection: string | undefined,
     log: string,
+    threads: "first" | "others" = "first",
   ): Promise<{ answer: Answer | undefined; trace: string }> {
+    const traced = threads === "first" ? [`${this.pid}`] : this.#otherThreads();
     const strace = new Deno.Command("strace", {
       args: [
-        "-p",
-        `${this.pid}`,
+        ...traced.flatMap((thread) => ["-p", thread]),
         "-o",
         log,
         "-e",
@@ -118,6 +134,8 @@ export class Child implements AsyncDisposable {
     const messages = lines(strace.stderr);
     const attached = (await messages.next()).value ?? "";
     assert(attached.includes("attached"), attached);
+    // It says that of each thread.
+    for (let seen = 1; seen < traced.length; seen++) await messages.next();
     const answer = await this.tell(command);
     try {
       strace.kill("SIGINT");
@@ -139,7 +157,7 @@ export class Child implements AsyncDisposable {
 /** Counts the calls of each system call. */
 export function countCalls(trace: string): Map<string, number> {
   const counts = new Map<string, number>();
-  for (const [, call] of trace.matchAll(/^(\w+)\(/gm)) {
+  for (const [, call] of trace.matchAll(/^(?:\d+ +)?(\w+)\(/gm)) {
     if (!Object.hasOwn(ERRORS, call!)) continue; // the call in progress when strace attached
     counts.set(call!, (counts.get(call!) ?? 0) + 1);
   }

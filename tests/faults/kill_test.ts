@@ -14,6 +14,7 @@ import {
   onDevices,
   OwnDevice,
   run,
+  runOk,
   Scratch,
 } from "../device/support.ts";
 import { countCalls } from "./harness.ts";
@@ -24,6 +25,8 @@ const OPERATIONS = ["attach", "detach", "changeFd", "setStatus", "persist"];
 const LONG_OPERATIONS = [
   "attach with every option",
   "attach a descriptor, no overlap",
+  "mount",
+  "unmount",
 ];
 
 /** Yields the calls of an operation, each once: `ioctl:signal=KILL:when=2`. */
@@ -104,4 +107,52 @@ describe("kill -9 at every system call", onDevices, () => {
     assert(killed > Math.min(5, tried / 2), `${killed} of ${tried}`);
     scratch.check();
   });
+
+  it("of loopdev run --mount", () => {
+    using scratch = new Scratch();
+    const image = scratch.image(2 << 20);
+    runOk("mkfs.ext4", "-q", "-F", image);
+    const directory = `${scratch.path}/mnt`;
+    Deno.mkdirSync(directory);
+    const log = `${scratch.path}/log`;
+    const trace = (injection: string[]) =>
+      run(
+        "strace",
+        ..."-f -qq -o".split(" "),
+        log,
+        "-e",
+        `trace=${MOUNT_CALLS}`,
+        ...injection,
+        Deno.execPath(),
+        ..."run -q --no-check --allow-ffi --allow-run".split(" "),
+        ...[CLI, "run", "--mount", directory, image, "--"],
+        ...["touch", `${directory}/file`],
+      );
+    const { code, stderr } = trace([]);
+    assertEquals(code, 0, stderr);
+    const calls = Deno.readTextFileSync(log).matchAll(/^\d+ +(\w+)\(/gm);
+    const counts = Map.groupBy(
+      [...calls].map(([, call]) => call!),
+      (call) => call,
+    );
+    let killed = 0;
+    for (const [call, { length }] of counts) {
+      for (const when of numbersTo(length)) {
+        const injection = `${call}:signal=KILL:when=${when}`;
+        if (trace(["-e", `inject=${injection}`]).code !== 0) killed++;
+        isSoon(() => scratch.devices().length === 0); // udev may have it open
+        assertEquals(scratch.devices(), [], injection);
+        const mounts = Deno.readTextFileSync("/proc/self/mountinfo");
+        assert(!mounts.includes(directory), injection);
+        assertEquals(run("e2fsck", "-f", "-n", image).code, 0, injection);
+      }
+    }
+    console.log(`loopdev run --mount: killed at ${killed} calls`);
+    assert(killed >= Math.min(5, counts.size));
+    scratch.check();
+  });
 });
+
+/** The system calls that mount in a namespace, and unmount. */
+const MOUNT_CALLS =
+  "fsopen,fsconfig,fsmount,unshare,mount,move_mount,umount2,syncfs";

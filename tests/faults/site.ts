@@ -64,6 +64,13 @@ function tableImage(path: string): Uint8Array {
   return Deno.readFileSync(path);
 }
 
+/** Creates an image with an ext4. */
+function fileSystemImage(path: string): Uint8Array {
+  Deno.writeFileSync(path, new Uint8Array(2 * IMAGE_SIZE));
+  runOk("mkfs.ext4", "-q", "-F", path);
+  return Deno.readFileSync(path);
+}
+
 /** A directory with images and a victim, and the child that works there. */
 export class Site implements AsyncDisposable {
   readonly scratch = new Scratch();
@@ -72,8 +79,11 @@ export class Site implements AsyncDisposable {
     second: `${this.scratch.path}/second.img`,
     partitioned: `${this.scratch.path}/partitioned.img`,
     nodes: `${this.scratch.path}/nodes`,
+    mountable: `${this.scratch.path}/mountable.img`,
+    target: `${this.scratch.path}/target`,
   };
   readonly #table = tableImage(`${this.scratch.path}/table`);
+  readonly #fileSystem = fileSystemImage(`${this.scratch.path}/ext4`);
   readonly victim = new Victim(this.scratch);
   child = new Child();
 
@@ -86,11 +96,13 @@ export class Site implements AsyncDisposable {
 
   /** Creates fresh images. */
   async setUp(name: string): Promise<void> {
-    const { path, second, partitioned, nodes } = this.files;
+    const { path, second, partitioned, nodes, mountable, target } = this.files;
     Deno.writeFileSync(path, new Uint8Array(IMAGE_SIZE));
     Deno.writeFileSync(second, new Uint8Array(IMAGE_SIZE));
     Deno.writeFileSync(partitioned, this.#table);
     Deno.mkdirSync(nodes, { recursive: true });
+    Deno.writeFileSync(mountable, this.#fileSystem);
+    Deno.mkdirSync(target, { recursive: true });
     const answer = await this.tell("setup", name);
     assert(answer?.ok, `${name}: ${JSON.stringify(answer)}`);
   }
@@ -99,14 +111,22 @@ export class Site implements AsyncDisposable {
     return this.child.tell({ step, name, files: this.files });
   }
 
+  /** Whether something is mounted on the target. */
+  get isMounted(): boolean {
+    return Deno.readTextFileSync("/proc/self/mountinfo")
+      .includes(` ${this.files.target} `);
+  }
+
   traced(
     name: string,
     injection?: string,
+    threads?: "first" | "others",
   ): Promise<{ answer: Answer | undefined; trace: string }> {
     return this.child.tellTraced(
       { step: "run", name, files: this.files },
       injection,
       `${this.scratch.path}/trace`,
+      threads,
     );
   }
 

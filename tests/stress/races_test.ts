@@ -1,11 +1,10 @@
-import { attach } from "@loopdev/loopdev";
+import { attach, FileDescriptor } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
   attribute,
   boundDevices,
   diskSequenceOf,
-  holdExclusively,
   isSoon,
   onDevices,
   runOk,
@@ -13,6 +12,13 @@ import {
   times,
   Undo,
 } from "../device/support.ts";
+import {
+  AT_FDCWD,
+  cString,
+  O_EXCL,
+  O_RDWR,
+  openAt,
+} from "../../lib/sys/libc.ts";
 
 const PROCESSES = 8;
 const MANY_PROCESSES = 16;
@@ -59,8 +65,8 @@ describe(
     });
 
     it("beside a process that holds the lowest unbound device exclusively", async () => {
-      const lowest = `/dev/loop${lowestUnbound()}`;
-      using _holder = holdExclusively(lowest);
+      const { path: lowest, holder } = holdLowestUnbound();
+      using _holder = holder;
       using scratch = new Scratch();
       const devices = await cycleAtOnce(scratch);
       assert(!devices.has(lowest));
@@ -69,11 +75,16 @@ describe(
   },
 );
 
-function lowestUnbound(): number {
+/** Others may bind or remove a device before it is held. */
+function holdLowestUnbound(): { path: string; holder: FileDescriptor } {
   const bound = boundDevices().map(({ name }) => name);
-  for (let minor = 0;; minor++) {
-    if (!bound.includes(`loop${minor}`)) return minor;
+  for (let minor = 0; minor < 4096; minor++) {
+    if (bound.includes(`loop${minor}`)) continue;
+    const path = `/dev/loop${minor}`;
+    const fd = openAt(AT_FDCWD, cString(path), O_RDWR | O_EXCL);
+    if (fd >= 0) return { path, holder: new FileDescriptor(fd) };
   }
+  throw new Error("no unbound device can be held");
 }
 
 describe(

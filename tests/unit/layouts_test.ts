@@ -27,6 +27,7 @@ import {
   LOOP_INFO64_OFFSETS,
   LOOP_INFO64_SIZE,
   OPEN_HOW,
+  STATFS,
   STATX,
 } from "../../lib/sys/layouts.ts";
 import { libraryPaths } from "../../lib/sys/find_libc.ts";
@@ -111,6 +112,10 @@ const STATX_DECLARATION = `
   __u32 stx_rdev_major; __u32 stx_rdev_minor; __u32 stx_dev_major;
   __u32 stx_dev_minor; __u64 stx_mnt_id; __u32 stx_dio_mem_align;
   __u32 stx_dio_offset_align; __u64 __spare3[12]`;
+const STATFS_DECLARATION = `
+  long f_type; long f_bsize; __u64 f_blocks; __u64 f_bfree; __u64 f_bavail;
+  __u64 f_files; __u64 f_ffree; int f_fsid[2]; long f_namelen; long f_frsize;
+  long f_flags; long f_spare[4]`;
 const FLOCK_DECLARATION = `
   short l_type; short l_whence; __kernel_off_t l_start; __kernel_off_t l_len;
   __kernel_pid_t l_pid`;
@@ -179,6 +184,7 @@ for (const abi of Object.keys(ABIS)) {
     it("struct statx", () => {
       const time = layOut(abi, STATX_TIMESTAMP);
       const structs = { "struct statx_timestamp": time };
+      assertLayout(STATFS, layOut(abi, STATFS_DECLARATION));
       assertLayout(STATX, layOut(abi, STATX_DECLARATION, structs));
     });
 

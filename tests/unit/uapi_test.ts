@@ -89,6 +89,16 @@ describe("constants", () => {
 
   it("have the system call numbers of both architectures", () => {
     assertEquals(SYSTEM_CALLS.x86_64, {
+      read: 0n,
+      syncfs: 306n,
+      fstatfs: 138n,
+      umount2: 166n,
+      mount: 165n,
+      unshare: 272n,
+      move_mount: 429n,
+      fsopen: 430n,
+      fsconfig: 431n,
+      fsmount: 432n,
       close: 3n,
       openat: 257n,
       pread64: 17n,
@@ -108,6 +118,16 @@ describe("constants", () => {
       cachestat: 451n,
     });
     assertEquals(SYSTEM_CALLS.aarch64, {
+      read: 63n,
+      syncfs: 267n,
+      fstatfs: 44n,
+      umount2: 39n,
+      mount: 40n,
+      unshare: 97n,
+      move_mount: 429n,
+      fsopen: 430n,
+      fsconfig: 431n,
+      fsmount: 432n,
       close: 57n,
       openat: 56n,
       pread64: 67n,

@@ -37,6 +37,7 @@ export function sourceOf(
     case "DEV|FILE":
       return ANY_DEVICE.includes(command) ? "all devices" : "attached devices";
     case "FILE":
+    case "FILE|DEV":
       return "files";
     case "DIR":
       return "directories";

@@ -1,0 +1,151 @@
+import { attach } from "../attach.ts";
+import { mount as mountDevice } from "../mount.ts";
+import { checkMountOptions, type MountOptions } from "../mounting/options.ts";
+import { findSource } from "../mounting/source.ts";
+import { checkPath } from "../arguments.ts";
+import { minorInName } from "../device_ref.ts";
+import { quote } from "../errors.ts";
+import { type Arguments, asUsage, parse, UsageError } from "./arguments.ts";
+import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
+import type { Command, Options } from "./command.ts";
+import { fileOf } from "./files.ts";
+import { print } from "./output.ts";
+import { Interruptible } from "./signals.ts";
+import { warnOfRest } from "./warnings.ts";
+
+/** The option that selects a partition. */
+export const PARTITION_OPTION: Options = {
+  partition: {
+    letter: "p",
+    value: "N|NAME",
+    help: "mount this partition, by its number or its name in a GPT",
+  },
+};
+
+const OPTIONS: Options = {
+  ...PARTITION_OPTION,
+  type: {
+    letter: "t",
+    value: "TYPE",
+    help: "the type of the file system, instead of what its superblock says",
+  },
+  options: {
+    letter: "O",
+    value: "LIST",
+    help:
+      "options with commas between them: noexec, noatime, suid, dev, and those of the file system",
+  },
+  ...ATTACH_OPTIONS,
+};
+
+export const command: Command = {
+  title: "Mount the file system of an image or a device on a directory.",
+  examples: `loopdev mount disk.img /mnt
+loopdev mount --partition 2 disk.img /mnt
+loopdev mount -p root -r disk.img /mnt     by its name, read-only
+loopdev mount -r -O noload dirty.img /mnt  without replaying its journal
+loopdev unmount /mnt`,
+  options: OPTIONS,
+  notes:
+    `A file is attached first; whoever unmounts DIR frees the device. A loop device or a
+partition is mounted as it is. Without --partition, the file system on the whole device is
+mounted, or the only one on its partitions. The superblock tells its type. With --read-only
+the file is attached read-only too, so that no journal is replayed. Programs on it run
+without set-user-ID, and device nodes cannot be opened, unless --options has suid or dev.
+
+Prints DIR. If the command fails or is interrupted, nothing is mounted or attached. For a
+mount that no crash can leave behind, see loopdev run --mount. Permissions: deno run
+--allow-ffi, and root.`,
+  run,
+};
+
+async function run(args: string[]): Promise<number> {
+  const given = parse(args, OPTIONS);
+  const [source, directory, ...more] = given.operands;
+  if (source === undefined) throw new UsageError("FILE or DEV is missing");
+  if (directory === undefined) throw new UsageError("DIR is missing");
+  if (more.length > 0) {
+    throw new UsageError(`${quote(more[0]!)} is one operand too many`);
+  }
+  const asked = mountOptions(given);
+  const readOnly = given.flag("read-only") || asked.readOnly;
+  const attaching = { ...attachOptions(given, 1), readOnly: readOnly ?? false };
+  using interruptible = new Interruptible();
+  const { signal } = interruptible;
+  const options = { ...asked, readOnly, target: fileOf(directory), signal };
+  await using unfinished = new AsyncDisposableStack();
+  const device = deviceOf(source);
+  if (device === undefined) {
+    const file = fileOf(source);
+    const attached = await attach(file, { ...attaching, signal });
+    unfinished.use(attached);
+    warnOfRest(attached.loop, file);
+    unfinished.use(await attached.mount(options));
+  } else {
+    refuseAttachOptions(given);
+    unfinished.use(await mountDevice(device, options));
+  }
+  await interruptible.throwIfInterrupted();
+  print(directory);
+  unfinished.move(); // it stays
+  return 0;
+}
+
+function refuseAttachOptions(given: Arguments): void {
+  const name = Object.keys(ATTACH_OPTIONS).find((name) =>
+    name !== "read-only" && given.value(name) !== undefined
+  );
+  if (name === undefined) return;
+  throw new UsageError(`--${name} is for a FILE, and this is a device`);
+}
+
+/** Returns the path of a loop device or a partition, or `undefined` for a file. */
+function deviceOf(source: string): string | URL | undefined {
+  const minor = minorInName(/^\d+$/.test(source) ? `loop${source}` : source);
+  if (minor !== undefined) return `/dev/loop${minor}`;
+  const path = fileOf(source);
+  using found = findSource(checkPath(path));
+  return found === undefined ? undefined : path;
+}
+
+/** Checks the options, and returns them for the library. */
+export function mountOptions(given: Arguments): MountOptions {
+  const partition = given.value("partition");
+  const options = {
+    partition: partition !== undefined && /^\d+$/.test(partition)
+      ? Number(partition)
+      : partition,
+    type: given.value("type"),
+    ...parseList(given.value("options") ?? ""),
+  };
+  asUsage(() => checkMountOptions(options));
+  return options;
+}
+
+/** Options of mount(8) that apply to the mount and not to the file system. */
+const WORDS: Readonly<Record<string, MountOptions>> = {
+  defaults: {},
+  ro: { readOnly: true },
+  rw: { readOnly: false },
+  suid: { noSuid: false },
+  nosuid: { noSuid: true },
+  dev: { noDev: false },
+  nodev: { noDev: true },
+  exec: { noExec: false },
+  noexec: { noExec: true },
+  atime: { noAtime: false },
+  noatime: { noAtime: true },
+};
+
+function parseList(list: string): MountOptions {
+  let result: MountOptions = {};
+  const options: Record<string, string | true> = {};
+  for (const item of list.split(",").filter((item) => item !== "")) {
+    if (Object.hasOwn(WORDS, item)) result = { ...result, ...WORDS[item] };
+    else {
+      const [key, ...value] = item.split("=");
+      options[key!] = item.includes("=") ? value.join("=") : true;
+    }
+  }
+  return { ...result, options };
+}

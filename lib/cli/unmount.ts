@@ -1,0 +1,69 @@
+import type { Released } from "../attaching/release.ts";
+import { checkPath } from "../arguments.ts";
+import { mountedOn, untilDetached } from "../mounted_on.ts";
+import { DEFAULT_TIMEOUT } from "../waiting.ts";
+import { parse, parseTimeout, UsageError } from "./arguments.ts";
+import type { Command, Options } from "./command.ts";
+import { fileOf } from "./files.ts";
+import { report } from "./report.ts";
+import { Interruptible } from "./signals.ts";
+
+const OPTIONS: Options = {
+  timeout: {
+    value: "TIME",
+    help: "wait so long for others that use it: 5s (the default), 500ms ...",
+  },
+  lazy: {
+    help:
+      "unmount it now; what others have open stays usable until they close it",
+  },
+};
+
+export const command: Command = {
+  title: "Write back and unmount file systems of loop devices.",
+  examples: `loopdev unmount /mnt
+loopdev unmount /mnt/boot /mnt/root
+loopdev unmount --timeout 30s /mnt`,
+  options: OPTIONS,
+  notes:
+    `Waits until nobody uses DIR any more, and names who does when the time is up: then it
+stays mounted. A device that is detached with its last mount, as loopdev mount attaches
+it, is free when the command ends, unless it is mounted elsewhere too. All directories are
+tried; the exit status is 1 if one failed. Permissions: deno run --allow-ffi, and root.`,
+  run,
+};
+
+async function run(args: string[]): Promise<number> {
+  const given = parse(args, OPTIONS);
+  if (given.operands.length === 0) throw new UsageError("DIR is missing");
+  const directories = given.operands.map(fileOf);
+  const text = given.value("timeout");
+  const timeout = text === undefined ? DEFAULT_TIMEOUT : parseTimeout(text);
+  const lazy = given.flag("lazy");
+  using interruptible = new Interruptible();
+  const { signal } = interruptible;
+  const devices = new Map<number, Released>();
+  let status = 0;
+  const attempt = async (call: () => Promise<void>): Promise<void> => {
+    try {
+      await interruptible.throwIfInterrupted();
+      await call();
+    } catch (error) {
+      status = report(error);
+    }
+  };
+  for (const directory of directories) {
+    if (signal.aborted) break;
+    await attempt(async () => {
+      const { mounted, device } = await mountedOn(checkPath(directory));
+      await mounted.unmount({ timeout, lazy, ifUnused: false, signal });
+      if (device !== undefined) devices.set(device.minor, device);
+    });
+  }
+  // Several directories may be mount points of partitions of one device.
+  for (const device of lazy ? [] : devices.values()) {
+    if (signal.aborted) break;
+    await attempt(() => untilDetached(device, { timeout, signal }));
+  }
+  return status;
+}

@@ -1,0 +1,114 @@
+/** Mounts file systems of images and devices. */
+import { attach, type AttachOptions } from "./attach.ts";
+import { Attachment } from "./attachment.ts";
+import { LoopError } from "./errors.ts";
+import { Mount, type Mounted, mountedIn } from "./mount_handle.ts";
+import type { MountOptions, MountRequest } from "./mounting/options.ts";
+import { DEFAULT_TIMEOUT } from "./waiting.ts";
+
+export { Mount };
+export type { MountOptions };
+
+/**
+ * Mounts a file system: that of an image, of an attached device or of a partition.
+ *
+ * A file is attached first, and detached with the {@linkcode Mount}. The path of a loop
+ * device or of one of its partitions is mounted as it is. The type comes from the
+ * superblock. No program is run.
+ *
+ * Without `target` the mount is private: this process, its children and root reach it by
+ * {@linkcode Mount.path}, and it cannot leak. When the process ends, however it ends,
+ * mount and device are gone, as soon as children that have files open in it have ended too.
+ * With `target` every process sees it, and it outlives this one, as with mount(8); whoever
+ * unmounts it frees the device.
+ *
+ * Requires Linux 5.10 or later, `--allow-ffi`, and `CAP_SYS_ADMIN`. Deno's own file calls
+ * require `--allow-all` for the path of a private mount, since it is below `/proc`.
+ *
+ * @param source The image, the device or partition, an {@linkcode Attachment}, or an open
+ * descriptor of an image. A path is relative to the working directory.
+ * @param options How to mount it, and how to attach a file.
+ * @returns The mounted file system, which is unmounted when it is disposed of.
+ * @throws {LoopError} `EINVAL` when nothing is recognized, it is no file system (LUKS, LVM,
+ * RAID, swap), or there are several and no `partition`; `ENOENT` when there is no such
+ * partition or target; `ENOTDIR` for a target that is no directory; `ENODEV` when the
+ * kernel does not know the type; `EROFS` when a journal would have to be replayed on a
+ * read-only device; `EPERM` without the right to mount; what {@linkcode attach} throws; and
+ * whatever the kernel says, in its own words
+ * @throws {TypeError} for options that do not exist or have the wrong type
+ * @throws {RangeError} for a bad partition number, type or option
+ *
+ * @example Editing a file in an image
+ * ```ts
+ * import { mount } from "@loopdev/loopdev";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const path = await Deno.makeTempFile({ suffix: ".img" });
+ * await Deno.truncate(path, 16 << 20);
+ * await new Deno.Command("mkfs.ext4", { args: ["-q", path] }).output();
+ * {
+ *   await using image = await mount(path);
+ *   await Deno.writeTextFile(`${image.path}/motd`, "hello\n");
+ * }
+ * {
+ *   await using image = await mount(path, { readOnly: true });
+ *   assertEquals(await Deno.readTextFile(`${image.path}/motd`), "hello\n");
+ * }
+ * await Deno.remove(path);
+ * ```
+ */
+export async function mount(
+  source: string | URL | Attachment | { readonly fd: number },
+  options: MountOptions & { attach?: AttachOptions | undefined } = {},
+): Promise<Mount> {
+  const { checkMountOptions } = await import("./mounting/options.ts");
+  const request = checkMountOptions(options, ["attach"]);
+  const { attach: attaching, ...own } = options;
+  if (source instanceof Attachment) {
+    refuseAttachOptions(attaching);
+    return await source.mount(own);
+  }
+  const mounted = await mountNode(source, request, attaching);
+  if (mounted !== undefined) return new Mount(mounted);
+  const attachment = await attach(source, {
+    ...attaching,
+    readOnly: attaching?.readOnly ?? request.readOnly,
+    signal: attaching?.signal ?? request.signal,
+  });
+  try {
+    const mount = await attachment.mount(own);
+    const timeout = attaching?.detachTimeout ?? DEFAULT_TIMEOUT;
+    mountedIn(mount).own(attachment, timeout);
+    return mount;
+  } catch (error) {
+    await undo(attachment);
+    throw error;
+  }
+}
+
+function refuseAttachOptions(options: AttachOptions | undefined): void {
+  if (options === undefined) return;
+  throw new TypeError(
+    "Cannot use the option attach: it is for files, and this is attached already",
+  );
+}
+
+/** Mounts a loop device or partition. Returns `undefined` for any other source. */
+async function mountNode(
+  source: string | URL | { readonly fd: number },
+  request: MountRequest,
+  attaching: AttachOptions | undefined,
+): Promise<Mounted | undefined> {
+  if (typeof source !== "string" && !(source instanceof URL)) return undefined;
+  const { mountPath } = await import("./mount_disk.ts");
+  return await mountPath(source, request, () => refuseAttachOptions(attaching));
+}
+
+/** Detaches a file that could not be mounted. Its error must not hide the first one. */
+async function undo(attachment: Attachment): Promise<void> {
+  try {
+    await attachment[Symbol.asyncDispose]();
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+  }
+}

@@ -1,0 +1,159 @@
+/** The handle of a mounted file system. */
+import {
+  checkDetachOptions,
+  type DetachOptions,
+  type ResolvedDetachOptions,
+} from "./detach.ts";
+
+/** A mounted file system. Its implementation is loaded by the first mount: most programs mount nothing. */
+export abstract class Mounted {
+  /** Path of its root directory. */
+  abstract readonly path: string;
+  /** The device. */
+  abstract readonly source: string;
+  /** The type of the file system. */
+  abstract readonly type: string;
+  /** True for a read-only mount. */
+  abstract readonly readOnly: boolean;
+
+  /** Takes over a device, to be detached after unmounting. */
+  abstract own(owned: Owned, timeout: number): void;
+
+  /** Unmounts. */
+  abstract unmount(waiting: ResolvedDetachOptions): Promise<void>;
+
+  /** Unmounts at the end of a block. */
+  abstract dispose(): Promise<void>;
+}
+
+/** The device that was attached for a mount. */
+export interface Owned {
+  detach(options: DetachOptions): Promise<void>;
+}
+
+/** Returns the implementation that a handle stands for. */
+export let mountedIn: (mount: Mount) => Mounted;
+
+/**
+ * A file system mounted by {@linkcode mount}, unmounted on disposal.
+ *
+ * A private mount, without `target`, lives as long as this process and the files that are
+ * open in it. On a `target` it stays mounted until this process or another unmounts it.
+ *
+ * @example Unmounting by hand, with a limit
+ * ```ts
+ * import { mount } from "@loopdev/loopdev";
+ *
+ * const path = await Deno.makeTempFile();
+ * await Deno.truncate(path, 16 << 20);
+ * await new Deno.Command("mkfs.ext4", { args: ["-q", path] }).output();
+ * const mounted = await mount(path);
+ * await Deno.writeTextFile(`${mounted.path}/hello`, "hello");
+ * await mounted.unmount({ timeout: 1000 });
+ * await Deno.remove(path);
+ * ```
+ */
+export class Mount implements AsyncDisposable {
+  readonly #mounted: Mounted;
+
+  /**
+   * Made by {@linkcode mount}.
+   *
+   * @param mounted What was mounted.
+   */
+  constructor(mounted: Mounted) {
+    if (!(mounted instanceof Mounted)) {
+      throw new TypeError("Cannot make a Mount: mount() makes them");
+    }
+    this.#mounted = mounted;
+  }
+
+  static {
+    mountedIn = (mount) => mount.#mounted;
+  }
+
+  /** Path of its root directory: the target, or `/proc/PID/fd/N`, by which this process, its children and root reach a private mount. Deno's own file calls require `--allow-all` for paths below `/proc`. */
+  get path(): string {
+    return this.#mounted.path;
+  }
+
+  /** The device that is mounted: `/dev/loop3p2`. */
+  get source(): string {
+    return this.#mounted.source;
+  }
+
+  /** The type of the file system, as the kernel names it. */
+  get type(): string {
+    return this.#mounted.type;
+  }
+
+  /** True for a read-only mount. */
+  get readOnly(): boolean {
+    return this.#mounted.readOnly;
+  }
+
+  /**
+   * Writes back, unmounts, and detaches the device when {@linkcode mount} attached it.
+   *
+   * A target that is in use stays mounted, unless `lazy` is set. A private mount is closed
+   * first, and then waited for until no file in it is open; after
+   * {@linkcode LoopBusyError}, an abort or `lazy`, another call waits again. If it is already
+   * unmounted, by an earlier call or by another process, it resolves at once.
+   *
+   * @param options How long to wait for others.
+   * @throws {LoopBusyError} `EBUSY` if it is still in use after `timeout`, with the holders
+   * @throws {LoopError} `EIO` or `ENOSPC` if write-back failed, after unmounting; `EBUSY` if
+   * another file system is mounted over it
+   *
+   * @example
+   * ```ts
+   * import { mount } from "@loopdev/loopdev";
+   *
+   * const path = await Deno.makeTempFile();
+   * await Deno.truncate(path, 16 << 20);
+   * await new Deno.Command("mkfs.ext4", { args: ["-q", path] }).output();
+   * const mounted = await mount(path, { readOnly: true });
+   * await mounted.unmount();
+   * await Deno.remove(path);
+   * ```
+   */
+  async unmount(options: DetachOptions = {}): Promise<void> {
+    await this.#mounted.unmount(checkDetachOptions(options));
+  }
+
+  /**
+   * The path of the mount, for use in texts and command lines.
+   *
+   * @returns The path.
+   */
+  toString(): string {
+    return this.path;
+  }
+
+  /**
+   * Returns the properties as plain data.
+   *
+   * @returns Plain data.
+   */
+  toJSON(): Pick<Mount, "path" | "source" | "type" | "readOnly"> {
+    const { path, source, type, readOnly } = this;
+    return { path, source, type, readOnly };
+  }
+
+  /** Formats the mount for `console.log`. */
+  [Symbol.for("Deno.customInspect")](
+    inspect: typeof Deno.inspect,
+    options: Deno.InspectOptions,
+  ): string {
+    return `Mount ${inspect(this.toJSON(), options)}`;
+  }
+
+  /**
+   * Unmounts as {@linkcode Mount.unmount} does, within 5 seconds or the `detachTimeout` of
+   * `attach`. It does not wait again after a failure. If the target stays mounted, the device
+   * is detached by whoever unmounts it.
+   */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#mounted.dispose();
+  }
+}

@@ -1,0 +1,249 @@
+/** Unmounts without losing data, and waits until the device is free. */
+import type { ResolvedDetachOptions } from "./detach.ts";
+import { describeHolder, describeHolders } from "./describe_holder.ts";
+import { LoopBusyError, LoopError, printable, quote } from "./errors.ts";
+import type { Holder } from "./holder.ts";
+import { Mounted, type Owned } from "./mount_handle.ts";
+import { usersOf } from "./mount_users.ts";
+import { PrivateMount } from "./mounting/private_mount.ts";
+import {
+  numbersOf,
+  PublicMount,
+  type Target,
+} from "./mounting/public_mount.ts";
+import { isSourceReleased, type Source } from "./mounting/source.ts";
+import { EBUSY } from "./sys/errno.ts";
+import { DEFAULT_TIMEOUT, pollUntil, type WaitOptions } from "./waiting.ts";
+
+/** Properties of a mounted file system. */
+export interface Details {
+  readonly source: Source;
+  readonly type: string;
+  readonly readOnly: boolean;
+  /** The target as the caller named it, if that differs from its canonical path. */
+  readonly path?: string;
+}
+
+/** A mounted file system. */
+export class MountedFileSystem extends Mounted {
+  readonly type: string;
+  readonly readOnly: boolean;
+  readonly #source: Source;
+  #place: PrivateMount | PublicMount;
+  #path: string;
+  #owned: Owned | undefined;
+  #timeout = DEFAULT_TIMEOUT;
+  #state: "mounted" | "pending" | "unmounted" = "mounted";
+  /** A write-back error that was not thrown yet. */
+  #failure: LoopError | undefined;
+  /** The previous call: calls run one after the other. */
+  #last: Promise<void> = Promise.resolve();
+
+  constructor(place: PrivateMount | PublicMount, details: Details) {
+    super();
+    this.#place = place;
+    this.#source = details.source;
+    this.#path = details.path ?? place.path;
+    this.type = details.type;
+    this.readOnly = details.readOnly;
+  }
+
+  get path(): string {
+    return this.#path;
+  }
+
+  get source(): string {
+    return this.#source.path;
+  }
+
+  own(owned: Owned, timeout: number): void {
+    this.#owned = owned;
+    this.#timeout = timeout;
+  }
+
+  /** Moves a private mount to a directory in the mount namespace of this thread, which other threads do not see. */
+  moveInNamespace(target: Target): void {
+    const place = this.#place;
+    if (!(place instanceof PrivateMount)) return;
+    const numbers = numbersOf(place.fd, this.source);
+    target.attach(place.fd, this.source);
+    place.letGo();
+    this.#path = target.path.text;
+    this.#place = new PublicMount(target.path, numbers, true);
+  }
+
+  async unmount(waiting: ResolvedDetachOptions): Promise<void> {
+    const turn = this.#last.then(() => this.#unmount(waiting));
+    this.#last = turn.catch(() => {});
+    await turn;
+  }
+
+  async #unmount(waiting: ResolvedDetachOptions): Promise<void> {
+    if (this.#state === "unmounted") return;
+    if (this.#state === "mounted" && waiting.ifUnused) await this.#refuseUsed();
+    const start = performance.now();
+    const left = (): WaitOptions => ({
+      timeout: Math.max(0, waiting.timeout - (performance.now() - start)),
+      signal: waiting.signal,
+    });
+    if (this.#state === "mounted") {
+      this.#failure = await this.#place.writeBack() ?? this.#failure;
+      await this.#leave(waiting.lazy, left());
+      this.#state = "pending";
+    }
+    if (await this.#isFreeWithin(waiting.lazy, left())) {
+      this.#state = "unmounted";
+    }
+    this.#tellFailure();
+  }
+
+  /** Unmounts. A private mount is only closed, and lives on while files in it are open. */
+  async #leave(isLazy: boolean, waiting: WaitOptions): Promise<void> {
+    const place = this.#place;
+    if (place instanceof PrivateMount) return await place.close();
+    const looks = await pollUntil(() => place.unmount(isLazy), waiting);
+    if (looks === undefined) throw await this.#busy("it stays mounted");
+  }
+
+  /** Waits until the file system is released, and a device of ours is free. */
+  async #isFreeWithin(isLazy: boolean, waiting: WaitOptions): Promise<boolean> {
+    if (this.#owned !== undefined) return await this.#detach(isLazy, waiting);
+    if (this.#place instanceof PublicMount) return true;
+    const isReleased = () => isSourceReleased(this.#source);
+    if (isLazy) return isReleased();
+    if (await pollUntil(isReleased, waiting) !== undefined) return true;
+    throw await this.#busy("the kernel unmounts it when they let go");
+  }
+
+  async #detach(isLazy: boolean, waiting: WaitOptions): Promise<boolean> {
+    try {
+      await this.#owned!.detach({ ...waiting, lazy: isLazy });
+      return !isLazy;
+    } catch (error) {
+      if (!(error instanceof LoopError)) throw error;
+      if (!(error instanceof LoopBusyError)) {
+        this.#tellFailure(); // the first error is the one to report
+        throw error;
+      }
+      if (error.cause instanceof LoopError) this.#failure ??= error.cause;
+      throw await this.#busy("the kernel detaches it when they let go");
+    }
+  }
+
+  async #refuseUsed(): Promise<void> {
+    const { minor } = this.#source;
+    const { holders, complete } = await usersOf(
+      minor,
+      this.source,
+      this.#place,
+    );
+    const isUsedHere = this.#place instanceof PrivateMount &&
+      this.#place.isUsedHere();
+    if (holders.length === 0 && complete && !isUsedHere) return;
+    const words = describeUsers(holders, complete);
+    if (isUsedHere) words.push("this process has files open in it");
+    throw this.#busyError(holders, [...words, "nothing was changed"]);
+  }
+
+  async #busy(consequence: string): Promise<LoopBusyError> {
+    const isMounted = this.#state === "mounted";
+    const { holders, complete, within } = await usersOf(
+      this.#source.minor,
+      this.source,
+      this.#place,
+      isMounted ? "mounted" : "unmounted",
+    );
+    const words = isMounted
+      ? describeUsers(holders, complete)
+      : describeHolders({ holders, complete });
+    words.push(...within.map((path) => `${quote(path)} is mounted in it`));
+    if (holders.length + within.length === 0) {
+      words.unshift("somebody else uses it");
+    }
+    return this.#busyError(holders, [...words, consequence]);
+  }
+
+  #busyError(holders: Holder[], words: string[]): LoopBusyError {
+    const cause = this.#failure;
+    this.#failure = undefined;
+    if (cause !== undefined) words.push(cause.message);
+    const { path, source } = this;
+    return new LoopBusyError(
+      `Cannot unmount ${quote(path)} (${printable(source)})`,
+      {
+        errno: EBUSY,
+        operation: "umount2",
+        path,
+        hint: words.join("; "),
+        holders,
+        cause,
+      },
+    );
+  }
+
+  #tellFailure(): void {
+    const failure = this.#failure;
+    this.#failure = undefined;
+    if (failure !== undefined) throw failure;
+  }
+
+  async dispose(): Promise<void> {
+    await this.#last;
+    if (!this.#isMounted) return this.#tellFailure();
+    try {
+      await this.unmount({
+        timeout: this.#timeout,
+        lazy: false,
+        ifUnused: false,
+        signal: undefined,
+      });
+    } catch (error) {
+      // The mount keeps its device attached until another process unmounts it.
+      if (this.#isMounted) await this.#letGo();
+      throw error;
+    }
+  }
+
+  get #isMounted(): boolean {
+    return this.#state === "mounted";
+  }
+
+  /** Closes the device, which its mount keeps attached. */
+  async #letGo(): Promise<void> {
+    try {
+      await this.#owned?.detach({ lazy: true });
+    } catch (error) {
+      if (!(error instanceof LoopError)) throw error; // must not hide the first error
+    }
+  }
+}
+
+/** Describes the users of a mounted file system. */
+function describeUsers(
+  holders: readonly Holder[],
+  complete: boolean,
+): string[] {
+  const isFile = (holder: Holder) => holder.kind === "file";
+  const files = holders.filter(isFile).slice(0, MAX_NAMED);
+  const rest = holders.filter(isFile).length - files.length;
+  return [
+    ...files.map(describeUser),
+    ...rest > 0 ? [`and ${rest} more`] : [],
+    ...describeHolders({
+      holders: holders.filter((holder) => !isFile(holder)),
+      complete,
+    }),
+  ];
+}
+
+/** Limit of processes named in a message. */
+const MAX_NAMED = 10;
+
+function describeUser(holder: Holder): string {
+  if (holder.kind !== "file") return describeHolder(holder);
+  const { pid, command, path } = holder;
+  const who = pid === Deno.pid
+    ? "this process"
+    : `process ${pid} (${printable(command)})`;
+  return `in use by ${who}: ${printable(path)}`;
+}

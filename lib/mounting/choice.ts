@@ -1,0 +1,201 @@
+/** Chooses the file system of a disk to mount: the requested one, or the only one. */
+import { LoopError, printable, quote } from "../errors.ts";
+import { exactSize, type Loop } from "../kernel/loop.ts";
+import { partitionsOf } from "../kernel/loop_sysfs.ts";
+import type { NodeDirectory } from "../kernel/node_directory.ts";
+import { showTable } from "../partitions/appear.ts";
+import { DamagedTable } from "../partitions/damaged_table.ts";
+import { DescriptorSource } from "../partitions/descriptor_source.ts";
+import type { Partition } from "../partitions/partition.ts";
+import { readTable } from "../partitions/table.ts";
+import { EINVAL, ENOENT } from "../sys/errno.ts";
+import { DEFAULT_TIMEOUT } from "../waiting.ts";
+import type { FileSystem } from "./file_system.ts";
+import type { MountRequest } from "./options.ts";
+import { recognize } from "./recognize.ts";
+
+/** An open disk. */
+export interface Disk {
+  readonly loop: Loop;
+  /** Path of a node of the disk. */
+  readonly path: string;
+  readonly nodes: NodeDirectory | undefined;
+}
+
+/** Returns the path of the device to mount: the disk or a partition. */
+export async function choosePath(
+  disk: Disk,
+  request: MountRequest,
+): Promise<string> {
+  const { partition, signal } = request;
+  const whole = recognizeDisk(disk);
+  if (partition === undefined && !mayHavePartitions(disk, whole)) {
+    return disk.path;
+  }
+  const waiting = { timeout: DEFAULT_TIMEOUT, signal };
+  const { partitions: all } = await showTable(disk.loop, waiting, disk.nodes);
+  return partition === undefined
+    ? chooseAmong(disk, whole, all)
+    : find(disk, all, partition).path;
+}
+
+function recognizeDisk({ loop, path }: Disk): FileSystem | undefined {
+  const range = { start: 0, size: Number(exactSize(loop)) };
+  return recognize(new DescriptorSource(loop.fd, range, quote(path)));
+}
+
+/** File systems that may have a partition table for firmware, whose partitions are parts of them. */
+const WITH_TABLE = ["iso9660", "udf"];
+
+/** Checks for partitions. A damaged table counts only if no file system is recognized on the disk. */
+function mayHavePartitions(
+  { loop, path }: Disk,
+  whole: FileSystem | undefined,
+): boolean {
+  if (whole !== undefined && WITH_TABLE.includes(whole.type)) return false;
+  if (partitionsOf(loop.minor).length > 0) return true;
+  const range = { start: 0, size: Number(exactSize(loop)) };
+  try {
+    const source = new DescriptorSource(loop.fd, range, quote(path));
+    const table = readTable(source, { sectorSize: loop.getBlockSize() });
+    return table !== undefined && table.partitions.length > 0;
+  } catch (error) {
+    if (!(error instanceof DamagedTable)) throw error;
+    return whole === undefined;
+  }
+}
+
+const OPENED = "cryptsetup opens it, and what that gives is mounted";
+
+/** Contents that cannot be mounted, with advice for each. */
+const NOT_MOUNTED: Readonly<Record<string, string>> = Object.fromEntries(
+  [
+    ["crypto_LUKS", `it is encrypted: ${OPENED}`],
+    ["BitLocker", `it is encrypted: ${OPENED}`],
+    [
+      "LVM2_member",
+      "it is a part of a volume group of LVM: vgchange activates that, and its volumes are mounted",
+    ],
+    [
+      "linux_raid_member",
+      "it is a part of a RAID: mdadm assembles it, and what that gives is mounted",
+    ],
+    ["swap", "it is swap space, and no file system"],
+  ],
+);
+
+function isMountable(fileSystem: FileSystem | undefined): boolean {
+  return fileSystem !== undefined &&
+    !Object.hasOwn(NOT_MOUNTED, fileSystem.type);
+}
+
+function chooseAmong(
+  disk: Disk,
+  whole: FileSystem | undefined,
+  partitions: readonly Partition[],
+): string {
+  const found = partitions.filter(({ fileSystem }) => isMountable(fileSystem));
+  if (whole !== undefined) {
+    if (found.length === 0) return disk.path;
+    // One of the two is stale, and writing to it would corrupt the other.
+    throw refusal(
+      disk,
+      `it has a file system (${
+        printable(whole.type)
+      }), and partitions with others: ${
+        describe(partitions)
+      }; say which partition`,
+    );
+  }
+  if (found.length === 1) return found[0]!.path;
+  if (partitions.length === 0) return disk.path;
+  throw refusal(
+    disk,
+    found.length === 0
+      ? `no partition has a file system that is known here: ${
+        describe(partitions)
+      }`
+      : `it has several file systems: ${
+        describe(partitions)
+      }; say which partition`,
+  );
+}
+
+function find(
+  disk: Disk,
+  partitions: readonly Partition[],
+  wanted: number | string,
+): Partition {
+  const matching = partitions.filter(({ number, name }) =>
+    typeof wanted === "number" ? number === wanted : name === wanted
+  );
+  if (matching.length === 1) return matching[0]!;
+  const what = typeof wanted === "number" ? wanted : quote(wanted);
+  const there = partitions.length === 0
+    ? "it has no partitions"
+    : `its partitions are ${describe(partitions)}`;
+  throw refusal(
+    disk,
+    matching.length === 0
+      ? `there is no partition ${what}: ${there}`
+      : `several partitions have the name ${what}: ${describe(matching)}`,
+    matching.length === 0 ? ENOENT : EINVAL,
+  );
+}
+
+/** Limit of partitions named in a message. */
+const MAX_NAMED = 10;
+
+/** Describes partitions in a message: `1 "boot" (vfat), 2 (nothing known)`. */
+function describe(partitions: readonly Partition[]): string {
+  const words = partitions.slice(0, MAX_NAMED).map(
+    ({ number, name, fileSystem }) =>
+      `${number}${name === undefined ? "" : ` ${quote(name)}`} (${
+        fileSystem === undefined ? "nothing known" : printable(fileSystem.type)
+      })`,
+  );
+  const rest = partitions.length - words.length;
+  return [...words, ...rest > 0 ? [`and ${rest} more`] : []].join(", ");
+}
+
+function refusal({ path }: Disk, hint: string, errno = EINVAL): LoopError {
+  return new LoopError(`Cannot mount ${quote(path)}`, {
+    errno,
+    operation: "mount",
+    path,
+    hint,
+  });
+}
+
+/** Returns the type to mount a device as. */
+export function typeOf(
+  path: string,
+  fileSystem: FileSystem | undefined,
+  wanted: string | undefined,
+): string {
+  if (wanted !== undefined) return wanted;
+  const hint = fileSystem === undefined
+    ? "no file system is recognized on it; option type may name one"
+    : Object.hasOwn(NOT_MOUNTED, fileSystem.type)
+    ? `${NOT_MOUNTED[fileSystem.type]} (${fileSystem.type})`
+    : undefined;
+  if (hint === undefined) return fileSystem!.type;
+  throw new LoopError(`Cannot mount ${quote(path)}`, {
+    errno: EINVAL,
+    operation: "mount",
+    path,
+    hint,
+  });
+}
+
+/** File systems that are always read-only. The kernel refuses to mount some of them for writing. */
+const WITHOUT_WRITING = ["cramfs", "erofs", "iso9660", "squashfs"];
+
+/** Returns the requested mode, or by default read-only if type or device are. */
+export function isToBeReadOnly(
+  wanted: boolean | undefined,
+  type: string,
+  isDeviceReadOnly: boolean,
+): boolean {
+  return wanted ?? (isDeviceReadOnly || WITHOUT_WRITING.includes(type));
+}

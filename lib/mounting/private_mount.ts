@@ -1,0 +1,65 @@
+/** Mounts on no directory, which live as long as their descriptors. */
+import type { LoopError } from "../errors.ts";
+import { FileDescriptor } from "../kernel/file_descriptor.ts";
+import { closeAsync, duplicate } from "../sys/libc.ts";
+import { statOf } from "../sys/stat.ts";
+import { namesIn, openDirectoryAt, readLink } from "../sys/sysfs.ts";
+import { openRoot, writeBackFileSystem } from "./write_back.ts";
+
+/** A private mount. */
+export class PrivateMount {
+  /** Path by which this process, its children and root reach it. */
+  readonly path: string;
+  readonly #descriptor: FileDescriptor;
+
+  /** Takes over the descriptor. */
+  constructor(descriptor: FileDescriptor) {
+    this.#descriptor = descriptor;
+    // In a process namespace of its own /proc may be that of another one.
+    const self = readLink("/proc/self");
+    const pid = typeof self === "string" ? self : `${Deno.pid}`;
+    this.path = `/proc/${pid}/fd/${descriptor.fd}`;
+  }
+
+  /** The descriptor of the mount. */
+  get fd(): number {
+    return this.#descriptor.fd;
+  }
+
+  /** Writes back, and returns the error. */
+  async writeBack(): Promise<LoopError | undefined> {
+    return await writeBackFileSystem(openRoot(this.fd), this.path);
+  }
+
+  /** Closes it on another thread, which unmounts unless files in it are open. */
+  async close(): Promise<void> {
+    const last = duplicate(this.fd);
+    this.#descriptor.close();
+    if (last >= 0) await closeAsync(last);
+  }
+
+  /** Closes the descriptor after the mount was moved to a directory. */
+  letGo(): void {
+    this.#descriptor.close();
+  }
+
+  /** Checks for other descriptors of this process in the file system. */
+  isUsedHere(): boolean {
+    const device = deviceOf(this.fd);
+    const fd = openDirectoryAt("/proc/self/fd");
+    if (fd < 0) return true; // it cannot be seen
+    using directory = new FileDescriptor(fd);
+    for (const names of namesIn(directory.fd)) {
+      if (typeof names === "number") return true;
+      const isUsed = names.map(Number)
+        .some((fd) => fd !== this.fd && deviceOf(fd) === device);
+      if (isUsed) return true;
+    }
+    return false;
+  }
+}
+
+function deviceOf(fd: number): number | undefined {
+  const stat = statOf(fd);
+  return typeof stat === "number" ? undefined : stat.device;
+}

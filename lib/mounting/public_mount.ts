@@ -1,0 +1,222 @@
+/** Mounts on directories, identified by their numbers: other processes may mount there too. */
+import type { FilePath } from "../arguments.ts";
+import { LoopError, printable, quote, unwrap } from "../errors.ts";
+import { FileDescriptor } from "../kernel/file_descriptor.ts";
+import { pathOf } from "../kernel/found_file.ts";
+import { ownMounts } from "../kernel/mounts.ts";
+import { EBUSY, EINVAL, ENOENT, ENOTDIR } from "../sys/errno.ts";
+import {
+  AT_FDCWD,
+  type CString,
+  O_DIRECTORY,
+  O_PATH,
+  openAt,
+} from "../sys/libc.ts";
+import { moveMount, umount, umountAsync } from "../sys/mount_calls.ts";
+import {
+  AT_SYMLINK_NOFOLLOW,
+  mountAt,
+  type MountIdentity,
+  mountNumberAt,
+  mountOf,
+} from "../sys/stat.ts";
+import { readLinkBytes } from "../sys/sysfs.ts";
+import { Slices } from "../waiting.ts";
+import { openRoot, writeBackFileSystem } from "./write_back.ts";
+
+const decoder = new TextDecoder();
+
+/** A directory to mount on, held by its descriptor. */
+export class Target implements Disposable {
+  /** Canonical path, if the kernel tells it. */
+  readonly path: FilePath;
+  readonly #descriptor: FileDescriptor;
+
+  /** Opens the directory. */
+  constructor(target: FilePath, verb = "mount on") {
+    const fd = openAt(AT_FDCWD, target.bytes, O_PATH | O_DIRECTORY);
+    this.#descriptor = new FileDescriptor(
+      unwrap(fd, () => ({
+        action: `Cannot ${verb} ${quote(target.text)}`,
+        operation: "open",
+        path: target.text,
+        hint: {
+          [ENOENT]: "the directory must exist",
+          [ENOTDIR]: "it is no directory",
+        },
+      })),
+    );
+    this.path = canonical(fd) ?? target;
+  }
+
+  /** The descriptor of the directory. */
+  get fd(): number {
+    return this.#descriptor.fd;
+  }
+
+  /** Attaches a mount, above what is mounted there. */
+  attach(mount: number, source: string): void {
+    const { text } = this.path;
+    unwrap(moveMount(mount, this.#descriptor.fd), () => ({
+      action: `Cannot mount ${quote(source)} on ${quote(text)}`,
+      operation: "move_mount",
+      path: text,
+      hint: { [ENOENT]: "the directory was removed meanwhile" },
+    }));
+  }
+
+  [Symbol.dispose](): void {
+    this.#descriptor.close();
+  }
+}
+
+/** Reads the identity of the mount that the file of a descriptor is on. */
+export function numbersOf(fd: number, source: string): MountNumbers {
+  const identity = mountOf(fd);
+  const number = mountNumberAt(fd);
+  const failed = typeof identity === "number" ? identity : number;
+  unwrap(Math.min(failed, 0), () => ({
+    action: `Cannot examine the mount of ${quote(source)}`,
+    operation: "statx",
+    path: source,
+  }));
+  return { identity: identity as MountIdentity, number, source };
+}
+
+/** Returns the path of a descriptor. */
+function canonical(fd: number): FilePath | undefined {
+  const bytes = readLinkBytes(pathOf(fd));
+  if (typeof bytes === "number" || bytes[0] !== SLASH) return undefined;
+  return { text: decoder.decode(bytes), bytes: terminated(bytes) };
+}
+
+const SLASH = "/".charCodeAt(0);
+
+function terminated(bytes: Uint8Array): CString {
+  const path = new Uint8Array(bytes.length + 1);
+  path.set(bytes);
+  return path;
+}
+
+/** Identity of a mount. */
+export interface MountNumbers {
+  readonly identity: MountIdentity;
+  /** Mount ID in `mountinfo`. */
+  readonly number: number;
+  /** Path of the device, as in `mountinfo`. */
+  readonly source: string;
+}
+
+/** A mount on a directory. */
+export class PublicMount {
+  readonly #identity: MountIdentity;
+  /** Mount ID in `mountinfo`, which the kernel may reuse. */
+  readonly #number: number;
+  /** Source in `mountinfo`. */
+  readonly #source: string;
+  readonly #isOwnNamespace: boolean;
+  #path: FilePath;
+
+  /** A mount that every process sees, or one in a mount namespace of this thread. */
+  constructor(
+    path: FilePath,
+    { identity, number, source }: MountNumbers,
+    isOwnNamespace = false,
+  ) {
+    this.#path = path;
+    this.#identity = identity;
+    this.#number = number;
+    this.#source = source;
+    this.#isOwnNamespace = isOwnNamespace;
+  }
+
+  /** Mount point. */
+  get path(): string {
+    return this.#path.text;
+  }
+
+  /** Writes back, and returns the error. */
+  async writeBack(): Promise<LoopError | undefined> {
+    if (!await this.#isThere()) return undefined;
+    const root = openRoot(AT_FDCWD, this.#path.bytes);
+    if (typeof root !== "number" && !this.#isSame(mountOf(root.fd))) {
+      root.close();
+      return undefined; // replaced in this moment: unmount() finds that out
+    }
+    return await writeBackFileSystem(root, this.path);
+  }
+
+  /** Unmounts it, if no other process has. Returns `false` if it is in use and stays mounted. */
+  async unmount(isLazy: boolean): Promise<boolean> {
+    if (!await this.#isThere()) return true;
+    const { bytes } = this.#path;
+    const result = this.#isOwnNamespace
+      ? umount(bytes, isLazy)
+      : await umountAsync(bytes, isLazy);
+    if (result === -EBUSY) return false;
+    if (result === -EINVAL && !await this.#isThere()) return true;
+    unwrap(result, () => ({
+      action: `Cannot unmount ${quote(this.path)}`,
+      operation: "umount2",
+      path: this.path,
+    }));
+    return true;
+  }
+
+  /** Returns up to ten mount points in it, each of which keeps it mounted. */
+  async mountsWithin(): Promise<string[]> {
+    const found: string[] = [];
+    const slices = new Slices();
+    for (const mount of ownMounts()) {
+      if (slices.isTired) await slices.breathe();
+      if (mount.target.startsWith(`${this.path}/`)) found.push(mount.target);
+      if (found.length === 10) break;
+    }
+    return found;
+  }
+
+  /**
+   * Checks that it is still mounted, and where.
+   *
+   * @throws {LoopError} `EBUSY` if another file system is mounted over it
+   */
+  async #isThere(): Promise<boolean> {
+    if (this.#isOnTop()) return true;
+    const moved = await this.#find();
+    if (moved === undefined) return false;
+    this.#path = moved;
+    if (this.#isOnTop()) return true;
+    throw new LoopError(`Cannot unmount ${quote(this.path)}`, {
+      errno: EBUSY,
+      operation: "umount2",
+      path: this.path,
+      hint: `another file system is mounted over it: unmount ${
+        printable(this.path)
+      } first`,
+    });
+  }
+
+  #isOnTop(): boolean {
+    return this.#isSame(
+      mountAt(AT_FDCWD, this.#path.bytes, AT_SYMLINK_NOFOLLOW),
+    );
+  }
+
+  #isSame(mount: MountIdentity | number): boolean {
+    return typeof mount !== "number" && mount.isRoot &&
+      mount.id === this.#identity.id &&
+      mount.device === this.#identity.device;
+  }
+
+  /** Finds its mount point, which another process may have moved. */
+  async #find(): Promise<FilePath | undefined> {
+    const slices = new Slices();
+    for (const mount of ownMounts()) {
+      if (slices.isTired) await slices.breathe();
+      if (mount.id === this.#number && mount.source === this.#source) {
+        return { text: mount.target, bytes: terminated(mount.targetBytes) };
+      }
+    }
+    return undefined;
+  }
+}

@@ -1,0 +1,48 @@
+/** Writes back one file system, and reports the errors. */
+import { LoopError, quote } from "../errors.ts";
+import { FileDescriptor } from "../kernel/file_descriptor.ts";
+import {
+  type CString,
+  cString,
+  O_DIRECTORY,
+  O_NOFOLLOW,
+  O_RDONLY,
+  openAt,
+} from "../sys/libc.ts";
+import { syncfs, syncfsAsync } from "../sys/mount_calls.ts";
+
+const HERE = cString(".");
+
+/** Opens a directory of a file system, or returns a negative error number. */
+export function openRoot(
+  directory: number,
+  path: CString = HERE,
+): FileDescriptor | number {
+  const fd = openAt(directory, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+  return fd < 0 ? fd : new FileDescriptor(fd);
+}
+
+/**
+ * Writes back the file system of an open directory on another thread, where errno is lost.
+ * The kernel reports an error once to each open file, so a second one, opened before, gets it.
+ */
+export async function writeBackFileSystem(
+  root: FileDescriptor | number,
+  path: string,
+): Promise<LoopError | undefined> {
+  const failure = (result: number, operation: string): LoopError =>
+    new LoopError(`Cannot write back ${quote(path)}`, {
+      errno: -result,
+      operation,
+      path,
+      hint: "what was written last may not be in the file",
+    });
+  if (typeof root === "number") return failure(root, "open");
+  using first = root;
+  const second = openRoot(first.fd);
+  if (typeof second === "number") return failure(second, "open");
+  using teller = second;
+  if (await syncfsAsync(first.fd) >= 0) return undefined;
+  const result = syncfs(teller.fd);
+  return result < 0 ? failure(result, "syncfs") : undefined;
+}

@@ -1,0 +1,298 @@
+/** `loopdev mount`, `unmount` and `run --mount`, beside mount(8) and findmnt. */
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertStringIncludes,
+} from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import {
+  attribute,
+  CLI,
+  cli,
+  isSoon,
+  lines,
+  mounted,
+  onDevices,
+  type Output,
+  run,
+  runOk,
+  type Scratch,
+  withScratch,
+} from "./support.ts";
+
+const MiB = 1 << 20;
+
+function ext4(scratch: Scratch): { image: string; directory: string } {
+  const image = scratch.image(8 * MiB);
+  runOk("mkfs.ext4", "-q", "-F", image);
+  const directory = `${scratch.path}/mnt`;
+  Deno.mkdirSync(directory);
+  return { image, directory };
+}
+
+function isMounted(directory: string): boolean {
+  return run("mountpoint", "-q", directory).code === 0;
+}
+
+const RUN = "run -q --no-check --no-prompt --allow-ffi --allow-run".split(" ");
+
+/** Runs `loopdev run`, which needs to run programs. */
+function loopdevRun(...args: string[]): Output {
+  return run(Deno.execPath(), ...RUN, CLI, "run", ...args);
+}
+
+describe("loopdev mount and unmount", onDevices, () => {
+  it(
+    "mount for everybody, and free the device",
+    withScratch((scratch) => {
+      const { image, directory } = ext4(scratch);
+      const done = cli("mount", "-O", "noatime,suid", image, directory);
+      assertEquals(done, { code: 0, stdout: `${directory}\n`, stderr: "" });
+      assertMatch(
+        runOk("findmnt", "-n", "-o", "OPTIONS", directory),
+        /^rw,nodev,noatime/,
+      );
+      assertEquals(scratch.devices().length, 1);
+      Deno.writeTextFileSync(`${directory}/file`, "content");
+      const undone = cli("unmount", directory);
+      assertEquals(undone, { code: 0, stdout: "", stderr: "" });
+      assertEquals(isMounted(directory), false);
+      assertEquals(scratch.devices(), []);
+      runOk("e2fsck", "-f", "-n", image);
+    }),
+  );
+
+  it(
+    "take devices, partitions and their names, and several directories",
+    withScratch((scratch) => {
+      const image = scratch.image(20 * MiB);
+      runOk(
+        "bash",
+        "-c",
+        `printf 'label: gpt\\nsize=8M, name=one\\nsize=8M, name=two\\n' | sfdisk -q ${image}`,
+      );
+      const device = cli("attach", "-P", image).stdout.trim();
+      const directories = ["1", "2"].map((number) => {
+        runOk("mkfs.ext4", "-q", `${device}p${number}`);
+        const directory = `${scratch.path}/${number}`;
+        Deno.mkdirSync(directory);
+        return directory;
+      });
+      const name = device.replace("/dev/", "");
+      const [one, two] = directories as [string, string];
+      assertMatch(cli("mount", name, one).stderr, /several file systems: 1 /);
+      assertEquals(cli("mount", "-p", "one", name, one).code, 0);
+      assertEquals(cli("mount", `${device}p2`, two).code, 0);
+      assertEquals(runOk("findmnt", "-n", "-o", "SOURCE", two), `${device}p2`);
+      assertEquals(cli("unmount", ...directories).stderr, "");
+      assertEquals(directories.filter(isMounted), []);
+      assertEquals(scratch.devices(), [device]); // it was attached to stay
+      assertEquals(cli("detach", device).code, 0);
+
+      // Attached by the first of two mounts, it goes with the last one.
+      assertEquals(cli("mount", "-p1", image, one).code, 0);
+      const [again] = scratch.devices();
+      assertEquals(cli("mount", "-p2", again!, two).code, 0);
+      assertEquals(cli("unmount", one), { code: 0, stdout: "", stderr: "" });
+      assertEquals(scratch.devices(), [again]);
+      assertEquals(cli("unmount", two).code, 0);
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "unmount what mount(8) has mounted, and nothing that is no loop device",
+    withScratch((scratch) => {
+      const { image, directory } = ext4(scratch);
+      runOk("mount", "-o", "loop", image, directory);
+      assertEquals(cli("unmount", directory).stderr, "");
+      assertEquals(scratch.devices(), []);
+      const failed = cli("unmount", directory);
+      assertEquals(failed.code, 1);
+      assertMatch(failed.stderr, /it is no mount point/);
+      using _tmpfs = mounted("-t", "tmpfs", "other", directory);
+      assertMatch(
+        cli("unmount", directory).stderr,
+        /"other" is mounted there, which is no loop device: umount unmounts it/,
+      );
+    }),
+  );
+
+  it(
+    "name who is in the way, and leave it mounted",
+    withScratch(async (scratch) => {
+      const { image, directory } = ext4(scratch);
+      cli("mount", image, directory);
+      const child = new Deno.Command("sleep", {
+        args: ["1000"],
+        cwd: directory,
+      }).spawn();
+      const busy = cli("unmount", "--timeout", "50ms", directory);
+      assertEquals(busy.code, 1);
+      assertMatch(
+        busy.stderr,
+        /^loopdev: Cannot unmount .*: in use by process \d+ \(sleep\): .*; it stays mounted\n$/,
+      );
+      assert(isMounted(directory));
+      assertEquals(cli("unmount", "--lazy", directory).code, 0);
+      assert(!isMounted(directory));
+      child.kill("SIGKILL");
+      await child.status;
+    }),
+  );
+
+  it(
+    "leave nothing when they fail",
+    withScratch((scratch) => {
+      const { image, directory } = ext4(scratch);
+      const failing = [
+        [`${image}`, `${scratch.path}/missing`],
+        ["-t", "xfs", image, directory],
+        ["-O", "nonsense", image, directory],
+        ["-p", "7", image, directory],
+      ];
+      for (const args of failing) {
+        const { code, stdout, stderr } = cli("mount", ...args);
+        assertEquals([code, stdout], [1, ""]);
+        assertMatch(stderr, /^loopdev: Cannot mount [^\n]+\n$/);
+      }
+      // A mount that cannot be reported is undone.
+      const { code } = run(
+        "sh",
+        ...["-c", 'exec "$@" > /dev/full', "sh", Deno.execPath(), ...RUN],
+        ...[CLI, "mount", image, directory],
+      );
+      assertEquals(code, 1);
+      assert(!isMounted(directory));
+      assert(isSoon(() => scratch.devices().length === 0));
+    }),
+  );
+
+  it(
+    "attach read-only for -r and -O ro",
+    withScratch((scratch) => {
+      const { image, directory } = ext4(scratch);
+      for (const option of ["-r", "-Oro"]) {
+        assertEquals(cli("mount", option, image, directory).stderr, "");
+        const [device] = scratch.devices();
+        assertEquals(attribute(device!.replace("/dev/", ""), "ro"), "1");
+        assertMatch(runOk("findmnt", "-n", "-o", "OPTIONS", directory), /^ro,/);
+        assertEquals(cli("unmount", directory).code, 0);
+      }
+    }),
+  );
+
+  it(
+    "refuse wrong usage",
+    withScratch((scratch) => {
+      const { image, directory } = ext4(scratch);
+      const wrong = [
+        ["mount", image],
+        ["mount"],
+        ["mount", image, directory, "more"],
+        ["mount", "-p", "0", image, directory],
+        ["mount", "-t", "a b", image, directory],
+        ["mount", "-O", "source=x", image, directory],
+        ["unmount"],
+        ["run", "--partition", "1", image, "--", "true"],
+        ["run", "--mount", directory, image, image, "--", "true"],
+      ];
+      for (const args of wrong) assertEquals(cli(...args).code, 2, `${args}`);
+      const device = cli("attach", image).stdout.trim();
+      const refused = cli("mount", "--offset", "1M", device, directory);
+      assertEquals(refused.code, 2);
+      assertMatch(
+        refused.stderr,
+        /--offset is for a FILE, and this is a device/,
+      );
+      assertEquals(cli("detach", device).code, 0);
+    }),
+  );
+});
+
+describe("loopdev run --mount", onDevices, () => {
+  it(
+    "shows the file system to the command, and to nobody else",
+    withScratch((scratch) => {
+      const { image, directory } = ext4(scratch);
+      const before = Deno.readTextFileSync("/proc/self/mountinfo");
+      const script = `
+        findmnt -n -o TARGET,FSTYPE "$0" && cd "$0" && pwd && echo content > file
+        grep -c " $0 " /proc/${Deno.pid}/mountinfo
+        exit 3`;
+      const { code, stdout } = loopdevRun(
+        ...["--mount", directory, image, "--", "sh", "-c", script, directory],
+      );
+      assertEquals(code, 3);
+      assertEquals(
+        stdout.replace(/ +/g, " "),
+        `${directory} ext4\n${directory}\n0\n`,
+      );
+      assertEquals(Deno.readTextFileSync("/proc/self/mountinfo"), before);
+      assertEquals(scratch.devices(), []);
+      assertEquals([...Deno.readDirSync(directory)], []);
+      runOk("e2fsck", "-f", "-n", image);
+      const again = loopdevRun(
+        ...["-r", "--mount", directory, image, "--", "cat"],
+        `${directory}/file`,
+      );
+      assertEquals(again.stdout, "content\n");
+    }),
+  );
+
+  it(
+    "unmounts when it is interrupted",
+    withScratch(async (scratch) => {
+      const { image, directory } = ext4(scratch);
+      const child = new Deno.Command(Deno.execPath(), {
+        args: [
+          ...RUN,
+          ...[CLI, "run", "--mount", directory, image, "--", "sh", "-c"],
+          ...["echo ready; exec sleep 1000"],
+        ],
+        stdout: "piped",
+      }).spawn();
+      const output = lines(child.stdout);
+      assertEquals((await output.next()).value, "ready");
+      assertEquals(scratch.devices().length, 1);
+      child.kill("SIGINT");
+      assertEquals((await child.status).code, 130);
+      await output.return(undefined);
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "waits for what the command has left running in it",
+    withScratch((scratch) => {
+      const { image, directory } = ext4(scratch);
+      const script =
+        `cd "$0"; (sleep 0.5; echo late > file) > /dev/null 2>&1 < /dev/null &`;
+      const done = loopdevRun(
+        ...["--mount", directory, image, "--", "sh", "-c", script, directory],
+      );
+      assertEquals(done, { code: 0, stdout: "", stderr: "" });
+      assertEquals(scratch.devices(), []);
+      assertEquals(run("debugfs", "-R", "cat file", image).stdout, "late\n");
+    }),
+  );
+
+  it(
+    "runs nothing where it cannot mount",
+    withScratch((scratch) => {
+      const { image, directory } = ext4(scratch);
+      const missing = `${scratch.path}/missing`;
+      for (
+        const args of [["--mount", missing], ["-p2", "--mount", directory]]
+      ) {
+        const { code, stdout, stderr } = loopdevRun(
+          ...args,
+          ...[image, "--", "echo", "was run"],
+        );
+        assertEquals([code, stdout], [1, ""]);
+        assertStringIncludes(stderr, "Cannot mount");
+      }
+    }),
+  );
+});
