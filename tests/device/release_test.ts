@@ -222,12 +222,20 @@ describe("attach()", onDevices, () => {
       const empty = scratch.image(0, "empty");
       const path = scratch.image(MiB);
       const cases: [string, Parameters<typeof attach>[1], RegExp][] = [
-        [empty, {}, /no whole block of 512 bytes: the file has 0 bytes/],
+        [
+          empty,
+          {},
+          /smaller than one block of 512 bytes: the file has 0 bytes/,
+        ],
         [path, { offset: MiB }, /offset 1048576 is past the end/],
         [path, { offset: 2n ** 62n }, /is past the end: the file has 1048576/],
-        [path, { offset: MiB - 511 }, /no whole block of 512/],
-        [path, { sizelimit: 511 }, /no whole block of 512/],
-        [path, { sizelimit: 4095, blockSize: 4096 }, /no whole block of 4096/],
+        [path, { offset: MiB - 511 }, /smaller than one block of 512/],
+        [path, { sizelimit: 511 }, /smaller than one block of 512/],
+        [
+          path,
+          { sizelimit: 4095, blockSize: 4096 },
+          /smaller than one block of 4096/,
+        ],
       ];
       for (const [file, options, message] of cases) {
         const error = await assertRejects(
