@@ -3,7 +3,8 @@
  * devices.
  *
  * Most programs need {@linkcode attach} and {@linkcode detach}. {@linkcode list} and
- * {@linkcode find} report what is attached and change nothing. {@linkcode Loop} and
+ * {@linkcode find} report what is attached and change nothing. {@linkcode mount} mounts
+ * the file system of an image, device or partition. {@linkcode Loop} and
  * {@linkcode LoopControl} are the low-level layer: one method for each ioctl of
  * `linux/loop.h`.
  *
