@@ -8,7 +8,6 @@
  */
 import { attach, list, LoopError } from "@loopdev/loopdev";
 import { basename } from "@std/path/posix/basename";
-import { printTable } from "../lib/cli/list.ts";
 
 const MiB = 1024 * 1024;
 const MESSAGE = "written through a loop device\n";
@@ -40,7 +39,10 @@ async function run(command: string, ...args: string[]): Promise<boolean> {
 async function show(image: string): Promise<void> {
   say(`Attach ${image} read-only`);
   await using device = await attach(image, { readOnly: true });
-  printTable(list().filter(({ minor }) => minor === device.minor));
+  console.table(
+    list().filter(({ minor }) => minor === device.minor),
+    ["path", "size", "readOnly", "backingFile"],
+  );
   say("All about it");
   console.log(list().find(({ minor }) => minor === device.minor));
   console.log(device.loop.getStatus());
@@ -62,8 +64,11 @@ async function make(directory: string): Promise<void> {
   await using device = await attach(image, { reference: "demo" });
   console.log(`It is attached to ${device.path}.`);
 
-  say("List it, as loopdev list does");
-  printTable(list().filter(({ minor }) => minor === device.minor));
+  say("List it");
+  console.table(
+    list().filter(({ minor }) => minor === device.minor),
+    ["path", "size", "readOnly", "backingFile"],
+  );
 
   if (hasFileSystem) await writeFile(device.path, `${directory}/mnt`);
   else await writeBlock(device.path);

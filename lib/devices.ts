@@ -87,6 +87,27 @@ export interface FindOptions {
  * ```
  */
 export function list(filter: ListFilter = {}): LoopDevice[] {
+  return filter?.reference === undefined
+    ? select(filter).records.map(({ device }) => device)
+    : listWithReferences(filter);
+}
+
+/**
+ * Like {@linkcode list}, with the reference of each device. Every device is opened, for
+ * reading; one whose file is on a server that may not answer has no reference.
+ */
+export function listWithReferences(filter: ListFilter): LoopDevice[] {
+  const { records, reference } = select(filter);
+  const devices = withReferences(records);
+  return reference === undefined
+    ? devices
+    : devices.filter((device) => device.reference === reference);
+}
+
+/** The devices that a filter leaves, before their references are read. */
+function select(
+  filter: ListFilter,
+): { records: DeviceRecord[]; reference: string | undefined } {
   checkOptions(filter, ["under", "deleted", "reference"]);
   const { reference } = filter;
   if (reference !== undefined && typeof reference !== "string") {
@@ -96,23 +117,20 @@ export function list(filter: ListFilter = {}): LoopDevice[] {
   const directory = filter.under === undefined
     ? undefined
     : canonicalDirectory(checkPath(filter.under));
-  const found = readDevices()
+  const records = readDevices()
     .filter(({ device }) => deleted === undefined || device.deleted === deleted)
     .filter(({ backingPath }) =>
       directory === undefined || beginsWith(backingPath, directory)
     );
-  if (reference === undefined) return found.map(({ device }) => device);
-  const lookup = new Lookup();
-  return found.flatMap((record) => withReference(record, reference, lookup));
+  return { records, reference };
 }
 
-function withReference(
-  record: DeviceRecord,
-  wanted: string,
-  lookup: Lookup,
-): LoopDevice[] {
-  const reference = referenceOf(record, lookup);
-  return reference === wanted ? [{ ...record.device, reference }] : [];
+function withReferences(records: readonly DeviceRecord[]): LoopDevice[] {
+  const lookup = new Lookup();
+  return records.map((record) => {
+    const reference = referenceOf(record, lookup);
+    return { ...record.device, ...(reference !== undefined && { reference }) };
+  });
 }
 
 const SLASH = "/".charCodeAt(0);

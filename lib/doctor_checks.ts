@@ -446,7 +446,7 @@ function diagnoseDevDirectory({ devMount: mount }: Process): Check[] {
     return [warning(
       "/dev",
       "it is a plain directory: nodes do not appear automatically",
-      "for other programs: attach({ nodes }), loopdev mknod",
+      "for other programs: attach({ nodes }), or loopdev mknod",
     )];
   }
   return [
@@ -455,7 +455,7 @@ function diagnoseDevDirectory({ devMount: mount }: Process): Check[] {
       : warning(
         "/dev",
         `${mount.type}: nodes do not appear automatically`,
-        "for other programs: attach({ nodes }), loopdev mknod",
+        "for other programs: attach({ nodes }), or loopdev mknod",
       ),
   ];
 }

@@ -214,7 +214,19 @@ export function unwrap(result: number, failure: () => Failure): number {
  * Characters that a terminal interprets instead of displaying, by category: controls,
  * formats (direction, zero width, tags), line ends, and unpaired surrogates.
  */
-const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
+const UNPRINTABLE = "[\\p{Cc}\\p{Cf}\\p{Cs}\\p{Zl}\\p{Zp}]";
+let unprintable: RegExp | undefined;
+
+/** Escapes the characters that a terminal acts on. */
+function replaceUnprintable(
+  text: string,
+  escape: (character: string) => string,
+): string {
+  // Most texts have none, and making the expression takes long for a short program.
+  if (/^[ -~]*$/.test(text)) return text;
+  unprintable ??= new RegExp(UNPRINTABLE, "gu");
+  return text.replace(unprintable, escape);
+}
 
 /** Maximum length of a name in a message, because other users choose names. */
 const MAX_NAME = 200;
@@ -224,7 +236,7 @@ const MAX_NAME = 200;
  * chosen the text. Escaping twice has no further effect.
  */
 export function escapeControls(text: string): string {
-  return text.replace(UNPRINTABLE, (control) => {
+  return replaceUnprintable(text, (control) => {
     const code = control.charCodeAt(0);
     return code < 256
       ? `\\x${code.toString(16).padStart(2, "0")}`
@@ -239,7 +251,7 @@ export function printable(name: string): string {
 
 /** Quotes a name for a message: on one line, whatever it contains. */
 export function quote(name: string): string {
-  return JSON.stringify(shortened(name)).replace(UNPRINTABLE, unicodeEscape);
+  return replaceUnprintable(JSON.stringify(shortened(name)), unicodeEscape);
 }
 
 /** Escapes a character as JSON does: one beyond the first 65536 as a surrogate pair. */

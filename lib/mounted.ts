@@ -145,7 +145,12 @@ export class MountedFileSystem extends Mounted {
     throw this.#busyError(holders, [...words, "nothing was changed"]);
   }
 
-  async #busy(consequence: string): Promise<LoopBusyError> {
+  /** Describes who uses it, in words for a message. */
+  async whoUses(): Promise<string[]> {
+    return (await this.#users()).words;
+  }
+
+  async #users(): Promise<{ holders: Holder[]; words: string[] }> {
     const isMounted = this.#state === "mounted";
     const { holders, complete, within } = await usersOf(
       this.#source.minor,
@@ -160,6 +165,11 @@ export class MountedFileSystem extends Mounted {
     if (holders.length + within.length === 0) {
       words.unshift("somebody else uses it");
     }
+    return { holders, words };
+  }
+
+  async #busy(consequence: string): Promise<LoopBusyError> {
+    const { holders, words } = await this.#users();
     return this.#busyError(holders, [...words, consequence]);
   }
 

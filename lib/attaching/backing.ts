@@ -176,7 +176,7 @@ export function openBacking(
     errno: EPERM,
     operation: "fcntl",
     hint:
-      "it is sealed against writing; use readOnly: true (-r) to attach it for reading",
+      "it is sealed against writing; use readOnly: true to attach it for reading",
   });
 }
 
@@ -228,7 +228,7 @@ function openForWriting(
         errno: error.errno,
         operation: error.operation,
         path: error.path,
-        hint: "use readOnly: true (-r) to attach it for reading",
+        hint: "use readOnly: true to attach it for reading",
       });
     }
     throw error;
@@ -261,7 +261,7 @@ function borrowed(fd: number, readOnly: boolean): Backing {
       errno: EACCES,
       operation: "fcntl",
       hint:
-        "it is open for reading only; use readOnly: true (-r) to attach it for reading",
+        "it is open for reading only; use readOnly: true to attach it for reading",
     });
   }
   return backing;

@@ -121,7 +121,7 @@ export function lockedError(
     errno: EBUSY,
     operation: "fcntl",
     hint:
-      'another program, such as a virtual machine, has locked some of its bytes; use overlap: "allow" (--overlap) to attach it anyway',
+      'another program, such as a virtual machine, has locked some of its bytes; use overlap: "allow" to attach it anyway',
   });
 }
 

@@ -268,6 +268,14 @@ export function sequenceOf(loop: Loop): number | undefined {
   }
 }
 
+/** What changes when the file of an open device is exchanged: its disk sequence number, or before Linux 5.15 what names the file. */
+export function fileMark(loop: Loop): number | string {
+  const sequence = sequenceOf(loop);
+  if (sequence !== undefined) return sequence;
+  const { device, inode } = loop.getInfo();
+  return `${device}:${inode}`;
+}
+
 /**
  * Returns `true` if a released device is free: nothing is attached, or another binding
  * is. For a read-only device, a changed disk sequence number is no proof, because

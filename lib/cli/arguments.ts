@@ -1,12 +1,14 @@
 /** The arguments of a command. */
 import { parseArgs } from "@std/cli/parse-args";
 import { checkBytes, checkMinor } from "../arguments.ts";
+import { checkBlockSize } from "../kernel/block_size.ts";
 import { minorInName, minorOf } from "../device_ref.ts";
 import { printable, quote } from "../errors.ts";
 import type { Loop, LoopOpenOptions } from "../kernel/loop.ts";
 import { openDevice as openAny } from "../kernel/nodes.ts";
 import type { Option, Options } from "./command.ts";
 import { exact } from "./files.ts";
+import { spellings, suggest } from "./spelling.ts";
 import { UsageError } from "./usage_error.ts";
 
 export { UsageError };
@@ -23,15 +25,16 @@ export interface Arguments {
   switched(name: string): boolean | undefined;
 }
 
-/** Parses the arguments of a command. Everything behind `--` is an operand. */
+/** Parses the arguments of a command. Everything after `--` is an operand. */
 export function parse(args: string[], options: Options = {}): Arguments {
-  const parsed = parseArgs(spell(args, options), {
-    string: [
-      "_", // file names stay text: 007, 1e3
-      ...Object.keys(options),
-    ],
+  const parsed = parseArgs(new Speller(args, options).spelled, {
+    // File names stay text: 007, 1e3.
+    string: ["_", ...Object.keys(options)],
   });
-  const value = (name: string) => parsed[name] as string | undefined;
+  const value = (name: string) => {
+    if (Object.hasOwn(options, name)) return parsed[name] as string | undefined;
+    throw new Error(`The command does not declare an option --${name}`);
+  };
   return {
     operands: parsed._.map(String),
     value,
@@ -43,38 +46,37 @@ export function parse(args: string[], options: Options = {}): Arguments {
   };
 }
 
-/** A value of that name may be no UTF-8: `fileOf` finds out what it is. */
-const FILE = "FILE";
+/** Values of these names need not be UTF-8: `fileOf` finds out what they are. */
+const FILES = ["FILE", "DIR"];
 const ON = "on";
 const OFF = "off";
 
 /**
- * Spells every option out as `--name=value`, and refuses what is none: the parser would
- * take the word behind a flag for its value, and `-r5` for something else than `-r`.
+ * Spells every option as `--name=value`, and refuses what is none: the parser would take
+ * the word after a flag for its value, and `-r5` for something else than `-r`.
  */
-function spell(args: string[], options: Options): string[] {
-  return new Speller(args, options).spell();
-}
-
 class Speller {
+  readonly spelled: string[] = [];
   readonly #options: Options;
   readonly #rest: string[];
-  readonly #spelled: string[] = [];
 
   constructor(args: readonly string[], options: Options) {
     this.#options = options;
     this.#rest = [...args];
-  }
-
-  spell(): string[] {
     for (let arg; (arg = this.#rest.shift()) !== undefined;) {
-      if (arg === "--") return [...this.#spelled, arg, ...this.#rest];
+      if (arg === "--") {
+        this.spelled.push(arg, ...this.#rest);
+        return;
+      }
       const long = /^--([^=]+)(?:=(.*))?$/s.exec(arg);
       if (long !== null) this.#long(long[1]!, long[2]);
       else if (/^-./s.test(arg)) this.#letters(arg.slice(1));
-      else this.#spelled.push(arg);
+      else this.spelled.push(arg);
     }
-    return this.#spelled;
+  }
+
+  #add(name: string, value: string): void {
+    this.spelled.push(`--${name}=${value}`);
   }
 
   #option(name: string): Option | undefined {
@@ -86,15 +88,26 @@ class Speller {
     const kind = this.#option(name)?.value;
     if (kind !== undefined) {
       this.#add(name, this.#value(`--${name}`, kind, attached));
-    } else if (attached !== undefined) {
+      return;
+    }
+    const isFlag = this.#option(name) !== undefined;
+    if (!isFlag && !this.#option(positive)?.negatable) {
       throw new UsageError(
-        `there is no option --${printable(name)} with a value`,
+        `unknown option --${printable(name)}${
+          suggest(`--${name}`, this.#all())
+        }`,
       );
-    } else if (this.#option(name) !== undefined) {
-      this.#add(name, ON);
-    } else if (this.#option(positive)?.negatable) {
-      this.#add(positive, OFF);
-    } else throw new UsageError(`there is no option --${printable(name)}`);
+    }
+    if (attached !== undefined) {
+      throw new UsageError(`--${name} takes no value`);
+    }
+    this.#add(isFlag ? name : positive, isFlag ? ON : OFF);
+  }
+
+  /** The long spellings of all options. */
+  #all(): string[] {
+    return Object.entries(this.#options)
+      .flatMap(([name, { negatable }]) => spellings(name, negatable));
   }
 
   /** `rP`, `o4K`, `rPo` with its value in the next word. */
@@ -104,7 +117,9 @@ class Speller {
       const name = Object.keys(this.#options)
         .find((name) => this.#option(name)?.letter === letter);
       if (name === undefined) {
-        throw new UsageError(`there is no option -${letter}`);
+        throw new UsageError(
+          `unknown option -${letter}${suggest(`--${letters}`, this.#all())}`,
+        );
       }
       const kind = this.#option(name)?.value;
       if (kind === undefined) {
@@ -112,7 +127,10 @@ class Speller {
         continue;
       }
       const attached = letters.slice(index + 1).replace(/^=/, "");
-      this.#add(name, this.#value(`-${letter}`, kind, attached || undefined));
+      this.#add(
+        name,
+        this.#value(`-${letter}`, kind, attached || undefined),
+      );
       return;
     }
   }
@@ -122,11 +140,7 @@ class Speller {
     if (value === undefined || value === "") {
       throw new UsageError(`${spelling} takes a value`);
     }
-    return kind === FILE ? value : exact(value);
-  }
-
-  #add(name: string, value: string): void {
-    this.#spelled.push(`--${name}=${value}`);
+    return FILES.includes(kind) ? value : exact(value);
   }
 }
 
@@ -146,10 +160,15 @@ export function asUsage<T>(check: () => T): T {
 export function only(operands: string[], name: string): string {
   const [operand, ...more] = operands;
   if (operand === undefined) throw new UsageError(`${name} is missing`);
-  if (more.length > 0) {
-    throw new UsageError(`${quote(more[0]!)} is one operand too many`);
-  }
+  none(more);
   return operand;
+}
+
+/** Refuses operands that a command does not take. */
+export function none(operands: readonly string[]): void {
+  const [operand] = operands;
+  if (operand === undefined) return;
+  throw new UsageError(`unexpected operand ${quote(operand)}`);
 }
 
 /** A device: `/dev/loop3`, `loop3`, `3`, or any path to its node. */
@@ -163,7 +182,7 @@ export function parseDevice(text: string): string | number {
 /** A loop number. */
 function parseMinor(text: string): number {
   if (!/^\d+$/.test(text)) {
-    throw new UsageError(`${quote(text)} is no loop number`);
+    throw new UsageError(`${quote(text)} is not a loop number`);
   }
   return asUsage(() => checkMinor(Number(text)));
 }
@@ -185,14 +204,16 @@ export function parseDeviceNumber(text: string): number {
 
 const UNITS = ["K", "M", "G", "T", "P", "E"];
 
-/** A number of bytes: `512`, `4K` and `4KiB` (1024), `4KB` (1000), `1.5M`. */
-export function parseSize(text: string, name: string): bigint {
+/** A number of bytes for an option: `512`, `4K` and `4KiB` (1024), `4KB` (1000), `1.5M`. */
+export function parseSize(text: string, option: string): bigint {
   const [, digits, fraction = "", unit, system] =
     /^(\d+)(?:\.(\d+))?(?:([KMGTPE])(iB|B)?)?$/i.exec(text) ?? [];
-  const wrong = (why: string) =>
-    new UsageError(`${quote(text)} is no ${name}: ${why}`);
   if (digits === undefined || (fraction !== "" && unit === undefined)) {
-    throw wrong("a size is 512, 4K, 4KiB, 4KB or 1.5M");
+    throw new UsageError(
+      `--${option} takes a size such as 512, 4K, 4KB or 1.5M, not ${
+        quote(text)
+      }`,
+    );
   }
   const base = system?.toUpperCase() === "B" ? 1000n : 1024n;
   const exponent = unit === undefined
@@ -200,25 +221,39 @@ export function parseSize(text: string, name: string): bigint {
     : UNITS.indexOf(unit.toUpperCase()) + 1;
   const scaled = BigInt(digits + fraction) * base ** BigInt(exponent);
   const divisor = 10n ** BigInt(fraction.length);
-  if (scaled % divisor !== 0n) throw wrong("it is no whole number of bytes");
-  return scaled / divisor;
+  if (scaled % divisor === 0n) return scaled / divisor;
+  throw new UsageError(
+    `--${option} takes whole bytes: ${
+      quote(text)
+    } is not a whole number of them`,
+  );
 }
 
-/** Milliseconds: `5s`, `500ms`. */
-export function parseTimeout(text: string): number {
-  const [, digits, unit] = /^(\d+(?:\.\d+)?)(ms|s)$/.exec(text) ?? [];
-  if (digits === undefined) {
-    throw new UsageError(`${quote(text)} is no time: one is 5s or 500ms`);
-  }
-  return Number(digits) * (unit === "s" ? 1000 : 1);
-}
-
-/** A size for an option that may be absent. */
+/** The size that an option was given, if it was. */
 export function optionalSize(
   given: Arguments,
-  name: string,
+  option: string,
 ): bigint | undefined {
-  const text = given.value(name);
+  const text = given.value(option);
   if (text === undefined) return undefined;
-  return asUsage(() => checkBytes(parseSize(text, name), name));
+  return asUsage(() => checkBytes(parseSize(text, option), `--${option}`));
+}
+
+/** The block size that `--sector-size` was given, if it was. */
+export function optionalBlockSize(given: Arguments): number | undefined {
+  const size = optionalSize(given, "sector-size");
+  return size === undefined
+    ? undefined
+    : asUsage(() => checkBlockSize(Number(size)));
+}
+
+/** Milliseconds: `5` and `5s` are seconds, `500ms`. */
+export function parseTimeout(text: string): number {
+  const [, digits, unit] = /^(\d+(?:\.\d+)?)(ms|s)?$/.exec(text) ?? [];
+  if (digits === undefined) {
+    throw new UsageError(
+      `--timeout takes a time such as 5, 5s or 500ms, not ${quote(text)}`,
+    );
+  }
+  return Number(digits) * (unit === "ms" ? 1 : 1000);
 }

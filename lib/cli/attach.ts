@@ -8,10 +8,10 @@ import { ENXIO } from "../sys/errno.ts";
 import {
   type Arguments,
   asUsage,
+  optionalBlockSize,
   optionalSize,
   parse,
   parseDeviceNumber,
-  parseSize,
   UsageError,
 } from "./arguments.ts";
 import { fileOf } from "./files.ts";
@@ -19,42 +19,46 @@ import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
 import { print, printJson } from "./output.ts";
 import { Interruptible } from "./signals.ts";
-import { warnOfRest } from "./warnings.ts";
+import { warnAboutFile } from "./warnings.ts";
 
 /** The options of the commands that attach. */
 export const ATTACH_OPTIONS: Options = {
-  offset: { letter: "o", value: "SIZE", help: "begin there in the file" },
-  sizelimit: { value: "SIZE", help: "at most so large" },
+  offset: {
+    letter: "o",
+    value: "SIZE",
+    help: "start at this offset in the file",
+  },
+  sizelimit: { value: "SIZE", help: "limit the size of the device" },
   "sector-size": {
     letter: "b",
     value: "SIZE",
     help:
-      "logical block size: 512, 1024, 2048, 4096 ...; or probe: that of the partition table in the file",
+      "logical block size: 512, 1024, 2048, 4096 ..., or probe for that of the partition table in the file",
     choices: ["512", "1024", "2048", "4096", "probe"],
   },
   "read-only": {
     letter: "r",
-    help: "nobody can write through the device",
+    help: "attach it for reading only",
   },
   partscan: { letter: "P", help: "make the partitions appear" },
   "direct-io": {
-    help: "bypass the page cache of the file; fails where it cannot",
+    help: "bypass the page cache of the file, or fail",
   },
   "loop-ref": {
     value: "NAME",
-    help: "a name of at most 63 bytes to keep with the device",
+    help: "keep a name of up to 63 bytes with the device",
   },
   nooverlap: {
     letter: "L",
-    help: "fail when any device has some of the bytes, read-only or not",
+    help: "fail if any device shows some of the bytes, read-only or not",
   },
   overlap: {
-    help: "allow devices over the same bytes: two that write ruin the file",
+    help: "allow devices over the same bytes: two that write corrupt the file",
   },
-  device: { value: "DEV", help: "this device, and no other" },
+  device: { value: "DEV", help: "use this device, and no other" },
   nodes: {
     value: "DIR",
-    help: "make nodes there too, where /dev has none: in a container",
+    help: "create nodes there as well, if /dev has none: in a container",
   },
 };
 
@@ -74,11 +78,14 @@ loopdev attach -P -b 4096 disk.img         partitions; 4 KiB sectors`,
   options: OPTIONS,
   notes:
     `Prints one device a line, in the order of the files. All files are tried; the exit
-status is 1 when one failed. What was printed stays attached, and nothing else, also when
-this is interrupted; only kill -9 may leave what is not printed yet. With --json all is
-printed at the end. With --partscan the partitions are there then, and a damaged table is
-an error.
-Permissions: deno run --allow-ffi, and mostly root.`,
+status is 1 if one failed. Devices that were printed stay attached, and no others, even if
+the command is interrupted; only kill -9 may leave one that is not printed yet. --json
+prints all of them at the end. With --partscan the partitions are there when the device is
+printed, and a damaged table is an error.
+
+Warns about a file that is compressed or an image of another format, that another device
+shows too, or whose end fills no whole block. Permissions: deno run --allow-ffi, and mostly
+root.`,
   run,
 };
 
@@ -86,8 +93,8 @@ async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   const files = given.operands.map(fileOf);
   const asked = attachOptions(given, files.length);
-  // From here on a signal ends what is waited for, and takes effect where a device is
-  // either printed, or detached again. Only kill -9 can come in between.
+  // From here on a signal ends the waiting, and takes effect where a device is either
+  // printed or detached again. Only kill -9 can come in between.
   using interruptible = new Interruptible();
   const { signal } = interruptible;
   const options = { ...asked, autoclear: false, signal };
@@ -95,7 +102,7 @@ async function run(args: string[]): Promise<number> {
   const asJson = given.flag("json");
   let status = 0;
   const devices: LoopDevice[] = [];
-  // What is not printed in the end, all in one piece, is detached.
+  // Devices that are not printed at the end, all at once, are detached.
   await using unprinted = new AsyncDisposableStack();
   for (const file of files) {
     try {
@@ -105,7 +112,7 @@ async function run(args: string[]): Promise<number> {
         await attachFile(file, options),
         (attachment) => attachment.detach(), // also when it is persistent
       );
-      warnOfRest(attachment.loop, file);
+      warnAboutFile(attachment.loop, file);
       if (options.partscan) await attachment.partitions({ signal });
       const device = asJson ? listed(attachment) : undefined;
       await attachment.persist();
@@ -137,29 +144,22 @@ function listed({ minor, path }: Attachment): LoopDevice {
     errno: ENXIO,
     operation: "open",
     path,
-    hint: "it was detached meanwhile",
+    hint: "another program has detached it",
   });
 }
 
-/** The options for the library, checked. */
+/** Checks the options, and returns them for the library. */
 export function attachOptions(
   given: Arguments,
   fileCount: number,
 ): AttachOptions {
-  if (fileCount === 0) throw new UsageError("FILE is missing");
-  const device = given.value("device");
-  if (device !== undefined && fileCount > 1) {
-    throw new UsageError("--device takes one FILE");
-  }
-  const sectorSize = given.value("sector-size");
+  const isProbed = given.value("sector-size") === PROBE;
   const configuration = {
     offset: optionalSize(given, "offset"),
     sizelimit: optionalSize(given, "sizelimit"),
-    blockSize: sectorSize === undefined || sectorSize === PROBE
-      ? undefined
-      : Number(parseSize(sectorSize, "sector size")),
+    blockSize: isProbed ? undefined : optionalBlockSize(given),
     readOnly: given.flag("read-only"),
-    // Not given is not "off": then it need not be.
+    // Without the option either will do.
     partscan: given.flag("partscan") || undefined,
     directIo: given.flag("direct-io") || undefined,
     reference: given.value("loop-ref"),
@@ -169,11 +169,18 @@ export function attachOptions(
   if (refuses && allows) {
     throw new UsageError("--nooverlap and --overlap exclude each other");
   }
+  // Last: a FILE may have been taken for the value of an option that was wrong.
+  if (fileCount === 0) throw new UsageError("FILE is missing");
+  const device = given.value("device");
+  if (device !== undefined && fileCount > 1) {
+    throw new UsageError("--device takes one FILE");
+  }
+  const nodes = given.value("nodes");
   return {
     ...configuration,
-    ...(sectorSize === PROBE && { blockSize: PROBE }),
+    ...(isProbed && { blockSize: PROBE }),
     overlap: refuses ? "refuse" : allows ? "allow" : undefined,
-    nodes: given.value("nodes"),
+    nodes: nodes === undefined ? undefined : fileOf(nodes),
     minor: device === undefined ? undefined : parseDeviceNumber(device),
   };
 }

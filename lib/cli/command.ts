@@ -17,7 +17,7 @@ export interface Option {
 /** The options of a command, by their long names. */
 export type Options = Readonly<Record<string, Option>>;
 
-/** A command. */
+/** What a command does. */
 export interface Command {
   /** What it does, in one sentence. */
   readonly title: string;
@@ -27,7 +27,7 @@ export interface Command {
   readonly options: Options;
   /** What else there is to know, in paragraphs. */
   readonly notes: string;
-  /** Does it. The result is the exit status. `commands` is for one that describes them all. */
+  /** Runs the command and returns the exit status. `commands` is for one that describes them all. */
   run(args: string[], commands: Commands): number | Promise<number>;
 }
 
@@ -37,6 +37,8 @@ export interface Entry {
   readonly operands: string;
   /** What it does, in a few words. */
   readonly summary: string;
+  /** Another name of the command. */
+  readonly alias?: string;
   load(): Promise<{ command: Command }>;
 }
 

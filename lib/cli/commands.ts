@@ -1,5 +1,5 @@
 /** The commands. */
-import type { Commands, Entry } from "./command.ts";
+import type { Commands } from "./command.ts";
 
 /** All commands, in the order of the help. */
 // Each is loaded when it is needed. The specifiers must be literal: a computed one
@@ -11,7 +11,7 @@ export const COMMANDS: Commands = {
     load: () => import("./attach.ts"),
   },
   run: {
-    operands: "FILE... -- COMMAND...",
+    operands: "FILE... [-- COMMAND...]",
     summary: "attach files, run a command, detach them",
     load: () => import("./run.ts"),
   },
@@ -32,17 +32,18 @@ export const COMMANDS: Commands = {
   },
   list: {
     operands: "",
-    summary: "attached devices",
+    alias: "ls",
+    summary: "list attached devices",
     load: () => import("./list.ts"),
   },
   find: {
     operands: "FILE",
-    summary: "devices of a file; exit status 1 when there is none",
+    summary: "print the devices of a file; exit status 1 without one",
     load: () => import("./find.ts"),
   },
   show: {
-    operands: "DEV",
-    summary: "everything about one device",
+    operands: "DEV...",
+    summary: "show everything about devices",
     load: () => import("./show.ts"),
   },
   set: {
@@ -52,17 +53,17 @@ export const COMMANDS: Commands = {
   },
   swap: {
     operands: "DEV FILE",
-    summary: "exchange the file of a read-only device",
+    summary: "replace the file of a read-only device",
     load: () => import("./swap.ts"),
   },
   resize: {
     operands: "DEV",
-    summary: "take over the present size of the file",
+    summary: "resize a device to the size of its file",
     load: () => import("./resize.ts"),
   },
   partitions: {
     operands: "DEV|FILE",
-    summary: "make partitions appear; list them",
+    summary: "make partitions appear, and list them",
     load: () => import("./partitions.ts"),
   },
   add: {
@@ -72,27 +73,27 @@ export const COMMANDS: Commands = {
   },
   remove: {
     operands: "[N]",
-    summary: "remove a device that nobody uses",
+    summary: "remove an unused device",
     load: () => import("./remove.ts"),
   },
   mknod: {
     operands: "DEV DIR",
-    summary: "make a node of a device in a directory",
+    summary: "create a node of a device in a directory",
     load: () => import("./mknod.ts"),
   },
   doctor: {
     operands: "",
-    summary: "why loop devices do not work here, and what to do",
+    summary: "diagnose why loop devices do not work here",
     load: () => import("./doctor.ts"),
   },
   completions: {
     operands: "SHELL",
-    summary: "a script that completes command lines in bash, zsh or fish",
+    summary: "print a completion script for bash, zsh or fish",
     load: () => import("./completions.ts"),
   },
+  help: {
+    operands: "[COMMAND]",
+    summary: "explain a command",
+    load: () => import("./help.ts"),
+  },
 };
-
-/** The entry of a command; `undefined` when there is none. */
-export function entryOf(name: string): Entry | undefined {
-  return Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
-}

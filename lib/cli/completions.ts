@@ -44,11 +44,11 @@ const WRITERS: Record<string, (subjects: readonly Subject[]) => string> = {
   fish,
 };
 
-const HELP = { letter: "h", help: "tell more about this command" };
+const HELP = { letter: "h", help: "explain this command" };
 
-/** `DEV FILE...` as words, without what stands behind `--`. */
+/** `DEV [FILE]...` as words, without brackets, dots, and what follows `--`. */
 function operandsOf(operands: string): string[] {
-  return operands.replace(/ -- .*$/, "").split(" ")
-    .map((word) => word.replace("...", ""))
+  return operands.replace(/ \[-- .*$/, "").split(" ")
+    .map((word) => word.replace(/[[\]]|\.\.\./g, ""))
     .filter((word) => word !== "");
 }

@@ -1,24 +1,34 @@
-import type { LoopDevice } from "../kernel/attached_devices.ts";
 import { detach } from "../detach.ts";
+import { describeHolders } from "../describe_holder.ts";
 import { type DeviceRef, minorOf } from "../device_ref.ts";
-import { find, list } from "../devices.ts";
-import { quote } from "../errors.ts";
-import { parse, parseDevice, parseTimeout, UsageError } from "./arguments.ts";
-import { fileOf } from "./files.ts";
+import { find, inspect, list } from "../devices.ts";
+import { LoopError, quote, StaleDeviceError } from "../errors.ts";
+import { holders } from "../holders.ts";
+import { EBUSY, ENXIO } from "../sys/errno.ts";
+import { DEFAULT_TIMEOUT } from "../waiting.ts";
+import {
+  type Arguments,
+  parse,
+  parseDevice,
+  parseTimeout,
+  UsageError,
+} from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
+import { fileOf } from "./files.ts";
+import { FILTERS, listFilter } from "./filters.ts";
+import { fail, print } from "./output.ts";
 import { report } from "./report.ts";
-import { fail } from "./output.ts";
+import { waitForDevice, withWaitingMessage } from "./waiting_message.ts";
 
 const OPTIONS: Options = {
   file: { value: "FILE", help: "the devices that FILE is attached to" },
-  "loop-ref": {
-    value: "NAME",
-    help: "the devices attached with that --loop-ref",
-  },
-  lazy: { help: "do not wait for others that have it open" },
+  ...FILTERS,
+  "dry-run": { help: "print the devices, and detach none" },
+  "if-unused": { help: "fail at once, and change nothing, for one in use" },
+  lazy: { help: "do not wait until other users have closed it" },
   timeout: {
     value: "TIME",
-    help: "wait so long for them: 5s (the default), 500ms ...",
+    help: "how long to wait for other users: 5 or 5s (the default), 500ms",
   },
 };
 
@@ -28,51 +38,113 @@ export const command: Command = {
 loopdev detach 3 4 5
 loopdev detach --file disk.img             all devices of a file
 loopdev detach --loop-ref "build 7"        all devices of that name
-loopdev detach /dev/loop0 --timeout 30s`,
+loopdev detach --under /tmp/build          all devices of files in there
+loopdev detach --deleted --dry-run         what a cleanup would detach`,
   options: OPTIONS,
   notes:
-    `What was written through a device is in the file when the command ends. When others
-have a device open, they are named, and the kernel detaches it when they let go. What
-DEV, --file and --loop-ref name adds up.
-All devices are tried; the exit status is 1 when one failed, or there was none.
+    `Everything written through a device is in the file when the command ends. If other
+users have a device open, they are named after one second, and the kernel detaches it at
+the last close.
+
+Options that select devices narrow each other: --under DIR --deleted is both. Devices
+named as DEV are detached as well. All devices are tried; the exit status is 1 if one
+failed, or if --file or --loop-ref selects none.
+
 Permissions: deno run --allow-ffi, and mostly root.`,
   run,
 };
 
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
-  const file = given.value("file");
-  const reference = given.value("loop-ref");
   const timeout = given.value("timeout");
   const options = {
     lazy: given.flag("lazy"),
-    timeout: timeout === undefined ? undefined : parseTimeout(timeout),
+    ifUnused: given.flag("if-unused"),
+    timeout: timeout === undefined ? DEFAULT_TIMEOUT : parseTimeout(timeout),
   };
-  const devices: DeviceRef[] = given.operands.map(parseDevice);
-  if (devices.length + Number(file !== undefined) === 0 && !reference) {
+  const detachOne = given.flag("dry-run")
+    ? async (device: DeviceRef) => await tellOne(device, options.ifUnused)
+    : async (device: DeviceRef) => {
+      const wait = waitForDevice(minorOf(device), options.timeout);
+      await withWaitingMessage(wait, () => detach(device, options));
+    };
+  const named = given.operands.map(parseDevice);
+  const selected = select(given);
+  if (named.length === 0 && selected === undefined) {
     throw new UsageError("DEV is missing");
   }
-  let status = 0;
-  const add = (found: LoopDevice[], whose: string): void => {
-    devices.push(...found);
-    if (found.length > 0) return;
-    fail(`there is no device ${whose}`);
-    status = 1;
-  };
-  if (file !== undefined) add(find(fileOf(file)), `of file ${quote(file)}`);
-  if (reference !== undefined) {
-    add(list({ reference }), `with reference ${quote(reference)}`);
-  }
+  const isNoneSelected = selected?.length === 0 && !mayBeNone(given);
+  if (isNoneSelected) fail(`there is no ${description(given)}`);
+  let status = isNoneSelected ? 1 : 0;
   const tried = new Set<number>();
-  for (const device of devices) {
+  for (const device of [...named, ...selected ?? []]) {
     try {
       const minor = minorOf(device);
       if (tried.has(minor)) continue; // it was named twice
       tried.add(minor);
-      await detach(device, options);
+      await detachOne(device);
     } catch (error) {
+      // Another program has detached a device since it was selected.
+      if (typeof device === "object" && isGone(error)) continue;
       status = report(error);
     }
   }
   return status;
+}
+
+/** The devices that options select; `undefined` without such options. */
+function select(given: Arguments): DeviceRef[] | undefined {
+  const file = given.value("file");
+  const filter = listFilter(given);
+  if (filter === undefined) {
+    return file === undefined ? undefined : find(fileOf(file));
+  }
+  const listed = list(filter);
+  if (file === undefined) return listed;
+  const ofFile = new Set(find(fileOf(file)).map(({ minor }) => minor));
+  return listed.filter(({ minor }) => ofFile.has(minor));
+}
+
+/** Whether there may be nothing to clean up: only a file or a reference names a device. */
+function mayBeNone(given: Arguments): boolean {
+  return given.value("file") === undefined &&
+    given.value("loop-ref") === undefined;
+}
+
+/** `device of file "disk.img" with reference "build 7"`. */
+function description(given: Arguments): string {
+  const [file, reference, under] = ["file", "loop-ref", "under"]
+    .map((name) => given.value(name));
+  return [
+    "device",
+    ...file === undefined ? [] : [`of file ${quote(file)}`],
+    ...reference === undefined ? [] : [`with reference ${quote(reference)}`],
+    ...under === undefined ? [] : [`under ${quote(under)}`],
+    ...given.flag("deleted") ? ["whose file is deleted"] : [],
+  ].join(" ");
+}
+
+function isGone(error: unknown): boolean {
+  return error instanceof StaleDeviceError ||
+    (error instanceof LoopError && error.errno === ENXIO);
+}
+
+/** Prints a device that would be detached, or throws why it would not. */
+async function tellOne(device: DeviceRef, ifUnused: boolean): Promise<void> {
+  const path = `/dev/loop${minorOf(device)}`;
+  const refused = (errno: number, hint: string) =>
+    new LoopError(`Cannot detach ${quote(path)}`, {
+      errno,
+      operation: "detach",
+      path,
+      hint,
+    });
+  if (inspect(device) === undefined) {
+    throw refused(ENXIO, "no file is attached to it");
+  }
+  if (ifUnused) {
+    const who = describeHolders(await holders(device));
+    if (who.length > 0) throw refused(EBUSY, who.join("; "));
+  }
+  print(path);
 }

@@ -1,9 +1,10 @@
 import { type Check, doctor } from "../doctor.ts";
 import { escapeControls } from "../errors.ts";
-import { parse, UsageError } from "./arguments.ts";
+import { none, parse } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
-import { print, printJson } from "./output.ts";
+import { print, printJson, terminalWidth } from "./output.ts";
 import { wrapWords } from "./text.ts";
+import { inWords } from "./words.ts";
 
 const OPTIONS: Options = {
   json: {
@@ -13,13 +14,13 @@ const OPTIONS: Options = {
 };
 
 export const command: Command = {
-  title: "Tell why loop devices do not work here, and what to do about it.",
+  title: "Diagnose why loop devices do not work here, and what to do about it.",
   examples: `loopdev doctor
 loopdev doctor --json | jq '.checks[] | select(.status != "ok")'`,
   options: OPTIONS,
   notes:
-    `Problems come first, the cause of them all at the top. Changes nothing. The exit status
-is 1 when attaching cannot work, or nothing can be found out. Permissions: deno run --allow-ffi.`,
+    `Problems come first, the cause of all of them at the top. Changes nothing. The exit
+status is 1 if attaching cannot work. Permissions: deno run --allow-ffi.`,
   run,
 };
 
@@ -29,20 +30,27 @@ const COLORS = { ok: "32", warning: "33", problem: "1;31" };
 
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
-  if (given.operands.length > 0) {
-    throw new UsageError("doctor takes no operand");
-  }
-  const checks = await doctor();
+  none(given.operands);
+  const checks = (await doctor()).map(inWordsOfCommands);
   const canAttach = checks.every(({ status }) => status !== "problem");
   if (given.flag("json")) printJson({ canAttach, checks });
   else lines(checks).forEach(print);
   return canAttach ? 0 : 1;
 }
 
+/** A check that names options and commands, not functions of the module. */
+function inWordsOfCommands(check: Check): Check {
+  return {
+    ...check,
+    finding: inWords(check.finding),
+    ...(check.remedy !== undefined && { remedy: inWords(check.remedy) }),
+  };
+}
+
 /** One line a check; on a terminal it is broken between words, and in color. */
 function lines(checks: Check[]): string[] {
-  const isTerminal = Deno.stdout.isTerminal();
-  const inColor = isTerminal && !Deno.noColor;
+  const columns = terminalWidth();
+  const inColor = columns !== undefined && !Deno.noColor;
   const width = Math.max(...checks.map(({ name }) => name.length));
   return checks.flatMap(({ name, status, finding, remedy }) => {
     const mark = MARKS[status].padEnd(MARKS.warning.length);
@@ -51,8 +59,8 @@ function lines(checks: Check[]): string[] {
     const indent = MARKS.warning.length + width + 4;
     const texts = [finding, ...remedy === undefined ? [] : [`-> ${remedy}`]]
       .map(escapeControls);
-    if (!isTerminal) return [head + texts.join(" ")];
-    const room = Math.max(20, Deno.consoleSize().columns - indent);
+    if (columns === undefined) return [head + texts.join(" ")];
+    const room = Math.max(20, columns - indent);
     const [first = "", ...rest] = texts.flatMap((text) =>
       wrapWords(text, room)
     );

@@ -1,8 +1,8 @@
 /** A disk, drawn to scale for a terminal. */
-import { unicodeWidth } from "@std/cli/unicode-width";
 import type { Partition } from "../partitions/partition.ts";
 import { escapeControls } from "../errors.ts";
 import { formatSize } from "./table.ts";
+import { widthOf } from "./text.ts";
 
 /** A stretch of the disk: a partition, or free space between them. */
 interface Stretch {
@@ -34,8 +34,8 @@ export function drawDisk(
     left + columns.map((count) => fill.repeat(count)).join(middle) + right;
   const cells = stretches.map(({ labels, isFree }, index) => {
     const room = columns[index]!;
-    const label = labels.find((label) => unicodeWidth(label) <= room) ?? "";
-    return label + (isFree ? "·" : " ").repeat(room - unicodeWidth(label));
+    const label = labels.find((label) => widthOf(label) <= room) ?? "";
+    return label + (isFree ? "·" : " ").repeat(room - widthOf(label));
   });
   return [line("┌", "┬", "┐"), `│${cells.join("│")}│`, line("└", "┴", "┘")];
 }

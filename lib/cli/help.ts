@@ -1,27 +1,55 @@
 /** The help. */
-import type { Command, Option, Options } from "./command.ts";
-import { COMMANDS } from "./commands.ts";
+import { none, parse } from "./arguments.ts";
+import type { Command, Commands, Option, Options } from "./command.ts";
+import { findCommand, type NamedEntry } from "./find_command.ts";
+import { print } from "./output.ts";
 import { wrapWords } from "./text.ts";
 
+export const command: Command = {
+  title: "Explain a command, or list all commands.",
+  examples: `loopdev help
+loopdev help attach`,
+  options: {},
+  notes: "loopdev COMMAND --help is the same. Permissions: none.",
+  run,
+};
+
+async function run(args: string[], commands: Commands): Promise<number> {
+  const [name, ...more] = parse(args).operands;
+  none(more);
+  if (name === undefined) print(help(commands));
+  else if (name === "losetup") print(await losetupHelp());
+  else {
+    const found = findCommand(name, commands);
+    print(helpOf(found, (await found.entry.load()).command));
+  }
+  return 0;
+}
+
+async function losetupHelp(): Promise<string> {
+  const { help } = await import("../losetup/help.ts");
+  return help().trimEnd();
+}
+
 /** What `loopdev --help` prints. */
-export function help(): string {
+export function help(commands: Commands): string {
   return `Control Linux loop devices: files that act as block devices.
 
 Examples:
   loopdev attach disk.img            attach a file; prints /dev/loop0
   loopdev attach -r -P disk.img      read-only, with its partitions
-  loopdev list                       what is attached
-  loopdev find disk.img              where a file is attached
-  loopdev show /dev/loop0            everything about a device, and who uses it
+  loopdev list                       list what is attached
+  loopdev find disk.img              find the devices of a file
+  loopdev show /dev/loop0            show everything about a device, and its users
   loopdev detach /dev/loop0          detach, and wait until it is free
 
-Usage: loopdev <command> [options]
+Usage: loopdev COMMAND [options]
 
 Commands:
-${commandLines()}
-  losetup ...        what losetup of util-linux does
+${commandLines(commands)}
+  losetup ...        do what losetup of util-linux does
 
-  loopdev <command> --help tells more.
+  loopdev help COMMAND explains a command and its options.
 
 DEV is /dev/loop3, loop3, 3 or any path to the node of a loop device.
 Sizes are bytes, or 4K, 4KiB (1024), 4KB (1000), 1.5M ...
@@ -30,10 +58,11 @@ Exit status: 0 done, 1 failed, 2 wrong usage.
 Permissions: deno run --allow-ffi, and mostly root.`;
 }
 
-function commandLines(): string {
+function commandLines(commands: Commands): string {
   const width = 19;
-  return Object.entries(COMMANDS).map(([name, { operands, summary }]) => {
-    const usage = `${name} ${operands}`.trim();
+  return Object.entries(commands).map(([name, entry]) => {
+    const { operands, alias, summary } = entry;
+    const usage = `${name}${alias ? `, ${alias}` : ""} ${operands}`.trim();
     const gap = usage.length < width
       ? " ".repeat(width - usage.length)
       : `\n${" ".repeat(width + 2)}`;
@@ -43,18 +72,18 @@ function commandLines(): string {
 
 /** What `loopdev <command> --help` prints: examples first. */
 export function helpOf(
-  name: string,
-  operands: string,
+  { name, entry: { operands, alias } }: NamedEntry,
   { title, examples, options, notes }: Command,
 ): string {
   const lines = optionLines(options);
   const usage = lines.length === 0
     ? operands
-    : operands.replace(/( -- .*)?$/, " [options]$1");
+    : operands.replace(/( \[-- .*)?$/, " [options]$1");
   return [
     title,
     `Examples:\n${examples.replace(/^/gm, "  ")}`,
-    `Usage: loopdev ${name} ${usage.trim()}`.trim(),
+    `Usage: loopdev ${name} ${usage.trim()}`.trim() +
+    (alias === undefined ? "" : `\nAlias: loopdev ${alias}`),
     ...lines.length === 0 ? [] : [`Options:\n${lines.join("\n")}`],
     notes.split("\n\n").map((paragraph) =>
       wrapWords(paragraph.replaceAll("\n", " "), COLUMNS).join("\n")

@@ -1,113 +1,120 @@
 import type { LoopDevice } from "../kernel/attached_devices.ts";
-import { list } from "../devices.ts";
+import { list, listWithReferences } from "../devices.ts";
 import { quote } from "../errors.ts";
-import { parse, UsageError } from "./arguments.ts";
+import { type Arguments, none, parse, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
-import { print, printJson } from "./output.ts";
+import { FILTERS, listFilter } from "./filters.ts";
+import { print, printJson, terminalWidth } from "./output.ts";
+import { suggest } from "./spelling.ts";
 import { type Column, formatSize, table } from "./table.ts";
 
-type Show = (size: number) => string;
+type DeviceColumn = Omit<Column<LoopDevice>, "heading">;
+
+/** A column of a size, in bytes or for people. */
+function size(
+  of: (device: LoopDevice) => number,
+  human: boolean,
+): DeviceColumn {
+  const format = human ? formatSize : String;
+  return { cell: (device) => format(of(device)), right: true };
+}
+
+/** A column of a flag, 0 or 1. */
+function flag(of: (device: LoopDevice) => boolean): DeviceColumn {
+  return { cell: (device) => of(device) ? "1" : "0", right: true };
+}
 
 /** The columns, under losetup's names where it has them. */
-const COLUMNS: Record<string, (show: Show) => Column<LoopDevice>> = {
-  NAME: () => ({ cell: (device) => device.path }),
-  SIZE: (show) => ({ cell: (device) => show(device.size), right: true }),
-  OFFSET: (show) => ({ cell: (device) => show(device.offset), right: true }),
-  SIZELIMIT: (show) => ({
-    cell: (device) => show(device.sizelimit),
-    right: true,
-  }),
-  "LOG-SEC": () => ({ cell: (device) => `${device.blockSize}`, right: true }),
-  AUTOCLEAR: () => ({ cell: (device) => bit(device.autoclear), right: true }),
-  RO: () => ({ cell: (device) => bit(device.readOnly), right: true }),
-  PARTSCAN: () => ({ cell: (device) => bit(device.partscan), right: true }),
-  DIO: () => ({ cell: (device) => bit(device.directIo), right: true }),
-  DISKSEQ: () => ({ cell: (device) => `${device.diskSequence}`, right: true }),
+const COLUMNS: Record<string, (human: boolean) => DeviceColumn> = {
+  NAME: () => ({ cell: ({ path }) => path }),
+  SIZE: (human) => size((device) => device.size, human),
+  OFFSET: (human) => size(({ offset }) => offset, human),
+  SIZELIMIT: (human) => size(({ sizelimit }) => sizelimit, human),
+  "LOG-SEC": () => size(({ blockSize }) => blockSize, false),
+  AUTOCLEAR: () => flag(({ autoclear }) => autoclear),
+  RO: () => flag(({ readOnly }) => readOnly),
+  PARTSCAN: () => flag(({ partscan }) => partscan),
+  DIO: () => flag(({ directIo }) => directIo),
+  DISKSEQ: () => size(({ diskSequence }) => diskSequence, false),
+  REF: () => ({ cell: ({ reference = "" }) => reference, narrowed: "cells" }),
   "BACK-FILE": () => ({
-    cell: (device) => device.backingFile + (device.deleted ? " (deleted)" : ""),
+    cell: ({ backingFile, deleted }) =>
+      backingFile + (deleted ? " (deleted)" : ""),
+    narrowed: "cells",
   }),
 };
 
-const DEFAULT_COLUMNS = [
-  "NAME",
-  "SIZE",
-  "OFFSET",
-  "SIZELIMIT",
-  "LOG-SEC",
-  "AUTOCLEAR",
-  "RO",
-  "DIO",
-  "BACK-FILE",
-];
+const DEFAULT_COLUMNS =
+  "NAME,SIZE,OFFSET,SIZELIMIT,LOG-SEC,AUTOCLEAR,RO,DIO,BACK-FILE";
 
 const OPTIONS: Options = {
   json: { help: 'print {"devices": [...]}, sizes in bytes' },
   output: {
     letter: "O",
     value: "LIST",
-    help: `these columns, with commas between them: ${
+    help: `show these columns, separated by commas: ${
       Object.keys(COLUMNS).join(", ")
     }`,
     choices: Object.keys(COLUMNS),
   },
-  noheadings: { letter: "n", help: "no line of headings" },
-  bytes: { help: "sizes in bytes, also on a terminal" },
+  noheadings: { letter: "n", help: "print no line of headings" },
+  bytes: { help: "print sizes in bytes, also on a terminal" },
+  ...FILTERS,
 };
 
 export const command: Command = {
   title: "List the attached loop devices.",
   examples: `loopdev list
 loopdev list --json | jq -r '.devices[].backingFile'
-loopdev list -n -O NAME,BACK-FILE`,
+loopdev list -n -O NAME,BACK-FILE
+loopdev list --under /tmp/build --deleted`,
   options: OPTIONS,
   notes:
-    `Without devices nothing is printed. No device is opened, and no right is needed.
+    `Prints nothing if there are none. On a terminal that is too narrow the middle of
+long names is left out. Only --loop-ref and the column REF open devices, which needs root.
 Permissions: deno run --allow-ffi.`,
   run,
 };
 
 function run(args: string[]): number {
   const given = parse(args, OPTIONS);
-  if (given.operands.length > 0) throw new UsageError("list takes no operand");
+  none(given.operands);
   const names = columnNames(given.value("output"));
   if (given.flag("json")) {
     if (given.value("output") !== undefined) {
       throw new UsageError("--json has all fields: --output is for the table");
     }
-    printJson({ devices: list() });
+    printJson({ devices: list(listFilter(given)) });
     return 0;
   }
-  const human = !given.flag("bytes") && Deno.stdout.isTerminal();
-  printTable(list(), { names, human, headings: !given.flag("noheadings") });
+  printTable(given, names);
   return 0;
 }
 
-function columnNames(output: string | undefined): string[] {
-  if (output === undefined) return DEFAULT_COLUMNS;
+function columnNames(output = DEFAULT_COLUMNS): string[] {
   return output.split(",").map((name) => {
     const column = name.trim().toUpperCase();
     if (Object.hasOwn(COLUMNS, column)) return column;
+    const known = Object.keys(COLUMNS);
     throw new UsageError(
-      `there is no column ${quote(name)}: there are ${
-        Object.keys(COLUMNS).join(",")
+      `unknown column ${quote(name)}${
+        suggest(column, known) || `: the columns are ${known.join(",")}`
       }`,
     );
   });
 }
 
-/** Prints devices as a table; nothing when there are none. */
-export function printTable(
-  devices: LoopDevice[],
-  { names = DEFAULT_COLUMNS, human = false, headings = true } = {},
-): void {
-  const show = human ? formatSize : String;
-  const columns = names.map((name) => ({
-    heading: name,
-    ...COLUMNS[name]!(show),
+function printTable(given: Arguments, names: readonly string[]): void {
+  const filter = listFilter(given) ?? {};
+  const devices = names.includes("REF")
+    ? listWithReferences(filter)
+    : list(filter);
+  const width = terminalWidth();
+  const human = width !== undefined && !given.flag("bytes");
+  const columns = names.map((heading) => ({
+    heading,
+    ...COLUMNS[heading]!(human),
   }));
-  for (const line of table(devices, columns, headings)) print(line);
-}
-
-function bit(value: boolean): string {
-  return value ? "1" : "0";
+  const headings = !given.flag("noheadings");
+  for (const line of table(devices, columns, { headings, width })) print(line);
 }

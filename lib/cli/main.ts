@@ -1,11 +1,12 @@
 /** Finds the command, and turns what goes wrong into one line and an exit status. */
+import "../sys/open_on_use.ts";
 import project from "../../deno.json" with { type: "json" };
-import { quote } from "../errors.ts";
-import { COMMANDS, entryOf } from "./commands.ts";
-import { UsageError } from "./usage_error.ts";
+import { COMMANDS } from "./commands.ts";
+import type { NamedEntry } from "./find_command.ts";
 import { fail, print } from "./output.ts";
+import { UsageError } from "./usage_error.ts";
 
-/** Runs the command line and gives the exit status. */
+/** Runs the command line and returns the exit status. */
 export async function main(args: readonly string[]): Promise<number> {
   try {
     return await dispatch(args);
@@ -17,33 +18,31 @@ export async function main(args: readonly string[]): Promise<number> {
 }
 
 async function dispatch(args: readonly string[]): Promise<number> {
-  const [name, ...rest] = args;
-  if (name === "losetup") return await losetup(rest);
+  const [word = "help", ...rest] = args;
+  if (word === "losetup") return await losetup(rest);
   if (asksFor(args, ["--version", "-V"])) {
     print(`loopdev ${project.version}`);
     return 0;
   }
-  if (name === "--help" || name === "-h") {
-    const { help } = await import("./help.ts");
-    print(help());
-    return 0;
-  }
-  if (name === undefined) return usage("which command?");
-  const entry = entryOf(name);
-  if (entry === undefined) {
-    return usage(`there is no command ${quote(name)}`);
-  }
-
-  const { command } = await entry.load();
+  const isHelp = word === "--help" || word === "-h";
+  const found = await find(isHelp ? "help" : word);
+  const { command } = await found.entry.load();
   if (asksFor(rest, ["--help", "-h"])) {
     const { helpOf } = await import("./help.ts");
-    print(helpOf(name, entry.operands, command));
+    print(helpOf(found, command));
     return 0;
   }
   return await command.run(rest, COMMANDS);
 }
 
-/** All that stands behind `losetup` is for losetup, which has an own way with options and errors. */
+async function find(word: string): Promise<NamedEntry> {
+  const entry = Object.hasOwn(COMMANDS, word) ? COMMANDS[word] : undefined;
+  if (entry !== undefined) return { name: word, entry };
+  const { findCommand } = await import("./find_command.ts");
+  return findCommand(word, COMMANDS);
+}
+
+/** Passes everything after `losetup` to the drop-in, which parses its own options. */
 async function losetup(args: string[]): Promise<number> {
   const program = await import("../losetup/program.ts");
   return await program.main(args);
@@ -55,8 +54,8 @@ function asksFor(args: readonly string[], options: string[]): boolean {
     .some((arg) => options.includes(arg));
 }
 
-function usage(message: string, command?: string): number {
-  const help = `loopdev ${command === undefined ? "" : `${command} `}--help`;
-  fail(`${message} (see ${help})`);
+function usage(message: string, word = ""): number {
+  const help = Object.hasOwn(COMMANDS, word) ? `help ${word}` : "help";
+  fail(`${message} (see loopdev ${help})`);
   return 2;
 }

@@ -4,14 +4,19 @@ import { checkMountOptions, type MountOptions } from "../mounting/options.ts";
 import { findSource } from "../mounting/source.ts";
 import { checkPath } from "../arguments.ts";
 import { minorInName } from "../device_ref.ts";
-import { quote } from "../errors.ts";
-import { type Arguments, asUsage, parse, UsageError } from "./arguments.ts";
+import {
+  type Arguments,
+  asUsage,
+  none,
+  parse,
+  UsageError,
+} from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
 import type { Command, Options } from "./command.ts";
 import { fileOf } from "./files.ts";
 import { print } from "./output.ts";
 import { Interruptible } from "./signals.ts";
-import { warnOfRest } from "./warnings.ts";
+import { warnAboutFile } from "./warnings.ts";
 
 /** The option that selects a partition. */
 export const PARTITION_OPTION: Options = {
@@ -33,7 +38,7 @@ const OPTIONS: Options = {
     letter: "O",
     value: "LIST",
     help:
-      "options with commas between them: noexec, noatime, suid, dev, and those of the file system",
+      "options, separated by commas: noexec, noatime, suid, dev, and those of the file system",
   },
   ...ATTACH_OPTIONS,
 };
@@ -64,9 +69,7 @@ async function run(args: string[]): Promise<number> {
   const [source, directory, ...more] = given.operands;
   if (source === undefined) throw new UsageError("FILE or DEV is missing");
   if (directory === undefined) throw new UsageError("DIR is missing");
-  if (more.length > 0) {
-    throw new UsageError(`${quote(more[0]!)} is one operand too many`);
-  }
+  none(more);
   const asked = mountOptions(given);
   const readOnly = given.flag("read-only") || asked.readOnly;
   const attaching = { ...attachOptions(given, 1), readOnly: readOnly ?? false };
@@ -79,7 +82,7 @@ async function run(args: string[]): Promise<number> {
     const file = fileOf(source);
     const attached = await attach(file, { ...attaching, signal });
     unfinished.use(attached);
-    warnOfRest(attached.loop, file);
+    warnAboutFile(attached.loop, file);
     unfinished.use(await attached.mount(options));
   } else {
     refuseAttachOptions(given);
@@ -109,15 +112,21 @@ function deviceOf(source: string): string | URL | undefined {
 }
 
 /** Checks the options, and returns them for the library. */
-export function mountOptions(given: Arguments): MountOptions {
-  const partition = given.value("partition");
+function mountOptions(given: Arguments): MountOptions {
   const options = {
-    partition: partition !== undefined && /^\d+$/.test(partition)
-      ? Number(partition)
-      : partition,
+    ...partitionIn(given),
     type: given.value("type"),
     ...parseList(given.value("options") ?? ""),
   };
+  asUsage(() => checkMountOptions(options));
+  return options;
+}
+
+/** Checks the option that selects a partition, and returns it for the library. */
+export function partitionIn(given: Arguments): MountOptions {
+  const text = given.value("partition");
+  if (text === undefined) return {};
+  const options = { partition: /^\d+$/.test(text) ? Number(text) : text };
   asUsage(() => checkMountOptions(options));
   return options;
 }

@@ -21,6 +21,16 @@ export function print(line: string): void {
   }
 }
 
+/** The columns of the terminal that shows the result; `undefined` if there is none. */
+export function terminalWidth(): number | undefined {
+  return Deno.stdout.isTerminal() ? columns() : undefined;
+}
+
+/** The columns of the terminal. One that does not tell its size has 80. */
+export function columns(): number {
+  return Deno.consoleSize().columns || 80;
+}
+
 /**
  * A line about what went wrong. Arguments and texts of the runtime may be in it as they
  * are; escaping what is escaped already changes nothing.

@@ -1,15 +1,21 @@
 import { quote } from "../errors.ts";
 import { partitionTable } from "../partitions/partitions.ts";
-import { only, parse, parseDevice } from "./arguments.ts";
+import { openFile } from "../kernel/file_descriptor.ts";
+import type { ShownTable } from "../partitions/appear.ts";
+import { only, parse, parseDevice, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { drawDisk } from "./drawing.ts";
-import { print, printJson, warn } from "./output.ts";
+import { fileOf } from "./files.ts";
+import { print, printJson, terminalWidth, warn } from "./output.ts";
 import { describeUnusable } from "../partitions/table.ts";
 import { partitionTypeName } from "./partition_types.ts";
 import { formatSize, table } from "./table.ts";
 
 const OPTIONS: Options = {
-  json: { help: 'print {"partitions": [...]}, sizes in bytes' },
+  json: {
+    help:
+      'print {"partitions": [...]}, and fileSystem where there is no table; sizes in bytes',
+  },
   bytes: { help: "sizes in bytes, also on a terminal" },
 };
 
@@ -21,44 +27,69 @@ loopdev partitions disk.img
 loopdev partitions 0 --json | jq -r '.partitions[].path'`,
   options: OPTIONS,
   notes:
-    `The table, GPT or MBR, is read here, so that neither the kernel's parsers nor udev are
-needed. On a terminal the disk is drawn to scale, and types have names. Without a table
-nothing is printed; one of which nothing can be used is an error that says why. Of a FILE
-(./3 for one that is called 3) the table is read, and nothing is attached.
-Permissions: deno run --allow-ffi, and for devices root.`,
+    `The table, GPT or MBR, is read by this program: neither the kernel's parsers nor udev
+are needed. On a terminal the disk is drawn to scale and types have names; one that is too
+narrow leaves out UUIDs, and the middle of long names. Prints nothing without a table; one
+that is damaged altogether is an error. The table of a FILE (./3 for one that is called 3)
+is only read: nothing is attached. Permissions: deno run --allow-ffi, and for devices root.`,
   run,
 };
 
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
-  const device = parseDevice(only(given.operands, "DEV or FILE"));
-  const { partitions: found, unusable, size } = await partitionTable(device);
+  const shown = await tableOf(only(given.operands, "DEV or FILE"));
+  const { partitions: found, fileSystem, unusable, size } = shown;
   for (const { path, problem } of found) {
     if (problem !== undefined) warn(`${quote(path)}: ${problem}`);
   }
   if (unusable.length > 0) warn(describeUnusable(unusable));
   if (given.flag("json")) {
-    printJson({ partitions: found });
+    printJson({
+      partitions: found,
+      ...(fileSystem !== undefined && { fileSystem }),
+    });
     return 0;
   }
-  const human = !given.flag("bytes") && Deno.stdout.isTerminal();
+  const width = terminalWidth();
+  const human = width !== undefined && !given.flag("bytes");
   const show = human ? formatSize : String;
   const lines = table(found, [
-    { heading: "NAME", cell: ({ path }) => path },
+    { heading: "NAME", cell: ({ path }) => path, narrowed: "cells" },
     { heading: "START", cell: ({ start }) => show(start), right: true },
     { heading: "SIZE", cell: ({ size }) => show(size), right: true },
     {
       heading: "TYPE",
       cell: ({ type = "" }) => human ? partitionTypeName(type) : type,
+      narrowed: "cells",
     },
     { heading: "FSTYPE", cell: ({ fileSystem }) => fileSystem?.type ?? "" },
-    { heading: "LABEL", cell: ({ name = "" }) => name },
-    { heading: "UUID", cell: ({ uuid = "" }) => uuid },
-  ]);
+    { heading: "LABEL", cell: ({ name = "" }) => name, narrowed: "cells" },
+    { heading: "UUID", cell: ({ uuid = "" }) => uuid, narrowed: "column" },
+  ], { width });
   // Where they are on the disk shows more than numbers do.
   if (human && found.length > 0) {
-    drawDisk(found, size, Deno.consoleSize().columns).forEach(print);
+    drawDisk(found, size, width!).forEach(print);
   }
   lines.forEach(print);
   return 0;
+}
+
+/** The partition table of a device, or of a file, whose name need not be UTF-8. */
+async function tableOf(operand: string): Promise<ShownTable> {
+  const file = fileOf(operand);
+  if (typeof file === "string") return await partitionTable(parseDevice(file));
+  const { readImage } = await import("../partitions/image_file.ts");
+  const image = await readImage(file);
+  if (image !== undefined) return withoutPrefix(image);
+  openFile(file, { readOnly: true }).close(); // throws why there is none
+  throw new UsageError(`${quote(operand)} is not UTF-8`); // a device
+}
+
+/** Names partitions as the user named the file: its URL leads through a link to the working directory. */
+function withoutPrefix(image: ShownTable): ShownTable {
+  const partitions = image.partitions.map((partition) => ({
+    ...partition,
+    path: partition.path.replace(/^\/proc\/self\/cwd\//, ""),
+  }));
+  return { ...image, partitions };
 }

@@ -2,6 +2,7 @@
 import { LoopError } from "../errors.ts";
 import { fail, OutputError, trace } from "./output.ts";
 import { exitStatusOf, Interruption } from "./signals.ts";
+import { messageOf } from "./words.ts";
 
 /** One line for what is expected to go wrong. What is not keeps its stack. */
 export function report(error: unknown): number {
@@ -16,7 +17,7 @@ export function report(error: unknown): number {
     error instanceof RangeError || // a size that no number holds
     error instanceof Deno.errors.NotCapable ||
     error instanceof Deno.errors.NotSupported;
-  if (isExpected) fail(error.message);
+  if (isExpected) fail(messageOf(error));
   else {
     // The stack repeats the message, which may have lines of its own.
     const message = `${error}`;

@@ -4,7 +4,7 @@ import { quote } from "../errors.ts";
 import type { MountOptions } from "../mounting/options.ts";
 import { type Arguments, parse, UsageError } from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
-import { mountOptions, PARTITION_OPTION } from "./mount.ts";
+import { PARTITION_OPTION, partitionIn } from "./mount.ts";
 import { exact, fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
@@ -15,7 +15,7 @@ import {
   Interruption,
   SignalHandler,
 } from "./signals.ts";
-import { warnOfRest } from "./warnings.ts";
+import { warnAboutFile } from "./warnings.ts";
 import { terminal, Witness } from "./witness.ts";
 
 const OPTIONS: Options = {
@@ -34,12 +34,12 @@ loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'
 loopdev run --mount /mnt disk.img -- cp motd /mnt/etc/`,
   options: OPTIONS,
   notes:
-    `COMMAND finds the devices in LOOPDEV, in the order of the files, with a blank between
-them. The exit status is that of COMMAND: 128 and its number when a signal ended it, 127
-when there is no such command, 126 when it cannot be executed. It is 1 when a device
-could not be attached or detached. An interrupt is for COMMAND: the devices are
-detached when it has ended, and by the kernel when this process is killed.
-With --partscan the partitions are there when it starts.
+    `COMMAND finds the devices in LOOPDEV, in the order of the files, separated by spaces.
+The exit status is that of COMMAND: 128 and its number if a signal ended it, 127 if there
+is no such command, 126 if it cannot be executed. It is 1 if a device could not be attached
+or detached. An interrupt goes to COMMAND: the devices are detached when it has ended, and
+by the kernel when this process is killed. Without COMMAND, $SHELL is run. With --partscan
+the partitions are there when it starts.
 
 With --mount the file system of FILE, or of its --partition, is mounted on DIR in a mount
 namespace of its own: COMMAND and what it starts see it, and nobody else does. Nothing
@@ -50,15 +50,22 @@ Permissions: deno run --allow-ffi --allow-run, and mostly root.`,
   run,
 };
 
+/** A program and its arguments. */
+type Words = readonly [program: string, ...args: string[]];
+
+function isCommand(words: readonly string[]): words is Words {
+  return words.length > 0;
+}
+
+/** The shell of the user. It knows its environment, for which Deno would want a permission. */
+const SHELL: Words = ["sh", "-c", 'exec "${SHELL:-sh}"'];
+
 async function run(args: string[]): Promise<number> {
-  const end = args.indexOf("--");
+  const separator = args.indexOf("--");
+  const end = separator < 0 ? args.length : separator;
   // Deno cannot pass on what is not UTF-8: it would be another file.
-  const [program, ...programArgs] = end < 0
-    ? []
-    : args.slice(end + 1).map(exact);
-  if (program === undefined) {
-    throw new UsageError("COMMAND is missing: it stands behind --");
-  }
+  const words = args.slice(end + 1).map(exact);
+  const [program, ...programArgs] = isCommand(words) ? words : SHELL;
   const given = parse(args.slice(0, end), OPTIONS);
   const files = given.operands.map(fileOf);
   const options = attachOptions(given, files.length);
@@ -73,7 +80,7 @@ async function run(args: string[]): Promise<number> {
     const paths: string[] = [];
     for (const file of files) {
       const device = devices.use(await attach(file, { ...options, signal }));
-      warnOfRest(device.loop, file);
+      warnAboutFile(device.loop, file);
       if (options.partscan) await device.partitions({ signal });
       if (place !== undefined) {
         devices.use(await mountFor(device, place, signal));
@@ -105,7 +112,7 @@ function mountPlace(
     throw new UsageError("--partition is for --mount");
   }
   if (fileCount > 1) throw new UsageError("--mount takes one FILE");
-  return { directory: fileOf(directory), ...mountOptions(given) };
+  return { directory: fileOf(directory), ...partitionIn(given) };
 }
 
 async function mountFor(
@@ -136,12 +143,18 @@ async function runCommand(
       !(error instanceof Deno.errors.NotCapable);
     if (!isNotRun) throw error;
     const isMissing = error instanceof Deno.errors.NotFound;
-    const why = isMissing ? "no such command" : error.message;
+    const why = isMissing ? "no such command" : reason(error);
     fail(`Cannot run ${quote(program)}: ${why}`);
     return isMissing ? NOT_FOUND : NOT_EXECUTABLE;
   }
   signals.forwardTo(child);
   return (await child.status).code; // 128 and the number of the signal that ended it
+}
+
+/** Why a command cannot be executed, without what the runtime adds to that. */
+function reason({ message }: Error): string {
+  return message.replace(/^Failed to spawn '.*': /s, "")
+    .replace(/ \(os error \d+\)$/, "").toLowerCase();
 }
 
 /** Passes on to the command what would end this process. Before there is one, it aborts. */

@@ -1,22 +1,24 @@
-import { checkBlockSize } from "../kernel/block_size.ts";
 import { partitions } from "../partitions/partitions.ts";
 import {
-  asUsage,
   only,
   openDevice,
+  optionalBlockSize,
   optionalSize,
   parse,
-  parseSize,
   UsageError,
 } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { warnOfRestOfAttached } from "./warnings.ts";
 
 const OPTIONS: Options = {
-  offset: { letter: "o", value: "SIZE", help: "begin there in the file" },
+  offset: {
+    letter: "o",
+    value: "SIZE",
+    help: "start at this offset in the file",
+  },
   sizelimit: {
     value: "SIZE",
-    help: "at most so large; 0 takes the limit away",
+    help: "limit the size of the device; 0 removes the limit",
   },
   "sector-size": {
     letter: "b",
@@ -26,7 +28,7 @@ const OPTIONS: Options = {
   },
   autoclear: {
     negatable: true,
-    help: "whether the kernel detaches at the last close",
+    help: "have the kernel detach at the last close",
   },
   partscan: { letter: "P", help: "make the partitions appear" },
   "direct-io": {
@@ -42,22 +44,17 @@ loopdev set /dev/loop0 --no-autoclear
 loopdev set /dev/loop0 -b 4096 --direct-io`,
   options: OPTIONS,
   notes:
-    `Offset, limit and block size of a device that is mounted or otherwise held exclusively
-are refused. With --autoclear a device that nobody else has open is detached at once:
-this command was the last to close it. Permissions: deno run --allow-ffi, and mostly
-root.`,
+    `Refuses to change offset, limit and block size of a device that is mounted or held
+exclusively by another program. --autoclear detaches a device that no other program has
+open at once: this command is the last to close it. Permissions: deno run --allow-ffi, and
+mostly root.`,
   run,
 };
 
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   const device = only(given.operands, "DEV");
-  const sectorSize = given.value("sector-size");
-  const blockSize = sectorSize === undefined
-    ? undefined
-    : asUsage(() =>
-      checkBlockSize(Number(parseSize(sectorSize, "sector size")))
-    );
+  const blockSize = optionalBlockSize(given);
   const directIo = given.switched("direct-io");
   const changes = {
     offset: optionalSize(given, "offset"),
@@ -67,7 +64,7 @@ async function run(args: string[]): Promise<number> {
   };
   const all = [...Object.values(changes), blockSize, directIo];
   if (all.every((value) => value === undefined)) {
-    throw new UsageError("nothing is to be changed");
+    throw new UsageError("no changes given");
   }
 
   using loop = openDevice(device, {});
@@ -76,10 +73,10 @@ async function run(args: string[]): Promise<number> {
   loop.setStatus(changes);
   if (blockSize !== undefined) loop.setBlockSize(blockSize);
   if (directIo === true) loop.setDirectIo(true);
-  const isCutAnew = [changes.offset, changes.sizelimit, blockSize].some((
+  const isResized = [changes.offset, changes.sizelimit, blockSize].some((
     value,
   ) => value !== undefined);
-  if (isCutAnew) warnOfRestOfAttached(loop);
+  if (isResized) warnOfRestOfAttached(loop);
   if (changes.partscan) await partitions(loop.minor);
   return 0;
 }

@@ -1,77 +1,132 @@
+import { describeHolder } from "../describe_holder.ts";
+import { type DeviceRef, minorOf } from "../device_ref.ts";
 import { inspect } from "../devices.ts";
 import { escapeControls, LoopError, quote } from "../errors.ts";
-import { describeHolder } from "../describe_holder.ts";
-import { findHolders } from "../holder_search.ts";
 import type { Holder } from "../holder.ts";
+import { holders as holdersOf } from "../holders.ts";
 import type { LoopDevice } from "../kernel/attached_devices.ts";
 import { extentOf, partitionsOf, rdevOf } from "../kernel/loop_sysfs.ts";
+import { openLoop } from "../kernel/nodes.ts";
 import type { FileSystem } from "../mounting/file_system.ts";
 import type { Partition } from "../partitions/partition.ts";
-import { openLoop } from "../kernel/nodes.ts";
 import { EACCES, ENODEV, ENOENT, ENXIO, EPERM } from "../sys/errno.ts";
-import { only, parse, parseDeviceNumber } from "./arguments.ts";
+import { parse, parseDevice, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { print, printJson, warn } from "./output.ts";
+import { report } from "./report.ts";
 import { formatSize } from "./table.ts";
 
 const OPTIONS: Options = {
   json: {
     help:
-      'print {"devices": [...]}: the fields of list --json, the reference, the file system, the partitions that the kernel has, and the holders',
+      'print {"devices": [...]}: the fields of list --json, reference, fileSystem, partitions as in partitions --json, tableProblem, and holders',
   },
 };
 
 export const command: Command = {
-  title: "Show everything about one loop device, and who keeps it busy.",
+  title: "Show everything about loop devices, and who keeps them busy.",
   examples: `loopdev show /dev/loop0
+loopdev show 0 1
 loopdev show 0 --json | jq '.devices[0].holders'`,
   options: OPTIONS,
   notes:
-    `Holders are mounts, swap, block devices on top, and processes that have it open; those
-of other users are seen as root only. Permissions: deno run --allow-ffi.`,
+    `Holders are mounts, swap, block devices on top, and processes that have the device
+open. Changes nothing: partitions are those that the kernel has. Without root, what the
+device alone tells and processes of other users are missing. Permissions: deno run
+--allow-ffi.`,
   run,
 };
 
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
-  const minor = parseDeviceNumber(only(given.operands, "DEV"));
-  const device = inspect(minor);
-  if (device === undefined) {
-    const path = `/dev/loop${minor}`;
-    const isThere = rdevOf(minor) !== undefined;
-    throw new LoopError(`Cannot show ${quote(path)}`, {
-      errno: isThere ? ENXIO : ENOENT,
-      operation: "open",
-      path,
-      hint: isThere ? "no file is attached to it" : undefined,
-    });
+  const devices = given.operands.map(parseDevice);
+  if (devices.length === 0) throw new UsageError("DEV is missing");
+  const asJson = given.flag("json");
+  const shown: Details[] = [];
+  let status = 0;
+  for (const device of devices) {
+    try {
+      const details = await detailsOf(device);
+      if (!asJson) {
+        if (shown.length > 0) print("");
+        printRows(rowsOf(details));
+      }
+      shown.push(details);
+    } catch (error) {
+      status = report(error);
+    }
   }
-  const { holders, complete } = await findHolders(minor);
-  const details = {
-    ...device,
-    ...await contentOf(minor),
-    holders,
-  };
-  if (!complete) warn("what other users do cannot be seen");
-  if (given.flag("json")) {
-    printJson({ devices: [details] });
-    return 0;
-  }
-
-  const rows = rowsOf(details);
-  const width = Math.max(...rows.map(([key]) => key.length));
-  for (const [key, value] of rows) {
-    print(`${key.padEnd(width)}  ${escapeControls(value)}`.trimEnd());
-  }
-  return 0;
+  if (asJson) printJson({ devices: shown });
+  return status;
 }
 
-/** A device with what is on it, and who uses it. */
+/** A device with its content and its users. */
 type Details = Omit<LoopDevice, "reference"> & Content & { holders: Holder[] };
 
-/** Everything that is known, as rows of a name and a value. */
-function rowsOf(details: Details): [name: string, value: string][] {
-  const { fileSystem, partitions, holders } = details;
+async function detailsOf(ref: DeviceRef): Promise<Details> {
+  const minor = minorOf(ref);
+  const device = inspect(minor);
+  if (device === undefined) throw notAttached(minor);
+  const { holders, complete } = await holdersOf(device);
+  if (!complete) {
+    warn(`not all holders of ${device.path} can be seen`);
+  }
+  return { ...device, ...await contentOf(minor), holders };
+}
+
+function notAttached(minor: number): LoopError {
+  const path = `/dev/loop${minor}`;
+  const isThere = rdevOf(minor) !== undefined;
+  return new LoopError(`Cannot show ${quote(path)}`, {
+    errno: isThere ? ENXIO : ENOENT,
+    operation: "open",
+    path,
+    hint: isThere ? "no file is attached to it" : undefined,
+  });
+}
+
+/** What only the device itself tells. */
+interface Content {
+  /** `null` if the device may not be opened. */
+  reference: string | null;
+  /** On a device without a partition table. */
+  fileSystem?: FileSystem;
+  /** Those that the kernel has. */
+  partitions: Partition[];
+  /** What is wrong with the table as a whole. */
+  tableProblem?: string;
+}
+
+async function contentOf(minor: number): Promise<Content> {
+  try {
+    using loop = openLoop(minor, { readOnly: true });
+    const { lookAt } = await import("../partitions/appear.ts");
+    const { partitions, fileSystem, damage, unusable } = lookAt(loop);
+    const problems = damage === undefined ? unusable : [damage];
+    return {
+      reference: loop.getInfo().fileName,
+      ...(fileSystem !== undefined && { fileSystem }),
+      partitions,
+      ...(problems.length > 0 && { tableProblem: problems.join("; ") }),
+    };
+  } catch (error) {
+    const isForbidden = error instanceof LoopError &&
+      [EACCES, EPERM, ENOENT, ENODEV].includes(error.errno);
+    if (!isForbidden) throw error;
+    const partitions = partitionsOf(minor).map((partition): Partition => ({
+      number: partition.number,
+      path: `/dev/${partition.name}`,
+      ...(extentOf(minor, partition) ?? { start: 0, size: 0 }),
+    }));
+    return { reference: null, partitions };
+  }
+}
+
+type Row = [name: string, value: string];
+
+/** Rows of a name and a value. */
+function rowsOf(details: Details): Row[] {
+  const { fileSystem, tableProblem } = details;
   const human = (bytes: number): string =>
     bytes < 1024 ? `${bytes}` : `${bytes} (${formatSize(bytes)})`;
   return [
@@ -88,69 +143,38 @@ function rowsOf(details: Details): [name: string, value: string][] {
     ["direct I/O", yes(details.directIo)],
     ["reference", details.reference ?? "(it may not be opened)"],
     ["disk sequence", `${details.diskSequence}`],
-    ...(fileSystem === undefined ? [] : [
-      ["file system", describeFileSystem(fileSystem)] as [
-        string,
-        string,
-      ],
-    ]),
-    ...(partitions.length === 0
-      ? [["partitions", "none"] as [string, string]]
-      : []),
-    ...partitions.map((
-      { path, size, fileSystem },
-      index,
-    ): [string, string] => [
-      index === 0 ? "partitions" : "",
-      [
-        path,
-        formatSize(size),
-        ...fileSystem === undefined ? [] : [describeFileSystem(fileSystem)],
-      ].join("  "),
-    ]),
-    ...(holders.length === 0 ? [["holders", "none"] as [string, string]] : []),
-    ...holders.map((holder, index): [string, string] => [
-      index === 0 ? "holders" : "",
-      describeHolder(holder),
-    ]),
+    ...list("file system", fileSystem ? [describe(fileSystem)] : []),
+    ...list("table problem", tableProblem ? [tableProblem] : []),
+    ...list("partitions", details.partitions.map(describePartition), "none"),
+    ...list("holders", details.holders.map(describeHolder), "none"),
   ];
 }
 
-/** What only the device itself tells. */
-interface Content {
-  /** `null` when the device may not be opened. */
-  reference: string | null;
-  /** What is on a device without a table. */
-  fileSystem?: FileSystem;
-  /** Those that the kernel has. */
-  partitions: Partition[];
+/** Rows of which the first has the name. */
+function list(name: string, values: string[], otherwise?: string): Row[] {
+  if (values.length === 0) return otherwise ? [[name, otherwise]] : [];
+  return values.map((value, index) => [index === 0 ? name : "", value]);
 }
 
-async function contentOf(minor: number): Promise<Content> {
-  try {
-    using loop = openLoop(minor, { readOnly: true });
-    const { lookAt } = await import("../partitions/appear.ts");
-    const { partitions, fileSystem } = lookAt(loop);
-    return {
-      reference: loop.getInfo().fileName,
-      ...(fileSystem !== undefined && { fileSystem }),
-      partitions,
-    };
-  } catch (error) {
-    const isForbidden = error instanceof LoopError &&
-      [EACCES, EPERM, ENOENT, ENODEV].includes(error.errno);
-    if (!isForbidden) throw error;
-    const partitions = partitionsOf(minor).map((partition): Partition => ({
-      number: partition.number,
-      path: `/dev/${partition.name}`,
-      ...(extentOf(minor, partition) ?? { start: 0, size: 0 }),
-    }));
-    return { reference: null, partitions };
+function printRows(rows: readonly Row[]): void {
+  const width = Math.max(...rows.map(([name]) => name.length));
+  for (const [name, value] of rows) {
+    print(`${name.padEnd(width)}  ${escapeControls(value)}`.trimEnd());
   }
 }
 
-/** In one line: `ext4 "root"`. */
-function describeFileSystem({ type, label }: FileSystem): string {
+function describePartition(partition: Partition): string {
+  const { path, size, fileSystem, problem } = partition;
+  return [
+    path,
+    formatSize(size),
+    ...fileSystem === undefined ? [] : [describe(fileSystem)],
+    ...problem === undefined ? [] : [problem],
+  ].join("  ");
+}
+
+/** `ext4 "root"`. */
+function describe({ type, label }: FileSystem): string {
   return label === undefined ? type : `${type} ${quote(label)}`;
 }
 

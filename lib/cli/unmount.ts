@@ -7,11 +7,12 @@ import type { Command, Options } from "./command.ts";
 import { fileOf } from "./files.ts";
 import { report } from "./report.ts";
 import { Interruptible } from "./signals.ts";
+import { waitForDevice, withWaitingMessage } from "./waiting_message.ts";
 
 const OPTIONS: Options = {
   timeout: {
     value: "TIME",
-    help: "wait so long for others that use it: 5s (the default), 500ms ...",
+    help: "how long to wait for other users: 5 or 5s (the default), 500ms",
   },
   lazy: {
     help:
@@ -26,8 +27,8 @@ loopdev unmount /mnt/boot /mnt/root
 loopdev unmount --timeout 30s /mnt`,
   options: OPTIONS,
   notes:
-    `Waits until nobody uses DIR any more, and names who does when the time is up: then it
-stays mounted. A device that is detached with its last mount, as loopdev mount attaches
+    `Waits until nobody uses DIR any more, and names its users after one second; when the
+time is up, it stays mounted. A device that is detached with its last mount, as loopdev mount attaches
 it, is free when the command ends, unless it is mounted elsewhere too. All directories are
 tried; the exit status is 1 if one failed. Permissions: deno run --allow-ffi, and root.`,
   run,
@@ -56,14 +57,29 @@ async function run(args: string[]): Promise<number> {
     if (signal.aborted) break;
     await attempt(async () => {
       const { mounted, device } = await mountedOn(checkPath(directory));
-      await mounted.unmount({ timeout, lazy, ifUnused: false, signal });
+      const wait = {
+        name: checkPath(directory).text,
+        timeout,
+        whoUses: () => mounted.whoUses(),
+        outcome: "it stays mounted",
+      };
+      await withWaitingMessage(
+        wait,
+        () => mounted.unmount({ timeout, lazy, ifUnused: false, signal }),
+      );
       if (device !== undefined) devices.set(device.minor, device);
     });
   }
   // Several directories may be mount points of partitions of one device.
   for (const device of lazy ? [] : devices.values()) {
     if (signal.aborted) break;
-    await attempt(() => untilDetached(device, { timeout, signal }));
+    const wait = waitForDevice(device.minor, timeout);
+    await attempt(() =>
+      withWaitingMessage(
+        wait,
+        () => untilDetached(device, { timeout, signal }),
+      )
+    );
   }
   return status;
 }

@@ -1,20 +1,74 @@
-/** What a device leaves out of its file, where the user may not have meant that. */
-import { isRegularFile, statAt } from "../sys/stat.ts";
+/** Warnings about a file that the user may not have meant to attach like that. */
 import { checkPath } from "../arguments.ts";
-import { inspect } from "../devices.ts";
-import { quote } from "../errors.ts";
+import { overlap } from "../attaching/overlap.ts";
+import { find, inspect } from "../devices.ts";
+import { LoopError, quote } from "../errors.ts";
 import type { Loop } from "../kernel/loop.ts";
 import { hasSysfs } from "../kernel/loop_sysfs.ts";
 import { AT_FDCWD } from "../sys/libc.ts";
+import { isRegularFile, statAt } from "../sys/stat.ts";
+import { formatOf, HEAD_SIZE } from "./image_formats.ts";
 import { warn } from "./output.ts";
 
-/** Warns of what a device leaves out of the file that it was attached to. */
-export function warnOfRest(loop: Loop, file: string | URL): void {
+/** Warns about a file that was attached to a device just now. */
+export function warnAboutFile(loop: Loop, file: string | URL): void {
+  // Such a file rarely ends with a whole block, and that is not what is wrong with it.
+  if (!warnAboutFormat(loop, file)) warnOfRest(loop, file);
+  warnAboutOtherDevices(loop, file);
+}
+
+/** Warns if the device begins as a compressed file or an image of another program does. Returns whether it does. */
+function warnAboutFormat(loop: Loop, file: string | URL): boolean {
+  const head = new Uint8Array(HEAD_SIZE);
+  try {
+    loop.read(head, 0);
+  } catch (error) {
+    if (error instanceof LoopError) return false; // it cannot be read: no reason to fail
+    throw error;
+  }
+  const format = formatOf(head);
+  if (format === undefined) return false;
+  const { name, remedy } = format;
+  warn(
+    `${
+      nameOf(file)
+    } looks like ${name}, and is attached as it is: ${remedy} first`,
+  );
+  return true;
+}
+
+/** Warns if another device shows some of the bytes. */
+function warnAboutOtherDevices(loop: Loop, file: string | URL): void {
+  const rangeOf = (device: { offset: number; sizelimit: number }) => ({
+    start: BigInt(device.offset),
+    length: BigInt(device.sizelimit),
+  });
+  try {
+    const own = rangeOf(loop.getStatus());
+    const others = find(file).filter((device) =>
+      device.minor !== loop.minor && overlap(own, rangeOf(device))
+    );
+    if (others.length === 0) return;
+    const paths = others.map(({ path }) => path).slice(0, 10).join(", ");
+    warn(`${nameOf(file)} is attached to ${paths} too`);
+  } catch (error) {
+    if (!(error instanceof LoopError || error instanceof RangeError)) {
+      throw error;
+    }
+  }
+}
+
+function nameOf(file: string | URL): string {
+  return quote(checkPath(file).text);
+}
+
+/** Warns about bytes of the file that the device leaves out. */
+function warnOfRest(loop: Loop, file: string | URL): void {
   const path = checkPath(file);
   const stat = statAt(AT_FDCWD, path.bytes);
   if (typeof stat === "number" || !isRegularFile(stat)) return;
   const info = loop.getInfo();
-  // A path that sysfs tells may lead to another file from here.
+  // The path in sysfs may lead to another file in this mount namespace.
   if (BigInt(stat.device) !== info.device || stat.inode !== info.inode) return;
   const name = quote(path.text);
   const { offset, sizelimit } = info;
@@ -39,7 +93,7 @@ export function warnOfRest(loop: Loop, file: string | URL): void {
   );
 }
 
-/** The same of a device that was attached before; nothing where nobody tells its file. */
+/** Like {@linkcode warnOfRest}, for a device that was attached before; does nothing if its file is unknown. */
 export function warnOfRestOfAttached(loop: Loop): void {
   if (!hasSysfs()) return;
   const device = inspect(loop.minor);

@@ -128,7 +128,7 @@ export function openFoundNode(
 function whyMissing(minor: number): string {
   const name = `loop${minor}`;
   return rdevOf(minor) === undefined
-    ? `there is no ${name}; loopdev add ${minor}, or LoopControl.add(${minor}), adds it`
+    ? `there is no ${name}; LoopControl.add(${minor}) adds it`
     : `the kernel has ${name}, but it has no node here`;
 }
 

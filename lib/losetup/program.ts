@@ -1,4 +1,5 @@
 /** Runs losetup as a program: with the exact bytes of its arguments, and its streams. */
+import "../sys/open_on_use.ts";
 import { rawArguments } from "../sys/process_arguments.ts";
 import { readBytes } from "../sys/sysfs.ts";
 import { type ByteString, fromBytes, fromText } from "./byte_string.ts";

@@ -71,14 +71,16 @@ function show(
     width += columns;
   };
   for (let at = 0; at < text.length;) {
-    const character = isUtf8 ? characterAt(text, at) : undefined;
     const isEscape = text.startsWith("\\x", at);
+    if (isPrintableAscii(text[at]!) && !isEscape) {
+      add(text[at++]!, 1);
+      continue;
+    }
+    const character = isUtf8 ? characterAt(text, at) : undefined;
     if (character !== undefined && isPrintable(character) && !isEscape) {
       const bytes = fromText(character);
       add(bytes, unicodeWidth(character));
       at += bytes.length;
-    } else if (isPrintableAscii(text[at]!) && !isEscape) {
-      add(text[at++]!, 1);
     } else {
       const length = character === undefined ? 1 : fromText(character).length;
       for (const end = at + length; at < end; at++) add(hex(text[at]!), 4);

@@ -2,7 +2,7 @@
  * Creates the partitions of a device, even if the kernel cannot read the table or udev
  * is missing.
  */
-import { isErrno, sequenceOf } from "../attaching/release.ts";
+import { fileMark, isErrno } from "../attaching/release.ts";
 import { retryWhileHeld } from "../attaching/retry_while_held.ts";
 import { recycled } from "../device_ref.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
@@ -49,6 +49,12 @@ export interface ShownTable {
   unusable: string[];
 }
 
+/** A table with the damage that prevents reading it. */
+export interface FoundTable extends ShownTable {
+  /** Reason why the table cannot be read. */
+  damage?: string;
+}
+
 /** Creates the partitions of an open device and describes them. */
 export async function showTable(
   loop: Loop,
@@ -82,17 +88,22 @@ export async function showTable(
 }
 
 /**
- * Describes the kernel's partitions of an open device, with what the table says about
- * them. Changes nothing, and leaves out what cannot be read.
+ * Returns the partitions that the kernel has for an open device, with what the table says
+ * about them. Changes nothing.
  */
-export function lookAt(loop: Loop): ShownTable {
+export function lookAt(loop: Loop): FoundTable {
   const showing = new Showing(loop, undefined);
+  let damage: string | undefined;
   try {
     showing.read();
   } catch (error) {
-    if (!(error instanceof LoopError)) throw error; // ignore a damaged table
+    if (!(error instanceof LoopError)) throw error;
+    damage = error.message;
   }
-  return showing.outcome(showing.present());
+  return {
+    ...showing.outcome(showing.present()),
+    ...(damage !== undefined && { damage }),
+  };
 }
 
 /**
@@ -145,8 +156,8 @@ interface KnownPartition extends KernelPartition {
 class Showing {
   readonly #loop: Loop;
   readonly #nodes: NodeDirectory | undefined;
-  /** Disk sequence number of the binding the partitions belong to. */
-  readonly #sequence: number | undefined;
+  /** Identity of the file whose partitions they are. */
+  readonly #file: number | string;
   #size = 0;
   #sectorSize = 0;
   /** The table of the disk, if its format is known. */
@@ -162,7 +173,7 @@ class Showing {
   constructor(loop: Loop, nodes: NodeDirectory | undefined) {
     this.#loop = loop;
     this.#nodes = nodes;
-    this.#sequence = sequenceOf(loop);
+    this.#file = fileMark(loop);
   }
 
   /** Reads the table. */
@@ -217,7 +228,7 @@ class Showing {
    * attached another.
    */
   #checkBinding(): void {
-    if (sequenceOf(this.#loop) === this.#sequence) return;
+    if (fileMark(this.#loop) === this.#file) return;
     throw recycled("show the partitions of", this.#loop.path);
   }
 

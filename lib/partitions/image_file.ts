@@ -2,6 +2,7 @@
  * Reads the partition table of an image file, without attaching it. Needs no privileges
  * beyond reading the file.
  */
+import { checkPath, type FilePath } from "../arguments.ts";
 import { type DeviceRef, locate } from "../device_ref.ts";
 import { quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
@@ -18,12 +19,11 @@ import { fileSystemOn, readTableOf, type ShownTable } from "./appear.ts";
  * regular file.
  */
 export async function readImage(
-  device: DeviceRef,
+  device: DeviceRef | URL,
 ): Promise<ShownTable | undefined> {
-  if (typeof device !== "string") return undefined;
-  const place = locate(device);
-  if ("minor" in place) return undefined;
-  const { text, bytes } = place.node;
+  const path = pathIn(device);
+  if (path === undefined) return undefined;
+  const { text, bytes } = path;
   const found = FoundFile.find(AT_FDCWD, bytes);
   // Opening it as a device reports what is wrong.
   if (typeof found === "number") return undefined;
@@ -56,6 +56,14 @@ export async function readImage(
     partitions,
     ...(table === undefined && fileSystemOn(source)),
   };
+}
+
+/** Returns the path in a reference to a device or file, unless it is the name of a device. */
+function pathIn(device: DeviceRef | URL): FilePath | undefined {
+  if (device instanceof URL) return checkPath(device);
+  if (typeof device !== "string") return undefined;
+  const place = locate(device);
+  return "minor" in place ? undefined : place.node;
 }
 
 /**

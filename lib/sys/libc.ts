@@ -9,39 +9,19 @@
 
 import { grantedLibraries, notGranted } from "./find_libc.ts";
 import { FLOCK, OPEN_HOW } from "./layouts.ts";
+import { opening } from "./opening.ts";
 
-const SYMBOLS = {
+/** Symbols that every program needs. Listing devices needs no others. */
+const FEW_SYMBOLS = {
   /** `int openat(int directory, const char *path, int flags, mode_t mode)` */
   openat: { parameters: ["i32", "buffer", "i32", "u32"], result: "i32" },
   /** `int close(int fd)` */
   close: { parameters: ["i32"], result: "i32" },
-  /** `int ioctl(int fd, unsigned long request, long value)` */
-  ioctlValue: {
-    name: "ioctl",
-    parameters: ["i32", "u32", "i64"],
-    result: "i32",
-  },
-  /** `int ioctl(int fd, unsigned long request, void *argument)` */
-  ioctlPointer: {
-    name: "ioctl",
-    parameters: ["i32", "u32", "buffer"],
-    result: "i32",
-  },
-  /** `int fcntl(int fd, int command, void *argument)` */
-  fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
   /**
    * `ssize_t pread(int fd, void *buffer, size_t size, off_t offset)`. Our sizes fit in
    * 32 bits.
    */
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
-  /** `int memfd_create(const char *name, unsigned flags)` */
-  memfdCreate: {
-    name: "memfd_create",
-    parameters: ["buffer", "u32"],
-    result: "i32",
-  },
-  /** `int uname(struct utsname *name)` */
-  uname: { parameters: ["buffer"], result: "i32" },
   /**
    * `long syscall(long number, …)` for calls that some C libraries do not export: (int,
    * pointer, int, int, pointer).
@@ -49,27 +29,6 @@ const SYMBOLS = {
   syscall: {
     parameters: ["i64", "i64", "buffer", "i64", "i64", "buffer"],
     result: "i32",
-  },
-  /** `syscall` for calls with numbers only. */
-  syscallNumbers: {
-    name: "syscall",
-    parameters: ["i64", "i64", "i64", "i64", "i64"],
-    result: "i32",
-  },
-  /**
-   * `syscall` for calls with two pointers in the middle: (int, pointer, pointer, int).
-   */
-  syscallTwoPointers: {
-    name: "syscall",
-    parameters: ["i64", "i64", "buffer", "buffer", "i64"],
-    result: "i32",
-  },
-  /** `syscall` on another thread: (int, pointer, number, number). Its errno is lost. */
-  syscallNonblocking: {
-    name: "syscall",
-    parameters: ["i64", "i64", "buffer", "i64", "i64"],
-    result: "i32",
-    nonblocking: true,
   },
   /** `int *__errno_location(void)`, in glibc and musl */
   errnoLocation: {
@@ -84,6 +43,52 @@ const SYMBOLS = {
    */
   memcpy: { parameters: ["buffer", "pointer", "usize"], result: "usize" },
 } as const satisfies Deno.ForeignLibraryInterface;
+
+const MORE_SYMBOLS = {
+  /** `int ioctl(int fd, unsigned long request, long value)` */
+  ioctlValue: {
+    name: "ioctl",
+    parameters: ["i32", "u32", "i64"],
+    result: "i32",
+  },
+  /** `int ioctl(int fd, unsigned long request, void *argument)` */
+  ioctlPointer: {
+    name: "ioctl",
+    parameters: ["i32", "u32", "buffer"],
+    result: "i32",
+  },
+  /** `int fcntl(int fd, int command, void *argument)` */
+  fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
+  /** `int memfd_create(const char *name, unsigned flags)` */
+  memfdCreate: {
+    name: "memfd_create",
+    parameters: ["buffer", "u32"],
+    result: "i32",
+  },
+  /** `int uname(struct utsname *name)` */
+  uname: { parameters: ["buffer"], result: "i32" },
+  /** `syscall` for calls with numbers only. */
+  syscallNumbers: {
+    name: "syscall",
+    parameters: ["i64", "i64", "i64", "i64", "i64"],
+    result: "i32",
+  },
+  /** `syscall` for calls with two pointers in the middle: (int, pointer, pointer, int). */
+  syscallTwoPointers: {
+    name: "syscall",
+    parameters: ["i64", "i64", "buffer", "buffer", "i64"],
+    result: "i32",
+  },
+  /** `syscall` on another thread: (int, pointer, number, number). Its errno is lost. */
+  syscallNonblocking: {
+    name: "syscall",
+    parameters: ["i64", "i64", "buffer", "i64", "i64"],
+    result: "i32",
+    nonblocking: true,
+  },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+const SYMBOLS = { ...FEW_SYMBOLS, ...MORE_SYMBOLS } as const;
 
 /** System call numbers, `asm/unistd_64.h` and `asm-generic/unistd.h`. */
 export const SYSTEM_CALLS = {
@@ -174,11 +179,30 @@ let errnoPointer: Deno.PointerValue = null;
 const errnoSlot = new Int32Array(1);
 
 function openLibrary(path: string): Libc {
-  const symbols = Deno.dlopen(path, SYMBOLS).symbols as Libc;
+  const symbols = opening.onUse
+    ? openFew(path)
+    : Deno.dlopen(path, SYMBOLS).symbols as Libc;
   // Constant for a thread, so that reading errno takes only one call.
   errnoPointer = symbols.errnoLocation();
   openedPath = path;
   return library = symbols;
+}
+
+/**
+ * Opens the few symbols that every program needs, and the others on first use, because
+ * each symbol costs time.
+ */
+function openFew(path: string): Libc {
+  const few = { ...Deno.dlopen(path, FEW_SYMBOLS).symbols } as Libc;
+  const openAll = (): Libc =>
+    library = { ...few, ...Deno.dlopen(path, MORE_SYMBOLS).symbols } as Libc;
+  const onUse = Object.create(few);
+  for (const name of Object.keys(MORE_SYMBOLS)) {
+    Object.defineProperty(onUse, name, {
+      get: () => openAll()[name as keyof Libc],
+    });
+  }
+  return onUse;
 }
 
 /**

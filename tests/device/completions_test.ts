@@ -121,6 +121,10 @@ for (const [shell, complete] of Object.entries({ bash, fish, zsh })) {
           [`loopdev detach ${a.path}`, a.path],
           [`loopdev attach --device ${a.path}`, a.path],
           [`loopdev swap ${a.path} dis`, "disk.img"],
+          ["loopdev partitions dis", "disk.img"],
+          [`loopdev partitions ${a.path}`, a.path],
+          ["loopdev detach --under dire", "directory"],
+          ["loopdev help deta", "detach"],
         ];
         const offered = complete(
           scratch,

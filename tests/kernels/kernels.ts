@@ -5,8 +5,9 @@
  *
  * A GUEST is a series of Debian's kernels (`5.10`, `6.12`) or `newest`, on x86_64; with
  * `-arm64` behind it on aarch64, with `-arm64-16k` on one with pages of 16 KiB; and with
- * `+udev` beside udev. Without arguments those run that differ most, in less than 20
- * minutes on an idle machine of two processors; with `--all-guests` all of them.
+ * `+udev` beside udev. Without arguments those run that differ most (`newest-arm64-16k`,
+ * `5.10` and `newest+udev`), in less than 20 minutes on an idle machine of two
+ * processors; with `--all-guests` all of them.
  *
  * With `--all` also the device tests that come to the same on any kernel; `stress` is a
  * suite that runs when it is asked for. A guest that is not done in time is stopped
@@ -18,6 +19,14 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { lines, run as runCommand } from "../device/support.ts";
+import {
+  type Guest,
+  MARK,
+  printFailed,
+  printSkipped,
+  printTable,
+  readResults,
+} from "./results.ts";
 
 const PROJECT = new URL("../..", import.meta.url).pathname;
 const GUEST = new URL("guest", import.meta.url).pathname;
@@ -26,7 +35,7 @@ const GUESTS = [
   ...["6.12-arm64", "6.12-arm64-16k", "newest-arm64", "newest-arm64-16k"],
 ].flatMap((kernel) => [kernel, `${kernel}+udev`]);
 /** Those that run when no other is asked for. */
-const DEFAULT_GUESTS = ["newest-arm64-16k", "5.10", "6.1+udev", "newest+udev"];
+const DEFAULT_GUESTS = ["newest-arm64-16k", "5.10", "newest+udev"];
 
 /** How many times fewer the tests repeat what they repeat (see `tests/device/support.ts`): a guest is that much slower. */
 const FEWER = 20;
@@ -50,9 +59,6 @@ const SUITES: Record<string, string> = {
 /** Without what only takes longer: stress. */
 const DEFAULT_SUITES = "unit,udev,demo,device,faults";
 
-/** Begins what the guest says of a suite, in both of its streams. */
-const MARK = "\x01";
-
 /** One suite after the other: what they print goes to stderr, and their results to stdout. */
 function makeScript(suites: string[]): string {
   const lines = ["uname -r"];
@@ -68,33 +74,6 @@ function makeScript(suites: string[]): string {
     );
   }
   return lines.join("\n");
-}
-
-/** A test that did not run, and why, which is part of its name: `… (skipped: …)`. */
-interface Skipped {
-  readonly test: string;
-  readonly reason: string | undefined;
-}
-
-/** What came of a suite in a guest. */
-interface Result {
-  readonly suite: string;
-  readonly passed: number;
-  readonly failed: string[];
-  readonly skipped: Skipped[];
-  readonly seconds: number | undefined;
-  /** What it printed. */
-  readonly log: string;
-}
-
-/** A kernel with or without udev, and what came of it. */
-interface Guest {
-  readonly name: string;
-  /** Its name without `+udev`. */
-  readonly wanted: string;
-  readonly udev: boolean;
-  kernel: string;
-  results: Result[];
 }
 
 /** What is running: it is stopped when this program is. */
@@ -159,92 +138,6 @@ async function readReports(
     console.error(`${name}: ${suite} took ${seconds} s`);
   }
   return text;
-}
-
-function readResults(
-  guest: Guest,
-  suites: string[],
-  code: number,
-  stdout: string,
-  stderr: string,
-): void {
-  const [head, ...reports] = stdout.split(MARK);
-  guest.kernel = head!.trim() || guest.wanted;
-  const [boot, ...logs] = stderr.split(MARK);
-  for (const suite of suites) {
-    const log = logs.find((log) => log.startsWith(`${suite}\n`)) ?? boot!;
-    const report = reports.find((report) => report.startsWith(`${suite} `));
-    if (report !== undefined) {
-      guest.results.push(readReport(suite, report, log));
-      continue;
-    }
-    // The guest ended before the suite did, or never began it.
-    const isFirst = guest.results.every(({ seconds }) => seconds !== undefined);
-    const why = code === 124 ? "the time was up" : "the guest ended";
-    guest.results.push({
-      suite,
-      passed: 0,
-      failed: [`${why} ${isFirst ? "during" : "before"} this suite`],
-      skipped: [],
-      seconds: undefined,
-      log: isFirst ? log : "",
-    });
-  }
-}
-
-/** `SUITE STATUS SECONDS`, and results as JUnit has them. */
-function readReport(suite: string, report: string, log: string): Result {
-  const [, status, seconds] = report.split("\n", 1)[0]!.split(" ").map(Number);
-  const tests = readTests(report);
-  const failed = tests.filter(({ outcome }) => outcome === "failure");
-  const skipped = tests.filter(({ outcome }) => outcome === "skipped");
-  const passed = tests.length - failed.length - skipped.length;
-  const failures = failed.map(({ name }) => name);
-  if (status !== 0 && failures.length === 0) {
-    failures.push(`exit status ${status}`);
-  }
-  return {
-    suite,
-    passed: tests.length === 0 && status === 0 ? 1 : passed,
-    failed: failures,
-    skipped: skipped.map(({ name }) => {
-      const [, test, reason] = /^(.*) \(skipped: (.*)\)$/.exec(name) ?? [];
-      return { test: test ?? name, reason };
-    }),
-    seconds: seconds!,
-    log,
-  };
-}
-
-/** The test cases of a JUnit report that are no groups of others. */
-function readTests(xml: string): { name: string; outcome: string }[] {
-  const cases = [
-    ...xml.matchAll(
-      /<testcase name="([^"]*)"[^>]*>\s*(?:<(failure|skipped))?/g,
-    ),
-  ].map(([, name, outcome]) => ({
-    name: unescape(name!),
-    outcome: outcome ?? "passed",
-  }));
-  return cases.filter(({ name, outcome }) =>
-    !cases.some((other) => other.name.startsWith(`${name} > `)) ||
-    // A group that failed though nothing in it did.
-    (outcome === "failure" &&
-      !cases.some((other) =>
-        other.name.startsWith(`${name} > `) && other.outcome === "failure"
-      ))
-  );
-}
-
-function unescape(text: string): string {
-  const entities: Record<string, string> = {
-    lt: "<",
-    gt: ">",
-    quot: '"',
-    apos: "'",
-    amp: "&",
-  };
-  return text.replace(/&(\w+);/g, (all, name) => entities[name] ?? all);
 }
 
 /** Installs the Debian packages whose commands are missing here. */
@@ -317,58 +210,6 @@ function runDeno(...args: string[]): void {
 function roomFor(): number {
   const { available } = Deno.systemMemoryInfo();
   return Math.max(1, Math.min(2, Math.floor(available / 2.5e9)));
-}
-
-function printTable(guests: Guest[]): void {
-  const rows = [
-    ["kernel", "udev", "suite", "passed", "failed", "skipped", "seconds"],
-  ];
-  for (const { kernel, udev, results } of guests) {
-    for (const { suite, passed, failed, skipped, seconds } of results) {
-      rows.push(
-        [kernel, udev ? "yes" : "no", suite].concat(
-          [passed, failed.length, skipped.length, seconds ?? "-"].map(String),
-        ),
-      );
-    }
-  }
-  const widths = rows[0]!.map((_, column) =>
-    Math.max(...rows.map((row) => row[column]!.length))
-  );
-  for (const row of rows) {
-    const cells = row.map((cell, column) =>
-      column < 3 ? cell.padEnd(widths[column]!) : cell.padStart(widths[column]!)
-    );
-    console.log(cells.join("  "));
-  }
-}
-
-/** What was skipped, once for all guests in which it was. */
-function printSkipped(guests: Guest[]): void {
-  const where = new Map<string, string[]>();
-  for (const { name, results } of guests) {
-    for (const { test, reason } of results.flatMap(({ skipped }) => skipped)) {
-      const line = `${test}: ${reason ?? "NO REASON GIVEN"}`;
-      where.set(line, [...where.get(line) ?? [], name]);
-    }
-  }
-  if (where.size > 0) console.log("\nSkipped:");
-  for (const [line, names] of where) {
-    console.log(`  ${line} (${names.join(", ")})`);
-  }
-}
-
-function printFailed(guests: Guest[]): void {
-  for (const { name, results } of guests) {
-    for (const { suite, failed, log } of results) {
-      if (failed.length === 0) continue;
-      console.log(`\n--- ${name}, ${suite}: the log`);
-      console.log(log.trim());
-      for (const test of failed) {
-        console.log(`FAILED ${name}, ${suite}: ${test}`);
-      }
-    }
-  }
 }
 
 function parseGuest(name: string): Guest {

@@ -51,27 +51,32 @@ function ours(image: Uint8Array): Row[] {
   }
 }
 
-/** What the kernel has made of a device, as soon as that is so much. */
-function kernels(path: string, wanted: Row[]): Row[] {
-  const name = path.replace("/dev/", "");
+/** What the kernel has made of a device. */
+function kernels(name: string): Row[] {
+  const numbers = [...Deno.readDirSync(`/sys/block/${name}`)]
+    .map((entry) => Number(/^loop\d+p(\d+)$/.exec(entry.name)?.[1]))
+    .filter((number) => !Number.isNaN(number))
+    .sort((a, b) => a - b);
+  return withoutRepeats(numbers.map((number): Row => {
+    const [start, size] = ["start", "size"]
+      .map((it) => Number(attribute(name, `${name}p${number}/${it}`)));
+    return `${number}: ${start!}+${size!}`;
+  }));
+}
+
+/** The same, as soon as it is what is wanted, or after a while. */
+function settled(name: string, wanted: Row[], patience: number): Row[] {
   let found: Row[] = [];
-  const look = () => {
-    found = [...Deno.readDirSync(`/sys/block/${name}`)]
-      .map((entry) => /^loop\d+p(\d+)$/.exec(entry.name))
-      .filter((match) => match !== null)
-      .map(([partition, digits]): [number, Row] => {
-        const [start, size] = ["start", "size"]
-          .map((it) => Number(attribute(name, `${partition}/${it}`)));
-        const number = Number(digits);
-        return [number, `${number}: ${start!}+${size!}`];
-      })
-      .sort(([a], [b]) => a - b)
-      .map(([, row]) => row);
-    found = withoutRepeats(found);
+  isSoon(() => {
+    // udev has the kernel look anew, and the partitions go and come again meanwhile.
+    try {
+      found = kernels(name);
+    } catch (error) {
+      if (!/No such (file|device)/.test(`${error}`)) throw error;
+      return false;
+    }
     return `${found}` === `${wanted}`;
-  };
-  // udev may have the kernel look anew, and the partitions go and come again meanwhile.
-  isSoon(look, 1000);
+  }, patience);
   return found;
 }
 
@@ -81,12 +86,17 @@ function withoutRepeats(rows: Row[]): Row[] {
   return rows.filter((_, index) => extents.indexOf(extents[index]) === index);
 }
 
-function attached(scratch: Scratch, image: Uint8Array, wanted: Row[]): Row[] {
+function attached(
+  scratch: Scratch,
+  image: Uint8Array,
+  wanted: Row[],
+  patience = 10_000,
+): Row[] {
   const file = `${scratch.path}/disk.img`;
   Deno.writeFileSync(file, image);
   const path = runOk("losetup", "--find", "--show", "--partscan", file);
   try {
-    return kernels(path, wanted);
+    return settled(path.replace("/dev/", ""), wanted, patience);
   } finally {
     losetupDetach(path);
   }
@@ -98,7 +108,7 @@ function findReason(): string | undefined {
   using scratch = new Scratch();
   const hasParsers = ["MBR: nothing odd", "GPT: nothing odd"].every((name) => {
     const image = ODD_IMAGES[name]!;
-    return attached(scratch, image, ours(image)).length > 0;
+    return attached(scratch, image, ours(image), 500).length > 0;
   });
   return hasParsers ? undefined : "this kernel reads no partition tables";
 }

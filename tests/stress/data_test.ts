@@ -37,9 +37,9 @@ class Writer implements AsyncDisposable {
   }
 
   /** Starts writing, and resolves after the first write. */
-  async start(minor: number, sequence: number, run: number): Promise<void> {
+  async start(minor: number, run: number): Promise<void> {
     await this.#input.write(
-      new TextEncoder().encode(`${minor} ${sequence} ${run}\n`),
+      new TextEncoder().encode(`${minor} ${run}\n`),
     );
     assertEquals((await this.#lines.next()).value, "started");
   }
@@ -58,14 +58,14 @@ class Writer implements AsyncDisposable {
 /** Attaches a file, calls `write` while it is attached, and detaches. */
 type Sequence = (
   path: string,
-  write: (minor: number, sequence: number) => Promise<void>,
+  write: (minor: number) => Promise<void>,
 ) => Promise<void>;
 
 async function during(
   write: Parameters<Sequence>[1],
-  { minor, diskSequence }: Attachment,
+  { minor }: Attachment,
 ): Promise<void> {
-  await write(minor, diskSequence);
+  await write(minor);
 }
 
 const SEQUENCES: Record<string, Sequence> = {
@@ -82,7 +82,7 @@ const SEQUENCES: Record<string, Sequence> = {
   "Loop.clearFd() and close()": async (path, write) => {
     const loop = bindFree(path);
     const { minor } = loop;
-    await write(minor, loop.getDiskSequence());
+    await write(minor);
     loop.clearFd();
     loop.close();
     await untilUnbound(minor);
@@ -105,7 +105,7 @@ const SEQUENCES: Record<string, Sequence> = {
 const unsafe: Sequence = async (path, write) => {
   const loop = bindFree(path);
   const { minor } = loop;
-  await write(minor, loop.getDiskSequence());
+  await write(minor);
   loop.sync();
   ioctlValue(loop.fd, LOOP_CLR_FD, 0n);
   loop.close();
@@ -153,8 +153,8 @@ async function count(
   const path = scratch.image(BLOCKS * BLOCK);
   let [complete, missing] = [0, 0];
   for (let run = 1; run <= runs && !isEnough(missing); run++) {
-    await sequence(path, async (minor, diskSequence) => {
-      await writer.start(minor, diskSequence, run);
+    await sequence(path, async (minor) => {
+      await writer.start(minor, run);
       const end = performance.now() + Math.random();
       while (performance.now() < end); // setTimeout is too coarse
     });

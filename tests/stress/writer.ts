@@ -3,10 +3,11 @@
  * and closes it, repeatedly, and reports the writes that were complete, including their
  * close.
  *
- * An input line is `minor sequence run`. The answers are `started` after the first
+ * An input line is `minor run`. The answers are `started` after the first
  * write, and the blocks as JSON once the device no longer has that binding.
  */
 import { Loop, LoopError } from "@loopdev/loopdev";
+import { bindingOf } from "../../lib/kernel/loop_sysfs.ts";
 import { pwrite } from "../../lib/sys/libc.ts";
 
 /** Number of blocks of the device. */
@@ -26,10 +27,10 @@ export function content(run: number, write: number): Uint8Array {
  */
 function writeUntilGone(
   minor: number,
-  sequence: number,
   run: number,
 ): Record<number, number | null> {
   const blocks: Record<number, number | null> = {};
+  const binding = bindingOf(minor);
   for (let write = 1;; write++) {
     const block = write % BLOCKS;
     let loop;
@@ -39,7 +40,7 @@ function writeUntilGone(
       if (error instanceof LoopError) return blocks;
       throw error;
     }
-    const ours = loop.getDiskSequence() === sequence;
+    const ours = bindingOf(minor) === binding;
     const written = ours
       ? pwrite(loop.fd, content(run, write), block * BLOCK)
       : 0;
@@ -57,9 +58,9 @@ if (import.meta.main) {
   for await (const chunk of Deno.stdin.readable) {
     input += decoder.decode(chunk, { stream: true });
     for (let end; (end = input.indexOf("\n")) >= 0;) {
-      const [minor, sequence, run] = input.slice(0, end).split(" ").map(Number);
+      const [minor, run] = input.slice(0, end).split(" ").map(Number);
       input = input.slice(end + 1);
-      console.log(JSON.stringify(writeUntilGone(minor!, sequence!, run!)));
+      console.log(JSON.stringify(writeUntilGone(minor!, run!)));
     }
   }
 }

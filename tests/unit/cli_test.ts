@@ -97,14 +97,15 @@ describe("parse()", () => {
       ["--bogus=1"],
       ["-r5"],
       ["-rx"],
-      ["--read-only=0"],
       ["--no-read-only"],
-      ["--autoclear=no"],
       ["--_=x"],
       ["--__proto__=x"],
     ];
     for (const args of wrong) {
-      assertThrows(() => parse(args, options), UsageError, "no option");
+      assertThrows(() => parse(args, options), UsageError, "unknown option");
+    }
+    for (const args of [["--read-only=0"], ["--autoclear=no"]]) {
+      assertThrows(() => parse(args, options), UsageError, "takes no value");
     }
     for (const args of [["-o"], ["--offset"], ["--offset="], ["-ro"]]) {
       assertThrows(() => parse(args, options), UsageError, "takes a value");
@@ -135,12 +136,13 @@ describe("parse()", () => {
 });
 
 describe("parseTimeout()", () => {
-  it("parses seconds and milliseconds", () => {
+  it("parses seconds, with or without a unit, and milliseconds", () => {
     assertEquals(parseTimeout("5s"), 5000);
     assertEquals(parseTimeout("500ms"), 500);
     assertEquals(parseTimeout("0.5s"), 500);
-    for (const text of ["5", "s", "-1s", "5 s", "1m", ""]) {
-      assertThrows(() => parseTimeout(text), UsageError);
+    assertEquals(parseTimeout("5"), 5000);
+    for (const text of ["s", "-1s", "5 s", "1m", ""]) {
+      assertThrows(() => parseTimeout(text), UsageError, "--timeout");
     }
   });
 });
@@ -184,9 +186,34 @@ describe("table()", () => {
   });
 
   it("keeps a row on one line whatever a name contains", () => {
-    assertEquals(table([["a\nb\x1b[31m", 1]], columns, false), [
+    assertEquals(table([["a\nb\x1b[31m", 1]], columns, { headings: false }), [
       "a\\x0ab\\x1b[31m 1",
     ]);
+  });
+
+  it("shortens names in the middle to fit the terminal", () => {
+    const shrinking = [
+      { ...columns[0]!, narrowed: "cells" as const },
+      columns[1]!,
+      { heading: "ID", cell: () => "0123456789", narrowed: "column" as const },
+    ];
+    const rows: [string, number][] = [["/srv/images/画像/disk.img", 1]];
+    assertEquals(
+      table(rows, shrinking, { width: 41 })[1],
+      [
+        "/srv/images/画像/disk.img    1 0123456789",
+      ][0],
+    );
+    for (let width = 13; width <= 35; width++) {
+      const [heading, row] = table(rows, shrinking, { width });
+      assert(unicodeWidth(row!) <= width, `${row} in ${width}`);
+      assertMatch(row!, /\.img +1$/);
+      assertMatch(heading!, /^NAME +SIZE$/);
+    }
+    assertEquals(
+      table(rows, shrinking, { width: 22 })[1],
+      "/srv/…像/disk.img    1",
+    );
   });
 
   it("returns no lines without rows", () => {
@@ -256,7 +283,7 @@ describe("loopdev <command> --help", () => {
   it("begins with examples, and fits 80 columns", async () => {
     for (const [name, entry] of Object.entries(COMMANDS)) {
       const { command } = await entry.load();
-      const help = helpOf(name, entry.operands, command);
+      const help = helpOf({ name, entry }, command);
       const paragraphs = help.split("\n\n");
       assertMatch(paragraphs[1]!, /^Examples:\n {2}\S/, name);
       assertMatch(help, /^Usage: loopdev /m, name);

@@ -1,8 +1,10 @@
 /** Completion in bash. */
-import { type Source, sourceOf, spellings, type Subject } from "./subject.ts";
+import { type Source, sourceOf, type Subject } from "./subject.ts";
+import { spellings } from "../spelling.ts";
 
 /** The script. */
 export function bash(subjects: readonly Subject[]): string {
+  const names = subjects.map(({ name }) => name).join(" ");
   const reply = (source: Source): string => {
     switch (source) {
       case undefined:
@@ -11,6 +13,10 @@ export function bash(subjects: readonly Subject[]): string {
         return "_loopdev_words $(_loopdev_attached)";
       case "all devices":
         return "_loopdev_words $(_loopdev_all)";
+      case "attached devices and files":
+        return "_loopdev_attached_and_files";
+      case "commands":
+        return `_loopdev_words ${names}`;
       case "files":
         return "_loopdev_files -f";
       case "directories":
@@ -53,7 +59,6 @@ export function bash(subjects: readonly Subject[]): string {
       "      ;;",
     ].join("\n");
   });
-  const names = subjects.map(({ name }) => name).join(" ");
   return `# bash completion of loopdev
 _loopdev_attached() {
   local path
@@ -73,6 +78,10 @@ _loopdev_list() {
 _loopdev_files() {
   compopt -o filenames 2> /dev/null
   mapfile -t COMPREPLY < <(compgen "$1" -- "$cur")
+}
+_loopdev_attached_and_files() {
+  compopt -o filenames 2> /dev/null
+  mapfile -t COMPREPLY < <(compgen -f -W "$(_loopdev_attached)" -- "$cur" | sort -u)
 }
 _loopdev() {
   local cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD - 1]}

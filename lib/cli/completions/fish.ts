@@ -1,14 +1,10 @@
 /** Completion in fish. */
-import {
-  quoted,
-  type Source,
-  sourceOf,
-  spellings,
-  type Subject,
-} from "./subject.ts";
+import { quoted, type Source, sourceOf, type Subject } from "./subject.ts";
+import { spellings } from "../spelling.ts";
 
 /** The script. */
 export function fish(subjects: readonly Subject[]): string {
+  const names = subjects.map(({ name }) => name).join(" ");
   const candidates = (source: Source): string => {
     switch (source) {
       case undefined:
@@ -17,6 +13,10 @@ export function fish(subjects: readonly Subject[]): string {
         return " -a '(__loopdev_attached)'";
       case "all devices":
         return " -a '(__loopdev_all)'";
+      case "attached devices and files":
+        return " -F -a '(__loopdev_attached)'";
+      case "commands":
+        return ` -a '${names}'`;
       case "files":
         return " -F";
       case "directories":

@@ -19,9 +19,11 @@ const ANY_DEVICE = ["attach", "run", "mknod"];
 /** What a value or an operand is completed with. */
 export type Source =
   | "attached devices"
+  | "attached devices and files"
   | "all devices"
   | "files"
   | "directories"
+  | "commands"
   | { readonly choices: readonly string[]; readonly isList: boolean }
   | undefined;
 
@@ -34,8 +36,9 @@ export function sourceOf(
   if (choices !== undefined) return { choices, isList: word === "LIST" };
   switch (word) {
     case "DEV":
-    case "DEV|FILE":
       return ANY_DEVICE.includes(command) ? "all devices" : "attached devices";
+    case "DEV|FILE":
+      return "attached devices and files";
     case "FILE":
     case "FILE|DEV":
       return "files";
@@ -43,17 +46,11 @@ export function sourceOf(
       return "directories";
     case "SHELL":
       return { choices: SHELLS, isList: false };
+    case "COMMAND":
+      return "commands";
     default:
       return undefined;
   }
-}
-
-/** The long spellings of an option. */
-export function spellings(
-  name: string,
-  negatable: boolean | undefined,
-): string[] {
-  return [`--${name}`, ...negatable ? [`--no-${name}`] : []];
 }
 
 /** Text as a word of a shell. */

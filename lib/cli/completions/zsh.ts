@@ -1,14 +1,10 @@
 /** Completion in zsh. */
-import {
-  quoted,
-  type Source,
-  sourceOf,
-  spellings,
-  type Subject,
-} from "./subject.ts";
+import { quoted, type Source, sourceOf, type Subject } from "./subject.ts";
+import { spellings } from "../spelling.ts";
 
 /** The script. */
 export function zsh(subjects: readonly Subject[]): string {
+  const names = subjects.map(({ name }) => name).join(" ");
   const action = (source: Source): string => {
     switch (source) {
       case undefined:
@@ -17,6 +13,10 @@ export function zsh(subjects: readonly Subject[]): string {
         return "_loopdev_attached";
       case "all devices":
         return "_loopdev_all";
+      case "attached devices and files":
+        return "_loopdev_attached_and_files";
+      case "commands":
+        return `(${names})`;
       case "files":
         return "_files";
       case "directories":
@@ -64,6 +64,9 @@ export function zsh(subjects: readonly Subject[]): string {
 _loopdev_attached() {
   local -a found=(/sys/block/loop*/loop(N:h:t))
   (( $#found )) && compadd "$@" -- /dev/$^found
+}
+_loopdev_attached_and_files() {
+  _alternative 'devices:device:_loopdev_attached' 'files:file:_files'
 }
 _loopdev_all() {
   local -a found=(/sys/block/loop<->(N:t))

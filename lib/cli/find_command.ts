@@ -1,0 +1,42 @@
+/** Finds the command that a word means. */
+import { printable, quote } from "../errors.ts";
+import type { Commands, Entry } from "./command.ts";
+import { suggest } from "./spelling.ts";
+import { UsageError } from "./usage_error.ts";
+
+/** A command, and the name that it has in the help. */
+export interface NamedEntry {
+  readonly name: string;
+  readonly entry: Entry;
+}
+
+/**
+ * Finds a command by its name or alias.
+ *
+ * @throws {UsageError} that suggests the nearest one
+ */
+export function findCommand(word: string, commands: Commands): NamedEntry {
+  const found = Object.entries(commands)
+    .find(([name, { alias }]) => word === name || word === alias);
+  if (found !== undefined) return { name: found[0], entry: found[1] };
+  if (word.startsWith("-")) {
+    throw new UsageError(
+      `unknown option ${
+        printable(word)
+      }: options of losetup follow loopdev losetup`,
+    );
+  }
+  throw new UsageError(
+    `unknown command ${quote(word)}${suggest(word, names(commands))}`,
+  );
+}
+
+function names(commands: Commands): string[] {
+  return [
+    ...Object.entries(commands)
+      .flatMap(([name, { alias }]) =>
+        alias === undefined ? [name] : [name, alias]
+      ),
+    "losetup",
+  ];
+}

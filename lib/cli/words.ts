@@ -1,0 +1,43 @@
+/** Errors of the library in the words of the command line. */
+import { LoopError } from "../errors.ts";
+import { EACCES, EPERM } from "../sys/errno.ts";
+import { readText } from "../sys/sysfs.ts";
+
+const RUN_AS_ROOT = "run it as root";
+
+/** Names of the module, and the options or commands that stand for them. */
+const WORDS: readonly [name: RegExp, words: string][] = [
+  [/\breadOnly: true\b/g, "-r (--read-only)"],
+  [/\boverlap: "allow"/g, "--overlap"],
+  [/\bLoopControl\.add\((\d+)\)/g, "loopdev add $1"],
+  [/\battach\(\{ nodes \}\)/g, "loopdev attach --nodes"],
+  [/\battach\(\)/g, "loopdev attach"],
+  [/root and the group of the node may open it/g, RUN_AS_ROOT],
+];
+
+/** A message of the library as the command line says it. */
+export function inWords(message: string): string {
+  return WORDS.reduce(
+    (text, [name, words]) => text.replace(name, words),
+    message,
+  );
+}
+
+/** The message of an error, and where rights are missing, how to get them. */
+export function messageOf(error: Error): string {
+  const message = inWords(error.message);
+  const isForbidden = error instanceof LoopError &&
+    (error.errno === EACCES || error.errno === EPERM);
+  if (!isForbidden) return message;
+  const hasHint = !error.message.endsWith(`(${error.code})`);
+  if (isRoot()) return hasHint ? message : `${message}: see loopdev doctor`;
+  if (message.includes(RUN_AS_ROOT)) return message;
+  return `${message}${hasHint ? ", or" : ":"} ${RUN_AS_ROOT}`;
+}
+
+/** Whether this process runs as root. `Deno.uid` would need a permission. */
+function isRoot(): boolean {
+  const status = readText("/proc/self/status");
+  // The effective user is the second of four.
+  return typeof status === "string" && /^Uid:\t\d+\t0\t/m.test(status);
+}
