@@ -93,8 +93,9 @@ export function list(filter: ListFilter = {}): LoopDevice[] {
 }
 
 /**
- * Like {@linkcode list}, with the reference of each device. Every device is opened, for
- * reading; one whose file is on a server that may not answer has no reference.
+ * Lists devices like {@linkcode list}, with the reference of each. Every device is
+ * opened for reading. A device whose file is on a server that might not answer has no
+ * reference.
  */
 export function listWithReferences(filter: ListFilter): LoopDevice[] {
   const { records, reference } = select(filter);
@@ -104,7 +105,7 @@ export function listWithReferences(filter: ListFilter): LoopDevice[] {
     : devices.filter((device) => device.reference === reference);
 }
 
-/** The devices that a filter leaves, before their references are read. */
+/** Returns the devices that pass a filter, before their references are read. */
 function select(
   filter: ListFilter,
 ): { records: DeviceRecord[]; reference: string | undefined } {

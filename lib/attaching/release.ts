@@ -268,7 +268,10 @@ export function sequenceOf(loop: Loop): number | undefined {
   }
 }
 
-/** What changes when the file of an open device is exchanged: its disk sequence number, or before Linux 5.15 what names the file. */
+/**
+ * Identifies the file of an open device: by its disk sequence number, which changes
+ * when the file is exchanged, or before Linux 5.15 by the device and inode of the file.
+ */
 export function fileMark(loop: Loop): number | string {
   const sequence = sequenceOf(loop);
   if (sequence !== undefined) return sequence;

@@ -459,7 +459,7 @@ describe("attach()", onDevices, () => {
   it(
     ...unless(
       dropsPartitions(),
-      "removes the partitions that an earlier owner left behind",
+      "removes leftover partitions of the previous file",
     ),
     withScratch(async (scratch) => {
       using own = new OwnDevice();
