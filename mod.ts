@@ -2,16 +2,20 @@
  * Full, safe control of Linux loop devices (`/dev/loopN`): files that act as block
  * devices.
  *
- * {@linkcode attach} and {@linkcode detach} are what most programs need;
- * {@linkcode list} and {@linkcode find} look without touching; {@linkcode Loop} and
- * {@linkcode LoopControl} are the ioctls of `linux/loop.h`, one method each.
+ * Most programs need {@linkcode attach} and {@linkcode detach}. {@linkcode list} and
+ * {@linkcode find} report what is attached and change nothing. {@linkcode mount} mounts
+ * the file system of an image, device or partition. {@linkcode Loop} and
+ * {@linkcode LoopControl} are the low-level layer: one method for each ioctl of
+ * `linux/loop.h`.
  *
- * What only asks the kernel is synchronous: `Loop`, `LoopControl`, `list`, `find`,
- * `inspect` and the functions that open files. What waits for others, writes back or
- * takes long is asynchronous, and lets the event loop run meanwhile.
+ * Functions that only ask the kernel are synchronous: `Loop`, `LoopControl`, `list`,
+ * `find`, `inspect` and the functions that open files. Functions that wait for other
+ * processes, write back data or take long are asynchronous and do not block the event
+ * loop.
  *
  * Requires Linux 5.10 or later and `--allow-ffi` (or
- * `--allow-ffi=<absolute path of libc>`). Importing works everywhere.
+ * `--allow-ffi=<absolute path of libc>`). Importing works on every platform and never
+ * prompts.
  *
  * @example Attach an image for the length of a block
  * ```ts

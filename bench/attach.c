@@ -1,7 +1,7 @@
 /*
- * The system calls that the rules of loopdev need to attach and detach a file, and no
- * others: what remains between this and the library is the price of JavaScript. Each says
- * which rule wants it. bench/calls.ts compares the two under strace.
+ * Makes only the system calls that the rules of loopdev require to attach and detach a
+ * file, so that the remaining difference is the cost of JavaScript. Comments name the
+ * rule that requires each call. bench/calls.ts compares the two under strace.
  *
  *     attach FILE lock|allow [OFFSET SIZELIMIT BLOCKSIZE FLAGS REFERENCE]
  */
@@ -32,7 +32,7 @@ static const char *path;
 static bool locks;
 static struct loop_config wanted;
 
-/* What is known of a vacant device: the links of its directory in sysfs, and its inode. */
+/* Identity of a vacant device: the inode of its directory in sysfs, and its link count. */
 static struct { uint64_t inode; uint32_t links; } vacant[MAX_MINORS];
 
 static int statx_of(int fd, const char *name, int flags, struct statx *stat) {
@@ -46,8 +46,8 @@ static bool is_file(const struct statx *stat) {
 static bool is_read_only(void) { return (wanted.info.lo_flags & LO_FLAGS_READ_ONLY) != 0; }
 
 /*
- * Opens what a name leads to, once it is known to be that: a FIFO would hang, a tape would
- * be wound, and the name may lead elsewhere a moment later (constructor of Loop, openFile).
+ * Opens the file of a name after examining it. A FIFO would hang, a tape would be wound,
+ * and the name may lead elsewhere a moment later (constructor of Loop, openFile).
  */
 static int open_examined(const char *name, bool (*is_wanted)(const struct statx *), int flags) {
   struct statx stat;
@@ -62,13 +62,13 @@ static int open_examined(const char *name, bool (*is_wanted)(const struct statx 
   return fd;
 }
 
-/* The file, opened, examined and locked. */
+/* Opens, examines and locks the file. */
 static int open_backing(struct statx *stat) {
   int fd = open_examined(path, is_file, O_NOCTTY | O_NONBLOCK);
   if (fd < 0) return -1;
-  /* Rule 3: overlayfs makes another file of one that is opened for writing. */
+  /* Rule 3: opening for writing on an overlayfs replaces the file by a copy. */
   if (statx_of(fd, "", AT_EMPTY_PATH, stat) < 0) return -1;
-  /* Overlap: the lock of the description that is bound. */
+  /* Overlap: locks the file description that will be bound. */
   struct flock lock = {.l_type = is_read_only() ? F_RDLCK : F_WRLCK,
                        .l_start = wanted.info.lo_offset,
                        .l_len = wanted.info.lo_sizelimit};
@@ -76,7 +76,7 @@ static int open_backing(struct statx *stat) {
   return fd;
 }
 
-/* loop-control, known to be that: another driver would take the ioctl for another. */
+/* Opens loop-control and verifies it: another driver would interpret the ioctl differently. */
 static int open_control(void) {
   struct statx stat;
   int fd = open("/dev/loop-control", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
@@ -100,20 +100,20 @@ static int open_device(int minor) {
   return open_examined(node, is_device, 0);
 }
 
-/* Whether the device has neither a file nor partitions of an earlier owner (rule 3), or is free (rule 5). */
+/* Checks that the device has no file and no leftover partitions (rule 3), or is free (rule 5). */
 static bool is_vacant(int minor) {
   struct statx stat;
   char directory[64];
   snprintf(directory, sizeof directory, "/sys/devices/virtual/block/loop%d", minor);
   if (statx_of(AT_FDCWD, directory, 0, &stat) < 0) return false;
-  if (vacant[minor].inode != stat.stx_ino) { /* the first look at it, before any cycle */
+  if (vacant[minor].inode != stat.stx_ino) { /* the first check, before any cycle */
     vacant[minor].inode = stat.stx_ino;
     vacant[minor].links = stat.stx_nlink;
   }
   return vacant[minor].links == stat.stx_nlink;
 }
 
-/* Whether the device is what was wanted (rule 3). */
+/* Verifies that the device is as requested (rule 3). */
 static bool verify(int fd, const struct statx *backing, uint64_t *sequence) {
   struct loop_info64 info;
   int read_only, block_size, cache_block_size = SECTOR;
@@ -122,9 +122,9 @@ static bool verify(int fd, const struct statx *backing, uint64_t *sequence) {
       ioctl(fd, BLKSSZGET, &block_size) < 0 || ioctl(fd, BLKGETSIZE64, &size) < 0) {
     return false;
   }
-  /* The page cache may have smaller blocks. */
+  /* The page cache may use smaller blocks. */
   if (block_size > SECTOR && ioctl(fd, BLKBSZGET, &cache_block_size) < 0) return false;
-  /* Rule 2: tells the binding once the descriptor is closed. */
+  /* Rule 2: identifies the binding once the descriptor is closed. */
   if (ioctl(fd, BLKGETDISKSEQ, sequence) < 0) return false;
   uint64_t room = backing->stx_size - wanted.info.lo_offset;
   if (wanted.info.lo_sizelimit != 0 && wanted.info.lo_sizelimit < room) {
@@ -144,7 +144,7 @@ struct device {
   int fd, backing, minor;
 };
 
-/* The device, or a negative error number. */
+/* Returns the device or a negative error number. */
 static int attach(struct device *device) {
   struct statx stat;
   uint64_t sequence;
@@ -172,7 +172,7 @@ static int attach(struct device *device) {
     fd = -1;
     error = EIO;
   }
-  /* The lock lasts as long as the device; its descriptor can move it. */
+  /* The lock lasts as long as the binding; its descriptor can move it. */
   device->backing = locks ? backing : -1;
   if (!locks || fd < 0) close(backing);
   device->fd = fd;
@@ -185,21 +185,21 @@ static int detach(const struct device *device) {
   struct statx stat;
   char name[64];
   int fd = device->fd;
-  /* Rule 4: much is written back on another thread. */
+  /* Rule 4: large amounts are written back on another thread. */
   if (syscall(CACHESTAT, fd, range, pages, 0) < 0) return -errno;
-  /* Rule 1: tells of errors. */
+  /* Rule 1: reports errors. */
   if (sync_file_range(fd, 0, 0, 7) < 0) return -errno;
-  /* Rule 1: others may have turned autoclear off. */
+  /* Rule 1: another process may have turned autoclear off. */
   if (ioctl(fd, LOOP_GET_STATUS64, &info) < 0) return -errno;
   if (is_read_only()) {
-    /* Rule 5: others may have exchanged the file; the directory tells the binding. */
+    /* Rule 5: another process may have exchanged the file; the directory identifies the binding. */
     snprintf(name, sizeof name, "/sys/devices/virtual/block/loop%d/loop", device->minor);
     if (ioctl(fd, BLKGETDISKSEQ, &sequence) < 0) return -errno;
     if (statx_of(AT_FDCWD, name, 0, &stat) < 0) return -errno;
   }
   close(fd);
   if (device->backing >= 0) close(device->backing);
-  is_vacant(device->minor); /* when not, somebody else was given it already */
+  is_vacant(device->minor); /* if not, another process already has it */
   return 0;
 }
 

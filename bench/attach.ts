@@ -1,4 +1,4 @@
-/** Attaching and detaching, over and over, in one process. */
+/** Measures attaching and detaching repeatedly in one process. */
 import type { AttachOptions } from "@loopdev/loopdev";
 import { buildC, buildGo, buildRust } from "./build.ts";
 import type { OwnDevices } from "./devices.ts";
@@ -8,10 +8,10 @@ import type { Findings, Row } from "./result.ts";
 import type { Directory, World } from "./world.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
-/** After so many cycles V8 has made the calls fast. */
+/** Number of cycles after which V8 has optimized the calls. */
 export const WARM_UP = 3000;
 
-/** Without options, beside everybody who can do it. */
+/** Measures without options, beside every contender that supports it. */
 export async function attachCase(world: World): Promise<Findings> {
   const rules = buildC("attach");
   const losetup = buildC("losetup");
@@ -25,7 +25,7 @@ export async function attachCase(world: World): Promise<Findings> {
       await using programs = new AsyncDisposableStack();
       const start = (command: string, ...args: string[]): Program =>
         programs.use(new Program(command, ...args));
-      // Short turns: what else happens on the machine is to hit neighbors alike.
+      // Short turns, so that other load on the machine affects all contenders alike.
       const fast = 100;
       const contenders: Contender[] = [
         programs.use(loopdev(...ours)).as("loopdev", fast, WARM_UP),
@@ -74,7 +74,10 @@ const OPTIONS = {
 /** `LO_FLAGS_READ_ONLY | LO_FLAGS_DIRECT_IO`. */
 const FLAGS = 1 | 16;
 
-/** With all options; partition scanning apart, as it is a second step. */
+/**
+ * Measures with all options. Partition scanning is separate, because it is a second
+ * step.
+ */
 export async function optionsCase(world: World): Promise<Findings> {
   const rules = buildC("attach");
   const losetup = buildC("losetup");
@@ -135,7 +138,7 @@ export async function optionsCase(world: World): Promise<Findings> {
   };
 }
 
-/** Many devices attached at a time, of one process. */
+/** Measures many devices attached at a time by one process. */
 export async function manyCase(world: World): Promise<Findings> {
   const count = world.times(256, 32);
   const losetup = buildC("losetup");
@@ -164,7 +167,7 @@ export async function manyCase(world: World): Promise<Findings> {
   };
 }
 
-/** `attachAll()` of a thousand files. */
+/** Measures `attachAll()` of a thousand files. */
 async function attachAllRow(world: World, own: OwnDevices): Promise<Row> {
   const count = world.times(1000, 64);
   own.add(Math.max(0, count - own.minors.length));

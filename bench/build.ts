@@ -1,7 +1,10 @@
-/** The programs in other languages. What cannot be built is said, and left out. */
+/**
+ * Builds the programs in other languages. A program that cannot be built is reported
+ * and left out.
+ */
 
 const HERE = new URL(".", import.meta.url).pathname;
-/** Kept from run to run: building the one in Rust takes minutes. */
+/** Kept between runs, because building the one in Rust takes minutes. */
 const BUILD = `${HERE}build`;
 
 function run(
@@ -22,7 +25,7 @@ function run(
   throw new Error(`${command}: ${why}`);
 }
 
-/** Compiles a program in C; its path. */
+/** Compiles a program in C and returns its path. */
 export function buildC(name: string): string {
   Deno.mkdirSync(BUILD, { recursive: true });
   const program = `${BUILD}/${name}`;
@@ -30,11 +33,11 @@ export function buildC(name: string): string {
   return program;
 }
 
-/** Where Debian's packages put sources. */
+/** Directory in which Debian's packages put Go sources. */
 const GO = "/usr/share/gocode";
 const RUST = "/usr/share/cargo/registry";
 
-/** The program that uses the Go library. */
+/** Builds the program that uses the Go library. */
 export function buildGo(): string {
   const program = `${BUILD}/go`;
   if (!exists(`${GO}/src/gopkg.in/freddierice/go-losetup.v1`)) {
@@ -46,19 +49,19 @@ export function buildGo(): string {
   return program;
 }
 
-/** The program that uses the Rust library. */
+/** Builds the program that uses the Rust library. */
 export function buildRust(): string {
   if (
     ![...Deno.readDirSync(RUST)].some(({ name }) => /^loopdev-0/.test(name))
   ) {
     throw new Error("librust-loopdev-dev is missing");
   }
-  // A copy: cargo writes its lock file beside the sources.
+  // A copy, because cargo writes its lock file next to the sources.
   const sources = `${BUILD}/rust`;
   Deno.mkdirSync(`${sources}/src`, { recursive: true });
   for (const file of ["Cargo.toml", "src/main.rs"]) {
     const text = Deno.readTextFileSync(`${HERE}peers/rust/${file}`);
-    // One that is newer makes cargo build again.
+    // A newer file makes cargo build again.
     if (text !== readText(`${sources}/${file}`)) {
       Deno.writeTextFileSync(`${sources}/${file}`, text);
     }

@@ -1,10 +1,13 @@
-/** How many system calls a measured program makes in a cycle, by strace. */
+/** Counts the system calls that a measured program makes in a cycle, with strace. */
 
-/** What is counted; the rest is the memory and the threads of Deno. An older strace does not know cachestat. */
+/**
+ * System calls to count; the others are for Deno's memory and threads. Older versions
+ * of strace do not know cachestat.
+ */
 const CALLS =
   "openat,close,ioctl,statx,fcntl,pread64,getdents64,readlinkat,sync_file_range,?cachestat";
 
-/** The calls of one cycle. */
+/** Counts the calls of one cycle. */
 export function callsOfCycle(command: string[]): number {
   const [few, many] = [count(command, 10), count(command, 110)];
   return Math.round((many - few) / 100);
@@ -13,7 +16,7 @@ export function callsOfCycle(command: string[]): number {
 function count(command: string[], cycles: number): number {
   const log = Deno.makeTempFileSync();
   try {
-    // The measured program reads from its standard input how many cycles to do.
+    // The measured program reads the number of cycles from its standard input.
     const { success, stderr } = new Deno.Command("sh", {
       args: [
         "-c",

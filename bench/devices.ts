@@ -1,9 +1,12 @@
-/** Many devices of the benchmark's own, of high numbers, where nobody looks for a free one. */
+/**
+ * Creates many devices for the benchmark, with high numbers that are not found when
+ * looking for a free one.
+ */
 import { LoopControl, LoopError } from "@loopdev/loopdev";
 
-/** The kernel takes some 44 ms to remove a device, but removes many at a time. */
+/** Removing a device takes about 44 ms, but the kernel removes many at a time. */
 const PROCESSES = 4;
-/** In seconds; udev may have a device open for a moment. */
+/** Time limit in seconds, because udev may have a device open for a moment. */
 const PATIENCE = 30;
 
 /** Devices that are removed at the end. */
@@ -11,7 +14,7 @@ export class OwnDevices implements AsyncDisposable {
   readonly minors: number[] = [];
   #next = 100_000 + 10_000 * Math.floor(Math.random() * 80);
 
-  /** Adds so many more. */
+  /** Adds the given number of devices. */
   add(count: number): void {
     using control = new LoopControl();
     for (const goal = this.minors.length + count; this.minors.length < goal;) {
@@ -19,7 +22,7 @@ export class OwnDevices implements AsyncDisposable {
       try {
         this.minors.push(control.add(minor));
       } catch (error) {
-        // Somebody else's: not to be touched.
+        // The device belongs to another program and must not be touched.
         const exists = error instanceof LoopError && error.code === "EEXIST";
         if (!exists) throw error;
       }
@@ -67,7 +70,7 @@ function exists(minor: number): boolean {
   }
 }
 
-/** The numbers of all loop devices. */
+/** Returns the numbers of all loop devices. */
 export function allMinors(): number[] {
   return [...Deno.readDirSync("/sys/block")]
     .map(({ name }) => Number(/^loop(\d+)$/.exec(name)?.[1]))

@@ -1,6 +1,6 @@
 /**
- * How long calls stop the event loop: the longest pause between two turns of a timer that
- * wants one every millisecond, while much is dirty, open, mounted or partitioned.
+ * Measures for how long calls block the event loop: the longest pause between two ticks
+ * of a timer of one millisecond, while much is dirty, open, mounted or partitioned.
  */
 import {
   attach,
@@ -17,7 +17,7 @@ import type { World } from "./world.ts";
 const MiB = 2 ** 20;
 const MICROSECONDS = 1000;
 
-/** Measures the longest pause while something is done. */
+/** Measures the longest pause during an operation. */
 async function pauseOf(work: () => Promise<unknown>): Promise<number> {
   await new Promise((resolve) => setTimeout(resolve, 50));
   let last = performance.now();
@@ -46,7 +46,9 @@ async function fill(path: string, bytes: number): Promise<void> {
   await run("dd", "if=/dev/zero", `of=${path}`, ...options);
 }
 
-/** A C program that runs until it is disposed of, ready when it has printed something. */
+/**
+ * Starts a C program that runs until it is disposed of, and waits for its first output.
+ */
 async function background(
   directory: string,
   source: string,
@@ -67,7 +69,7 @@ async function background(
   };
 }
 
-/** Writes to random places of a device without pause. */
+/** Writes to random places of a device without pausing. */
 const WRITER = `
 #include <fcntl.h>
 #include <stdio.h>
@@ -80,7 +82,10 @@ int main(int count, char **arguments) {
   for (;;) pwrite(fd, bytes, sizeof bytes, (random() % 16384) * 65536L);
 }`;
 
-/** Processes with ten descriptors each, and mounts with long names in a namespace of their own. */
+/**
+ * Creates processes with ten descriptors each, and mounts with long names in their own
+ * namespace.
+ */
 const CROWD = `
 #define _GNU_SOURCE
 #include <sched.h>
@@ -116,11 +121,11 @@ int main(int count, char **arguments) {
   pause();
 }`;
 
-/** What there is for calls to stop at. */
+/** Amounts of work that could block the event loop. */
 interface Sizes {
-  /** Bytes that are unwritten when a file is attached. */
+  /** Unwritten bytes when a file is attached. */
   readonly file: number;
-  /** Bytes that are unwritten when a device is detached. */
+  /** Unwritten bytes when a device is detached. */
   readonly device: number;
   readonly processes: number;
   readonly mounts: number;
@@ -142,7 +147,7 @@ const QUICK: Sizes = {
   partitions: 60,
 };
 
-/** The longest stops. */
+/** Measures the longest pauses. */
 export async function eventLoopCase(world: World): Promise<Findings> {
   const rows: Row[] = [];
   const add = async (

@@ -1,6 +1,6 @@
 /*
- * What list() reads, in its order: eleven files of sysfs for each attached device, all of
- * one binding (rule 2: whoever detaches what is listed must not detach another).
+ * Reads the same files as list(), in the same order: eleven files of sysfs for each
+ * attached device, all of one binding (rule 2: detaching a row must not detach another).
  *
  *     list
  */
@@ -28,7 +28,7 @@ static ssize_t read_attribute(int directory, const char *name) {
   return size;
 }
 
-/* Whether a file is attached, and all of it could be read. */
+/* Returns whether a file is attached and everything could be read. */
 static int read_device(int minor) {
   char path[64], before[32], after[32];
   snprintf(path, sizeof path, BLOCK "/loop%d/loop", minor);

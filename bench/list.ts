@@ -1,4 +1,4 @@
-/** Looking: the status of one device, and all devices. */
+/** Measures reading the status of one device and listing all devices. */
 import { buildC } from "./build.ts";
 import { allMinors } from "./devices.ts";
 import { alternate } from "./measure.ts";
@@ -8,10 +8,13 @@ import type { World } from "./world.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
 const COUNTS = [8, 64, 256, 512];
-/** The kernel makes 8; all that exist are looked at. */
+/** Number of devices: the kernel creates 8, and all existing ones are examined. */
 const MANY = 32;
 
-/** `list()` beside `losetup --list`, and `find()` beside `losetup --associated`. */
+/**
+ * Measures `list()` beside `losetup --list`, and `find()` beside
+ * `losetup --associated`.
+ */
 export async function listCase(world: World): Promise<Findings> {
   const run = buildC("run");
   const rules = buildC("list");
@@ -26,7 +29,7 @@ export async function listCase(world: World): Promise<Findings> {
   }
   const file = world.image(world.memory);
   for (const count of world.quick ? COUNTS.slice(0, 2) : COUNTS) {
-    // As many as are attached: unbound ones are looked at too.
+    // As many unbound devices as attached ones, because those are examined too.
     const before = own.minors.length;
     own.add(count - before);
     for (const [index, minor] of own.minors.slice(before).entries()) {
@@ -75,7 +78,7 @@ export async function listCase(world: World): Promise<Findings> {
   return { rows };
 }
 
-/** The status of one device. */
+/** Measures reading the status of one device. */
 export async function statusCase(world: World): Promise<Findings> {
   const run = buildC("run");
   const file = world.image(world.memory);

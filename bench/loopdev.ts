@@ -1,5 +1,5 @@
 /**
- * The library as a measured program:
+ * Runs the library as a measured program:
  *
  *     loopdev.ts attach FILE [OPTIONS]     attaches and detaches
  *     loopdev.ts many FILE MINOR...        attaches to all of these, then detaches
@@ -19,7 +19,9 @@ import {
 } from "@loopdev/loopdev";
 
 const NANOSECONDS = 1e6;
-/** What takes a microsecond is done so often in one cycle: the clock is no finer. */
+/**
+ * Number of calls in a cycle, for calls of about a microsecond: the clock is not finer.
+ */
 const CALLS = 100;
 
 type Cycle = () => number | Promise<number>;
@@ -108,5 +110,5 @@ if (import.meta.main) {
     for (let done = 0; done < count; done++) answers.push(await answer(cycle));
     console.log(answers.join(" "));
   }
-  Deno.exit(); // what is attached is detached by the kernel
+  Deno.exit(); // the kernel detaches the devices
 }

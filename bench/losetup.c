@@ -1,5 +1,5 @@
 /*
- * Attaches and detaches with losetup, one process each, as a script does, but without
+ * Attaches and detaches with losetup, in one process each, like a script, but without
  * the cost of a shell.
  *
  *     losetup FILE [OPTION...]             the first free device
@@ -19,7 +19,7 @@ static char *attach[32] = {"losetup", "--find", "--show"};
 static char **devices;
 static char *file;
 
-/* Runs a program; what it prints is put into `output`. */
+/* Runs a program and stores its output in `output`. */
 static int run(char **arguments, char *output, size_t room) {
   int ends[2];
   pid_t child;

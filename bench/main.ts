@@ -1,10 +1,10 @@
 /**
- * The library beside others, by turns, in one run. As root:
+ * Compares the library with other programs, taking turns in one run. As root:
  *
  *     deno task bench [--quick] [CASE...]
  *
- * A run of all cases writes `results.json`, `docs/SPEED.md`, the table in the README and
- * the plot `docs/speed.svg`. A quick run, and one of some cases, prints only.
+ * A run of all cases writes `results.json`, `docs/SPEED.md`, the table in the README
+ * and the plot `docs/speed.svg`. A quick run or a run of some cases only prints.
  */
 import { attachCase, manyCase, optionsCase } from "./attach.ts";
 import { eventLoopCase } from "./event_loop.ts";
@@ -38,7 +38,10 @@ const SPEED = new URL("../docs/SPEED.md", import.meta.url);
 const PLOT = new URL("../docs/speed.svg", import.meta.url);
 const MARKED = /(<!-- bench -->\n)[^]*(<!-- \/bench -->)/;
 
-/** Two programs on one processor take longer, and not all programs by as much. */
+/**
+ * Load above which results are unreliable: two programs on one processor take longer,
+ * and not all programs equally.
+ */
 const BUSY = 0.5;
 
 async function measure(world: World, names: string[]): Promise<Report> {

@@ -1,18 +1,24 @@
-/** Measuring by turns, so that what changes on the machine meanwhile happens to all. */
+/** Measures contenders in turns, so that changes on the machine affect all of them. */
 
-/** Something that is measured: it does so many cycles, and tells how long each took. */
+/** A contender: runs cycles, and reports the time of each. */
 export interface Contender {
-  /** The column of the table. */
+  /** Its column in the table. */
   readonly name: string;
-  /** How many cycles a round has: few of what is slow. */
+  /** Number of cycles in a round, low for slow contenders. */
   readonly cycles: number;
-  /** Cycles before the first round. V8 needs some thousand to make calls of C fast. */
+  /**
+   * Cycles before the first round. V8 needs a few thousand to optimize calls of C
+   * functions.
+   */
   readonly warmUp?: number;
-  /** Does cycles: nanoseconds of each, or the negative error number of one that failed. */
+  /**
+   * Runs cycles. Returns the nanoseconds of each, or the negative error number of a
+   * failed one.
+   */
   run(cycles: number): Promise<number[]>;
 }
 
-/** What was measured of one contender: microseconds, or whatever the row says. */
+/** Results of one contender, in microseconds or the unit of the row. */
 export interface Sample {
   median: number;
   p99: number;
@@ -20,11 +26,11 @@ export interface Sample {
   most: number;
   count: number;
   failures: number;
-  /** How often each error number, without its sign. */
+  /** Number of failures by positive error number. */
   errors?: Record<number, number>;
 }
 
-/** The median of some numbers. */
+/** Returns the median of some numbers. */
 export function median(numbers: readonly number[]): number {
   return quantile([...numbers].sort((a, b) => a - b), 0.5);
 }
@@ -36,7 +42,7 @@ function quantile(sorted: readonly number[], share: number): number {
   return low + (high - low) * (at - Math.floor(at));
 }
 
-/** Sums up numbers; failed ones are counted only. */
+/** Summarizes values; failures are only counted. */
 export function summary(values: readonly number[], failures = 0): Sample {
   const sorted = [...values].sort((a, b) => a - b);
   return {
@@ -49,7 +55,7 @@ export function summary(values: readonly number[], failures = 0): Sample {
   };
 }
 
-/** The same of what a contender answered, in microseconds. */
+/** Summarizes the times of a contender in microseconds. */
 export function sampleOf(nanoseconds: readonly number[]): Sample {
   const done = nanoseconds.filter((value) => value >= 0);
   const errors: Record<number, number> = {};
@@ -63,7 +69,7 @@ export function sampleOf(nanoseconds: readonly number[]): Sample {
   };
 }
 
-/** All contenders in turn, round after round: what each took, by name. */
+/** Runs all contenders in turn, round after round. Returns the times by name. */
 export async function alternate(
   contenders: readonly Contender[],
   rounds: number,
@@ -71,7 +77,8 @@ export async function alternate(
   for (const { run, warmUp = 1 } of contenders) await run(warmUp);
   const answers = contenders.map((): number[] => []);
   for (let round = 0; round < rounds; round++) {
-    // Another one begins each time: nobody always comes after the slowest.
+    // Each round starts with another contender, so that none always follows the
+    // slowest.
     for (let turn = 0; turn < contenders.length; turn++) {
       const index = (round + turn) % contenders.length;
       const { run, cycles } = contenders[index]!;

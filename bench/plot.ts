@@ -1,4 +1,7 @@
-/** The picture of the README: bars on a logarithmic scale, readable on light and dark. */
+/**
+ * Draws the picture of the README: bars on a logarithmic scale, readable on light and
+ * dark backgrounds.
+ */
 import { CONTENDERS, duration, type Report } from "./report.ts";
 import type { Row } from "./result.ts";
 
@@ -6,13 +9,13 @@ const WIDTH = 760;
 const LABELS = 170;
 const VALUES = 80;
 const BAR = { height: 18, gap: 6 };
-/** Grey that has enough contrast on white and on black. */
+/** Gray with enough contrast on white and on black. */
 const TEXT = "#7d8590";
 const LINE = "#7d859055";
 const OURS = "#2f9e73";
 const OTHERS = "#8a94a6";
 
-/** Draws the groups that matter most. */
+/** Draws the most important groups. */
 export function plot({ rows }: Report): string {
   const groups = ["attach memory", "attach disk", "list 512", "processes 8"]
     .map((id) => rows.find((row) => row.id === id))
@@ -66,7 +69,7 @@ function titleOf({ id, title }: Row): string {
     : title;
 }
 
-/** What a group shows: medians, and of many processes the longest wait. */
+/** Returns the bars of a group: medians, or the longest wait of many processes. */
 function bars({ id, samples }: Row): { name: string; value: number }[] {
   return Object.keys(CONTENDERS)
     .filter((name) => (samples[name]?.count ?? 0) > 0)

@@ -1,4 +1,7 @@
-/** Many processes that attach and detach at once, all of them the first free device. */
+/**
+ * Measures many processes that attach to the first free device and detach at the same
+ * time.
+ */
 import { buildC } from "./build.ts";
 import { allMinors, removeDevices } from "./devices.ts";
 import { type Sample, sampleOf } from "./measure.ts";
@@ -8,12 +11,12 @@ import type { World } from "./world.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
 const COUNTS = [1, 8, 32, 128];
-/** Numbers below are given by the kernel to who asks for a free device. */
+/** The kernel assigns lower numbers to processes that ask for a free device. */
 const FIRST_CHOSEN_NUMBER = 1000;
-/** What a process of Deno takes, in bytes, generously. */
+/** Upper estimate of the memory of a Deno process, in bytes. */
 const MEMORY = 80 * 2 ** 20;
 
-/** Failures, and how long a cycle takes at most, beside as many processes. */
+/** Measures failures and the longest cycle beside other processes. */
 export async function processesCase(world: World): Promise<Findings> {
   const rules = buildC("attach");
   const losetup = buildC("losetup");
@@ -44,7 +47,7 @@ export async function processesCase(world: World): Promise<Findings> {
         { length: count },
         () => programs.use(start(world.image(world.memory))),
       );
-      // Each has been started when it has answered. One after the other: alone.
+      // A process has started once it answers. Start them one by one.
       for (const program of all) {
         await program.run(name === "loopdev" ? 100 : 1);
       }

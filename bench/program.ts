@@ -1,12 +1,12 @@
 /**
- * Measured programs: each runs all the time, in a process of its own, and does nothing
- * until it is asked. It reads numbers of cycles from its standard input, one a line,
- * and answers with the nanoseconds of each cycle.
+ * Controls measured programs. Each runs in its own process and is idle until asked. It
+ * reads numbers of cycles from its standard input, one per line, and prints the
+ * nanoseconds of each cycle.
  */
 import { lines } from "../tests/device/support.ts";
 import type { Contender } from "./measure.ts";
 
-/** Programs that run, to be ended when the benchmark is interrupted. */
+/** Running programs, to be ended if the benchmark is interrupted. */
 const running = new Set<Program>();
 
 /** A measured program. */
@@ -26,7 +26,7 @@ export class Program implements AsyncDisposable {
     running.add(this);
   }
 
-  /** Does cycles, and tells how long each took. */
+  /** Runs cycles, and returns the time of each. */
   async run(cycles: number): Promise<number[]> {
     await this.#input.write(new TextEncoder().encode(`${cycles}\n`));
     const { value, done } = await this.#output.next();
@@ -34,7 +34,7 @@ export class Program implements AsyncDisposable {
     return value.split(" ").map(Number);
   }
 
-  /** The program as a column of the table. */
+  /** Returns the program as a column of the table. */
   as(
     name: string,
     cycles: number,
@@ -48,7 +48,7 @@ export class Program implements AsyncDisposable {
     };
   }
 
-  /** Ends it now, whatever it does. */
+  /** Ends it immediately. */
   kill(): void {
     try {
       this.#process.kill("SIGKILL");
@@ -64,18 +64,21 @@ export class Program implements AsyncDisposable {
   }
 }
 
-/** Ends all that run. */
+/** Ends all running programs. */
 export function killPrograms(): void {
   for (const program of running) program.kill();
 }
 
-/** A program in TypeScript, with the permission that the library needs. */
+/**
+ * Returns the arguments to run a program in TypeScript with the permission that the
+ * library needs.
+ */
 export function denoArguments(name: string): string[] {
   const path = new URL(name, import.meta.url).pathname;
   return ["run", "--quiet", "--no-check", "--allow-ffi", path];
 }
 
-/** The library, as a measured program: see `loopdev.ts`. */
+/** Starts the library as a measured program: see `loopdev.ts`. */
 export function loopdev(...args: string[]): Program {
   return new Program(Deno.execPath(), ...denoArguments("loopdev.ts"), ...args);
 }

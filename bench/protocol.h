@@ -1,7 +1,7 @@
 /*
- * What every measured program in C does: it reads numbers from its standard input, one
- * a line, does so many cycles, and answers with one line: the nanoseconds of each
- * cycle, or the negative error number of one that failed.
+ * The protocol of every measured program in C. It reads numbers of cycles from standard
+ * input, one per line, runs that many cycles, and prints one line: the nanoseconds of
+ * each cycle, or the negative error number of a failed one.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -19,7 +19,7 @@ static void serve(int64_t (*cycle)(void)) {
   while (scanf("%ld", &count) == 1) {
     int64_t *answers = malloc(count * sizeof *answers);
     for (long i = 0; i < count; i++) answers[i] = cycle();
-    /* Printed at the end: a write would disturb the cycle that follows. */
+    /* Printed at the end, because a write would disturb the next cycle. */
     for (long i = 0; i < count; i++) printf("%s%lld", i == 0 ? "" : " ", (long long)answers[i]);
     puts("");
     fflush(stdout);

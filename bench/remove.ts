@@ -1,9 +1,9 @@
 /**
- * Removes devices, as many at a time as Deno has threads for calls that block:
+ * Removes devices, as many at a time as Deno has threads for blocking calls:
  *
  *     remove.ts MINOR...
  *
- * The error number of such a call is lost. Whoever runs this looks what is left.
+ * The error number of such a call is lost, so the caller checks which devices are left.
  */
 import { LOOP_CTL_REMOVE, LoopControl } from "@loopdev/loopdev";
 

@@ -1,9 +1,9 @@
-/** The results as the README shows them. */
+/** Formats the results for the README. */
 import type { Sample } from "./measure.ts";
 import type { Figure, Row } from "./result.ts";
 import type { Target } from "./targets.ts";
 
-/** All that was found in one run. */
+/** All results of a run. */
 export interface Report {
   readonly machine: string;
   readonly rows: Row[];
@@ -12,7 +12,7 @@ export interface Report {
   readonly remarks: string[];
 }
 
-/** The contenders, as the columns name them. */
+/** Names of the contenders in the columns. */
 export const CONTENDERS: Record<string, string> = {
   loopdev: "loopdev",
   C: "C",
@@ -43,7 +43,7 @@ const LIMITS = `
 - Each start of a program in Deno takes longer than all of losetup. The module is for
   programs that do more than one thing.`;
 
-/** A time, from microseconds, in the unit that suits it. */
+/** Formats a time in microseconds in a suitable unit. */
 export function duration(microseconds: number): string {
   if (Number.isNaN(microseconds)) return "–";
   const [value, unit] = microseconds < 1000
@@ -56,7 +56,7 @@ export function duration(microseconds: number): string {
   } ${unit}`;
 }
 
-/** The page of all results. */
+/** Formats the page of all results. */
 export function markdown(report: Report): string {
   return [
     "# Speed",
@@ -72,7 +72,7 @@ export function markdown(report: Report): string {
   ].join("\n\n");
 }
 
-/** The rows that the README has. */
+/** Rows for the README. */
 const SUMMARY = [
   "attach memory",
   "attach disk",
@@ -81,14 +81,14 @@ const SUMMARY = [
   "find 64",
 ];
 
-/** The table of the README. */
+/** Formats the table for the README. */
 export function summary(report: Report): string {
   const rows = SUMMARY.map((id) => report.rows.find((row) => row.id === id))
     .filter((row) => row !== undefined);
   return times(rows);
 }
 
-/** What was found, for the terminal. */
+/** Formats the results for the terminal. */
 export function text(report: Report): string {
   return [
     report.machine,
@@ -108,7 +108,7 @@ function tables({ rows }: Report): string[] {
   ].filter((table) => table !== "");
 }
 
-/** Rows that have tables of their own. */
+/** Returns `true` for rows that have their own table. */
 function isApart({ id }: Row): boolean {
   return id.startsWith("processes") || id.startsWith("stop") || id === "start";
 }
@@ -141,14 +141,14 @@ function times(rows: Row[]): string {
   );
 }
 
-/** `41 ×`: how many times as long. */
+/** Formats a ratio: `41 ×`. */
 function timesAs(ratio: number): string {
   return `${
     ratio < 10 ? ratio.toFixed(ratio < 2 ? 2 : 1) : Math.round(ratio)
   } ×`;
 }
 
-/** Whoever waits is shown by the slowest: medians say nothing of that. */
+/** Formats the longest waits of many processes, which medians do not show. */
 function processes(rows: Row[]): string {
   const cell = (sample: Sample): string => {
     const { failures, count, median, p99, most } = sample;

@@ -1,25 +1,25 @@
-/** What the benchmark finds. */
+/** Data types for the results of the benchmark. */
 import type { Sample } from "./measure.ts";
 
-/** One thing that was measured, of each contender. */
+/** One measurement, for each contender. */
 export interface Row {
-  /** By what the targets find it: `attach tmpfs`. */
+  /** Key by which the targets find it: `attach tmpfs`. */
   readonly id: string;
   readonly title: string;
-  /** Of the samples: microseconds, or something a second. */
+  /** Unit of the samples. */
   readonly unit: "µs" | "MB/s" | "IOPS";
   readonly samples: Record<string, Sample>;
-  /** System calls of one cycle, of each contender whose calls were counted. */
+  /** System calls in one cycle, for each contender whose calls were counted. */
   readonly calls?: Record<string, number>;
 }
 
-/** A figure that is none of time. */
+/** A figure that is not a time. */
 export interface Figure {
   readonly id: string;
   readonly value: number;
 }
 
-/** What a case gives. */
+/** Results of a case. */
 export interface Findings {
   readonly rows: Row[];
   readonly figures?: Figure[];

@@ -1,6 +1,6 @@
 /*
- * How long programs take, one after the other, from the start of the first to the end of
- * the last, without the cost of a shell:
+ * Measures the time of programs run one after the other, from the start of the first to
+ * the end of the last, without the cost of a shell:
  *
  *     run PROGRAM [ARGUMENT...] [--then PROGRAM [ARGUMENT...]]...
  */

@@ -1,6 +1,6 @@
 /**
- * Thousands of devices in one process: whether time and memory per device stay what
- * they are. As root:
+ * Measures whether time and memory per device stay constant with thousands of devices
+ * in one process. As root:
  *
  *     deno task bench:scale [COUNT]
  */
@@ -10,22 +10,22 @@ import { World } from "./world.ts";
 
 const STEPS = 4;
 
-/** What one step took, per device. */
+/** Time and memory of one step, per device. */
 interface Step {
   readonly devices: number;
-  /** In microseconds. */
+  /** Time in microseconds. */
   readonly attach: number;
   readonly list: number;
   readonly find: number;
   detach: number;
-  /** In KiB. */
+  /** Memory in KiB. */
   readonly process: number;
   readonly kernel: number;
 }
 
 declare const gc: (() => void) | undefined;
 
-/** KiB of objects of this process, and of the kernel's own structures. */
+/** Returns the KiB of objects of this process, and of structures of the kernel. */
 function memory(): { process: number; kernel: number } {
   gc?.();
   const info = Deno.readTextFileSync("/proc/meminfo");
@@ -38,14 +38,14 @@ function memory(): { process: number; kernel: number } {
   };
 }
 
-/** Microseconds. */
+/** Returns the time of an operation in microseconds. */
 async function timed(work: () => unknown): Promise<number> {
   const start = performance.now();
   await work();
   return (performance.now() - start) * 1000;
 }
 
-/** The median of some runs, in microseconds. */
+/** Returns the median time of some runs in microseconds. */
 async function mostly(work: () => unknown): Promise<number> {
   const times: number[] = [];
   for (let run = 0; run < 5; run++) times.push(await timed(work));

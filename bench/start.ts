@@ -1,4 +1,6 @@
-/** Starting: what importing the module takes, and the command line, beside an empty program. */
+/**
+ * Measures importing the module and starting the command line, beside an empty program.
+ */
 import { buildC } from "./build.ts";
 import { alternate, type Contender } from "./measure.ts";
 import { denoArguments, Program } from "./program.ts";
@@ -7,7 +9,7 @@ import type { World } from "./world.ts";
 
 const DEVICES = 8;
 
-/** Programs in TypeScript, from start to end. */
+/** Measures programs in TypeScript from start to end. */
 export async function startCase(world: World): Promise<Findings> {
   const run = buildC("run");
   await using own = world.ownDevices();
@@ -19,7 +21,7 @@ export async function startCase(world: World): Promise<Findings> {
   const deno = (name: string, program: string, ...args: string[]): Contender =>
     programs.use(
       new Program(run, Deno.execPath(), ...denoArguments(program), ...args),
-    ).as(name, 2, 3); // the first times fill Deno's cache
+    ).as(name, 2, 3); // the first runs fill Deno's cache
   const samples = await alternate([
     deno("empty", "start/empty.ts"),
     deno("import", "start/import.ts"),
@@ -38,7 +40,7 @@ export async function startCase(world: World): Promise<Findings> {
   };
 }
 
-/** How many functions of C are looked up when the module is imported. */
+/** Counts the C functions that importing the module looks up. */
 function symbols(): Figure {
   const { stdout } = new Deno.Command(Deno.execPath(), {
     args: denoArguments("start/symbols.ts"),

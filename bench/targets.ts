@@ -1,7 +1,7 @@
-/** What the library is to reach, and what was measured. */
+/** Compares the results with the targets. */
 import type { Figure, Row } from "./result.ts";
 
-/** A target; what is left out was not measured. */
+/** A target and its result, if it was measured. */
 export interface Target {
   readonly what: string;
   readonly wanted: string;
@@ -11,7 +11,7 @@ export interface Target {
 
 const MILLISECOND = 1000;
 
-/** All targets for which there are figures. */
+/** Returns all targets for which there are results. */
 export function targets(rows: Row[], figures: Figure[]): Target[] {
   const found: Target[] = [];
   const row = (id: string): Row | undefined =>
@@ -49,7 +49,7 @@ export function targets(rows: Row[], figures: Figure[]): Target[] {
       : value / reference;
   };
 
-  /** Of the fastest cycles: what the machine did beside is not in it. */
+  /** The fastest cycles exclude other load on the machine. */
   const fastest = (id: string): string => {
     const { loopdev, C } = row(id)?.samples ?? {};
     return loopdev === undefined || C === undefined

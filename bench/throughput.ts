@@ -1,4 +1,7 @@
-/** Reading and writing with fio: a device of ours must be as fast as one of losetup's. */
+/**
+ * Measures reading and writing with fio: our device must be as fast as one attached by
+ * losetup.
+ */
 import { attach } from "@loopdev/loopdev";
 import { type Sample, summary } from "./measure.ts";
 import type { Findings, Row } from "./result.ts";
@@ -33,7 +36,7 @@ const JOBS: Job[] = [
   },
 ];
 
-/** Sequential and random, through the page cache and past it. */
+/** Measures sequential and random access, with and without the page cache. */
 export async function throughputCase(world: World): Promise<Findings> {
   try {
     output("fio", "--version");
@@ -42,15 +45,15 @@ export async function throughputCase(world: World): Promise<Findings> {
     world.remarks.push("Throughput is left out: fio is not installed");
     return { rows: [] };
   }
-  // Both use one image: where it lies on the disk is the same for both.
+  // Both use the same image, so that its place on the disk is the same.
   const file = world.image(world.disk, SIZE);
   output("fallocate", "--length", String(SIZE), file);
   const seconds = world.times(2, 1);
-  // Blocks that were never written are not read from the disk.
+  // Written first, because blocks that were never written are not read from the disk.
   for (const use of [onOurs, onTheirs]) {
     await use(file, false, (path) => fio(path, false, JOBS[1]!, seconds));
   }
-  output("cp", file, "/dev/null"); // into the page cache
+  output("cp", file, "/dev/null"); // fill the page cache
   const rows: Row[] = [];
   for (const direct of [false, true]) {
     for (const job of world.quick ? JOBS.slice(0, 1) : JOBS) {
@@ -106,7 +109,7 @@ async function onTheirs(
   }
 }
 
-/** Megabytes or operations a second. */
+/** Returns megabytes or operations per second. */
 async function fio(
   path: string,
   direct: boolean,

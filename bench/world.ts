@@ -1,4 +1,7 @@
-/** What the cases share: directories, devices, programs; and that nothing is left of it. */
+/**
+ * Resources shared by the cases: directories, devices and programs, all removed at the
+ * end.
+ */
 import { attach, type Attachment, type AttachOptions } from "@loopdev/loopdev";
 import { boundDevices } from "../tests/device/support.ts";
 import { callsOfCycle } from "./calls.ts";
@@ -8,19 +11,19 @@ import { killPrograms } from "./program.ts";
 /** A directory for images. */
 export interface Directory {
   readonly path: string;
-  /** `tmpfs`, `ext4` … */
+  /** Its file system: `tmpfs`, `ext4` … */
   readonly type: string;
 }
 
-/** Everything that the cases make, undone at the end, however it comes. */
+/** All resources of the cases. Disposal removes them, whatever happened. */
 export class World implements AsyncDisposable {
-  /** Fewer repetitions. */
+  /** `true` for fewer repetitions. */
   readonly quick: boolean;
-  /** In memory. */
+  /** A directory in memory. */
   readonly memory: Directory;
-  /** On a disk, or what the machine has. */
+  /** A directory on a disk, or on what the machine has. */
   readonly disk: Directory;
-  /** What could not be measured, and why. */
+  /** Measurements that were not possible, and the reasons. */
   readonly remarks: string[] = [];
   readonly #undo = new AsyncDisposableStack();
 
@@ -42,7 +45,7 @@ export class World implements AsyncDisposable {
     return { path, type: type === "ext2/ext3" ? "ext4" : type };
   }
 
-  /** What programs that were killed left attached: only our own files. */
+  /** Detaches devices that killed programs left attached to our own files. */
   #detachOurs(): void {
     for (const { name, file } of boundDevices()) {
       const isOurs = file.startsWith(`${this.memory.path}/`) ||
@@ -51,12 +54,12 @@ export class World implements AsyncDisposable {
     }
   }
 
-  /** So many, or fewer in a quick run. */
+  /** Returns the number of repetitions. */
   times(full: number, quick: number): number {
     return this.quick ? quick : full;
   }
 
-  /** A sparse file. */
+  /** Creates a sparse file. */
   image(directory: Directory, size: number = 1 << 20): string {
     const path = `${directory.path}/${crypto.randomUUID()}.img`;
     Deno.createSync(path).close();
@@ -64,17 +67,20 @@ export class World implements AsyncDisposable {
     return path;
   }
 
-  /** Devices of our own, which are removed by the end at the latest. */
+  /** Creates devices, which are removed at the end at the latest. */
   ownDevices(): OwnDevices {
     return this.#undo.use(new OwnDevices());
   }
 
-  /** Attaches until the end at the latest. */
+  /** Attaches a file until the end at the latest. */
   async attach(file: string, options?: AttachOptions): Promise<Attachment> {
     return this.#undo.use(await attach(file, options));
   }
 
-  /** How many system calls each program makes in a cycle; nothing without strace. */
+  /**
+   * Counts the system calls of each program in a cycle; returns nothing if strace is
+   * missing.
+   */
   countCalls(programs: Record<string, string[]>): Record<string, number> {
     try {
       return Object.fromEntries(
@@ -88,7 +94,7 @@ export class World implements AsyncDisposable {
     }
   }
 
-  /** Builds something, or says why it cannot be built. */
+  /** Builds a program, or records why it cannot be built. */
   tryToBuild(what: string, build: () => string): string | undefined {
     try {
       return build();
@@ -106,7 +112,7 @@ export class World implements AsyncDisposable {
   }
 }
 
-/** What a command prints. */
+/** Returns the output of a command. */
 export function output(command: string, ...args: string[]): string {
   const { stdout } = new Deno.Command(command, { args, stderr: "inherit" })
     .outputSync();

@@ -1,9 +1,9 @@
 /**
- * Attaches a file, looks at the device, and detaches it:
+ * Attaches a file, prints the device, and detaches it:
  *
  *     deno run --allow-ffi examples/attach.ts disk.img
  *
- * Without a file it attaches one in memory.
+ * Without a file, attaches one in memory.
  */
 import { attach, inspect, openMemory } from "@loopdev/loopdev";
 
@@ -14,5 +14,5 @@ using memory = openMemory(16 * 1024 * 1024);
     `${device.path} has ${device.size} bytes in blocks of ${device.blockSize}`,
   );
   console.log(inspect(device));
-} // detached here, also when the block is left by an exception
+} // detached here, even if an exception leaves the block
 console.log("detached");

@@ -1,10 +1,10 @@
 /**
- * Shows what this is for, on a real image, and proves that it worked:
+ * Demonstrates the library on a real image and verifies the result:
  *
  *     deno task demo [IMAGE]
  *
- * Without an image it makes one, attaches it, writes to it, detaches it, and looks for
- * what was written in the image. An image of yours is attached read-only and shown.
+ * Without an image, creates one, attaches it, writes to it, detaches it, and finds the
+ * written data in the image. An existing image is attached read-only and shown.
  */
 import { attach, list, LoopError } from "@loopdev/loopdev";
 import { basename } from "@std/path/posix/basename";
@@ -12,14 +12,14 @@ import { basename } from "@std/path/posix/basename";
 const MiB = 1024 * 1024;
 const MESSAGE = "written through a loop device\n";
 
-/** What the user can do something about: one line, without a stack. */
+/** Error that the user can correct, printed on one line without a stack. */
 class Problem extends Error {}
 
 function say(step: string): void {
   console.log(`\n# ${step}`);
 }
 
-/** Runs a command; `false` when there is none of that name. */
+/** Runs a command. Returns `false` if it does not exist. */
 async function run(command: string, ...args: string[]): Promise<boolean> {
   console.log(`$ ${command} ${args.join(" ")}`);
   let output;
@@ -35,7 +35,7 @@ async function run(command: string, ...args: string[]): Promise<boolean> {
   );
 }
 
-/** Attaches an image of the user's, read-only. */
+/** Attaches the user's image read-only. */
 async function show(image: string): Promise<void> {
   say(`Attach ${image} read-only`);
   await using device = await attach(image, { readOnly: true });
@@ -48,21 +48,21 @@ async function show(image: string): Promise<void> {
   console.log(device.loop.getStatus());
   say(`Detach ${device.path}`);
   await device.detach();
-  console.log("It is free.");
+  console.log("The device is free.");
 }
 
-/** Makes an image, writes to it through a device, and finds that in the image. */
+/** Creates an image, writes to it through a device, and finds the data in the image. */
 async function make(directory: string): Promise<void> {
   const image = `${directory}/disk.img`;
-  say("Make an image of 64 MiB");
+  say("Create an image of 64 MiB");
   await Deno.writeFile(image, new Uint8Array());
   await Deno.truncate(image, 64 * MiB);
   const hasFileSystem = await run("mkfs.ext4", "-q", image);
-  if (!hasFileSystem) console.log("(there is no mkfs.ext4: raw blocks, then)");
+  if (!hasFileSystem) console.log("(mkfs.ext4 is missing: using raw blocks)");
 
   say("Attach it");
   await using device = await attach(image, { reference: "demo" });
-  console.log(`It is ${device.path} now.`);
+  console.log(`It is attached to ${device.path}.`);
 
   say("List it");
   console.table(
@@ -75,16 +75,16 @@ async function make(directory: string): Promise<void> {
 
   say(`Detach ${device.path}`);
   await device.detach();
-  console.log("It is free, and what was written is in the image.");
+  console.log("The device is free, and the data is in the image.");
 
-  say(`Look for it in ${basename(image)}`);
+  say(`Find the data in ${basename(image)}`);
   if (hasFileSystem) await run("fsck.ext4", "-f", "-n", image);
   const at = find(await Deno.readFile(image), MESSAGE);
   if (at < 0) throw new Problem("the data is not in the image");
   console.log(`Found ${JSON.stringify(MESSAGE)} at byte ${at}.`);
 }
 
-/** Writes a file to the file system of a device. */
+/** Writes a file to the file system on a device. */
 async function writeFile(device: string, directory: string): Promise<void> {
   say("Mount it, write a file, unmount it");
   await Deno.mkdir(directory);
@@ -97,7 +97,7 @@ async function writeFile(device: string, directory: string): Promise<void> {
   }
 }
 
-/** Writes a block of a device. */
+/** Writes a block to a device. */
 async function writeBlock(device: string): Promise<void> {
   say("Write its first block");
   const block = new Uint8Array(512);
@@ -114,14 +114,14 @@ function find(bytes: Uint8Array, text: string): number {
   return -1;
 }
 
-/** Why it cannot work here, if that can be told. */
+/** Returns the reason why attaching cannot work here, if it is known. */
 function obstacle(): string | undefined {
-  if (Deno.build.os !== "linux") return "loop devices exist on Linux only";
-  if (Deno.uid() !== 0) return "attaching a file needs root: try sudo";
+  if (Deno.build.os !== "linux") return "loop devices exist only on Linux";
+  if (Deno.uid() !== 0) return "attaching a file requires root: try sudo";
   try {
     Deno.statSync("/dev/loop-control");
   } catch {
-    return "there is no /dev/loop-control: load the driver with modprobe loop";
+    return "/dev/loop-control is missing: load the driver with modprobe loop";
   }
   return undefined;
 }
@@ -137,7 +137,7 @@ async function main(): Promise<void> {
   } finally {
     await Deno.remove(directory, { recursive: true });
   }
-  console.log("\nThe image is removed; nothing is left behind.");
+  console.log("\nThe image was removed.");
 }
 
 try {

@@ -1,6 +1,6 @@
 /**
- * Exchanges the file behind a read-only device while others have it open: a new version
- * of an image that is in use.
+ * Exchanges the file of a read-only device while other programs have it open, for a new
+ * version of an image in use:
  *
  *     deno run --allow-ffi --allow-read --allow-write --allow-run=head \
  *       examples/hot_swap.ts
@@ -10,11 +10,11 @@ import { assertEquals } from "@std/assert";
 
 const directory = await Deno.makeTempDir();
 
-/** An image of 1 MiB that begins with a text. */
+/** Creates an image of 1 MiB that starts with a text. */
 async function makeImage(name: string, text: string): Promise<string> {
   const path = `${directory}/${name}`;
   await Deno.writeTextFile(path, text);
-  await Deno.truncate(path, 1 << 20); // LOOP_CHANGE_FD wants the same size
+  await Deno.truncate(path, 1 << 20); // LOOP_CHANGE_FD requires the same size
   return path;
 }
 
@@ -22,7 +22,7 @@ const first = await makeImage("version-1.img", "version 1");
 const second = await makeImage("version-2.img", "version 2");
 {
   await using device = await attach(first, { readOnly: true });
-  // Another program looks, which needs no rights of this one.
+  // Read by another program, because this one has no permission to.
   const look = async () => {
     const args = ["-c", "9", device.path];
     const { stdout } = await new Deno.Command("head", { args }).output();
@@ -34,6 +34,6 @@ const second = await makeImage("version-2.img", "version 2");
   using file = openFile(second, { readOnly: true });
   device.loop.changeFd(file.fd);
   assertEquals(await look(), "version 2");
-  console.log(`${device.path} shows version 2, and was there all the time`);
+  console.log(`${device.path} shows version 2 and was never detached`);
 }
 await Deno.remove(directory, { recursive: true });

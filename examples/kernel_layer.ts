@@ -1,22 +1,22 @@
 /**
- * The ioctls by hand: find a device, bind a file, change it, unbind.
+ * Calls the ioctls directly: finds a device, binds a file, changes it and unbinds it:
  *
  *     deno run --allow-ffi examples/kernel_layer.ts
  *
- * attach() and detach() do this with all the care that others deserve; here is what
- * is below them.
+ * attach() and detach() do this safely beside other processes. This example shows the
+ * layer below.
  */
 import { Loop, LoopControl, LoopError, openMemory } from "@loopdev/loopdev";
 
 using control = new LoopControl();
 using memory = openMemory(8 * 1024 * 1024);
 
-/** Binds the first device that nobody else takes in between. */
+/** Binds the first device that no other process takes in the meantime. */
 function bind(): Loop {
   for (;;) {
     const loop = new Loop(control.getUnbound());
     try {
-      // Detached by the kernel at the last close, whatever happens here.
+      // The kernel detaches it at the last close, whatever happens here.
       loop.configure(memory.fd, { autoclear: true, reference: "example" });
       return loop;
     } catch (error) {
@@ -33,4 +33,4 @@ loop.setStatus({ offset: 1024 * 1024 });
 loop.setBlockSize(4096);
 console.log(`${loop.getSize()} bytes in blocks of ${loop.getBlockSize()}`);
 
-loop.clearFd(); // marked: the kernel detaches when the descriptor is closed
+loop.clearFd(); // the kernel detaches when the descriptor is closed

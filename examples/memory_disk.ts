@@ -1,12 +1,12 @@
 /**
- * A disk in memory, with a file system: gone without a trace at the end.
+ * Creates a disk in memory with a file system, which leaves nothing behind:
  *
  *     deno run --allow-ffi --allow-run=mkfs.ext4,mount,umount --allow-read --allow-write \
  *       examples/memory_disk.ts [MEBIBYTES]
  */
 import { attach, openMemory } from "@loopdev/loopdev";
 
-/** Runs a command that must succeed. */
+/** Runs a command, and throws if it fails. */
 async function run(command: string, ...args: string[]): Promise<void> {
   const { success } = await new Deno.Command(command, { args }).spawn().status;
   if (!success) throw new Error(`Cannot ${command} ${args.join(" ")}`);

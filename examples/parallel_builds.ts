@@ -1,6 +1,6 @@
 /**
- * Many images at once: each build gets a device of its own, whoever else asks for one
- * at the same time, and a build that fails leaves nothing attached.
+ * Builds many images at once. Each build gets its own device, even if other processes
+ * ask for one at the same time, and a failed build leaves nothing attached:
  *
  *     deno run --allow-ffi --allow-read --allow-write --allow-run=mkfs.ext4 \
  *       examples/parallel_builds.ts [BUILDS]

@@ -1,6 +1,6 @@
 /**
- * A partitioned image from scratch: a table, two file systems that are filled at the same
- * time, and the proof that all of that is in the image.
+ * Builds a partitioned image from scratch: a table, and two file systems that are filled
+ * at the same time. Then verifies that the image contains all of it:
  *
  *     deno run --allow-all examples/partitioned_image.ts disk.img
  *
@@ -13,7 +13,7 @@ const image = Deno.args[0] ?? await Deno.makeTempFile({ suffix: ".img" });
 const TABLE = "label: gpt\nsize=16M, name=boot\nname=data\n";
 const FILES = { boot: "kernel\n", data: "written to the second partition\n" };
 
-/** Runs a command that must succeed. */
+/** Runs a command, and throws if it fails. */
 async function run(command: string, args: string[], input = ""): Promise<void> {
   const child = new Deno.Command(command, { args, stdin: "piped" }).spawn();
   const writer = child.stdin.getWriter();
@@ -23,7 +23,7 @@ async function run(command: string, args: string[], input = ""): Promise<void> {
   if (!success) throw new Error(`Cannot ${command} ${args.join(" ")}`);
 }
 
-/** Makes a file system on each partition. */
+/** Creates a file system on each partition. */
 async function makeFileSystems(device: Attachment): Promise<void> {
   for (const { path, name, size, start } of await device.partitions()) {
     console.log(`${path} (${name}): ${size} bytes from ${start} on`);
@@ -40,7 +40,7 @@ async function fill(device: Attachment): Promise<void> {
 }
 
 await Deno.writeFile(image, new Uint8Array(), {
-  createNew: Deno.args[0] !== undefined, // an image that is there is kept
+  createNew: Deno.args[0] !== undefined, // never overwrites an existing image
 });
 await Deno.truncate(image, 64 * 1024 * 1024);
 await run("sfdisk", ["--quiet", image], TABLE);
@@ -56,5 +56,5 @@ for (const [partition, content] of Object.entries(FILES)) {
   await using disk = await mount(image, { partition, readOnly: true });
   assertEquals(await Deno.readTextFile(`${disk.path}/file`), content);
 }
-console.log(`${image} holds it all`);
+console.log(`${image} contains everything`);
 if (Deno.args[0] === undefined) await Deno.remove(image);

@@ -1,12 +1,12 @@
 /**
- * Saves what can be saved of a damaged image, without writing one byte to it: the device
- * is read-only, the table is read from its backup when it must be, and each partition
- * that is a sound file system is copied to a file.
+ * Recovers what it can from a damaged image, without writing a single byte to it. The
+ * device is read-only, the table is read from its backup if necessary, and each
+ * partition with an intact file system is copied to a file:
  *
  *     deno run --allow-ffi --allow-read --allow-write --allow-run=sfdisk,mkfs.ext4,fsck.ext4,dd \
  *       examples/recover.ts [IMAGE DIRECTORY]
  *
- * Without arguments it makes a damaged image first.
+ * Without arguments, creates a damaged image first.
  */
 import { attach } from "@loopdev/loopdev";
 
@@ -27,7 +27,7 @@ async function run(
   return (await child.status).success;
 }
 
-/** An image with a file system, whose GPT header was overwritten. */
+/** Creates an image with a file system, and overwrites its GPT header. */
 async function makeDamaged(path: string): Promise<void> {
   await Deno.writeFile(path, new Uint8Array());
   await Deno.truncate(path, 64 << 20);
@@ -60,7 +60,7 @@ if (temporary !== undefined) await makeDamaged(image);
     console.log(
       number,
       name,
-      isSound ? `saved as ${copy}` : "is no sound ext4",
+      isSound ? `saved as ${copy}` : "is not an intact ext4",
     );
   }
 }

@@ -1,16 +1,19 @@
 /**
- * Checks of arguments, made before any system call: `TypeError` for the wrong
- * type, `RangeError` for a bad value.
+ * Validates arguments before any system call: `TypeError` for the wrong type,
+ * `RangeError` for a bad value.
  */
 import { quote } from "./errors.ts";
 import { type CString, cString } from "./sys/libc.ts";
 
-/** Loop numbers have 20 bits: `MINORBITS`, linux/kdev_t.h. */
+/** Largest loop number: 20 bits, `MINORBITS` in linux/kdev_t.h. */
 export const MAX_MINOR: number = 2 ** 20 - 1;
 const MAX_OFFSET = 2n ** 63n - 1n;
 const MAX_INT = 2 ** 31 - 1;
 
-/** Refuses names of options that do not exist: a misspelt `readonly` would otherwise attach for writing. */
+/**
+ * Throws if an option is unknown: a misspelled `readonly` would otherwise attach for
+ * writing.
+ */
 export function checkOptions(
   options: unknown,
   known: readonly string[],
@@ -58,22 +61,25 @@ function checkInteger(
   return value;
 }
 
-/** A loop number. */
+/** Validates a loop number. */
 export function checkMinor(value: unknown, minimum = 0): number {
   return checkInteger(value, "a loop number", minimum, MAX_MINOR);
 }
 
-/** A file descriptor. */
+/** Validates a file descriptor. */
 export function checkDescriptor(value: unknown, name: string): number {
   return checkInteger(value, `${name} (a file descriptor)`, 0, MAX_INT);
 }
 
-/** Permission bits. */
+/** Validates permission bits. */
 export function checkMode(value: unknown): number {
   return checkInteger(value, "mode", 0, 0o777);
 }
 
-/** Bytes in a file: a safe integer or a bigint, as the kernel takes them. */
+/**
+ * Validates a number of bytes in a file, a safe integer or a bigint, and converts it to
+ * a bigint.
+ */
 export function checkBytes(value: unknown, name: string): bigint {
   if (typeof value !== "number" && typeof value !== "bigint") {
     throw new TypeError(
@@ -82,7 +88,7 @@ export function checkBytes(value: unknown, name: string): bigint {
   }
   if (typeof value === "number" && !Number.isSafeInteger(value)) {
     throw new RangeError(
-      `Cannot use ${value} as ${name}: it must be an integer, and a bigint above 2^53-1`,
+      `Cannot use ${value} as ${name}: it must be an integer (a bigint above 2^53-1)`,
     );
   }
   const bytes = BigInt(value);
@@ -94,12 +100,12 @@ export function checkBytes(value: unknown, name: string): bigint {
   return bytes;
 }
 
-/** A position on a device, in bytes. */
+/** Validates a position on a device, in bytes. */
 export function checkPosition(value: unknown): number {
   return checkInteger(value, "position", 0, Number.MAX_SAFE_INTEGER);
 }
 
-/** `true`, `false`, or `undefined` where the option was not given. */
+/** Validates a boolean; `undefined` if the option was not given. */
 export function checkBoolean(
   value: unknown,
   name: string,
@@ -112,7 +118,7 @@ export function checkBoolean(
   return value;
 }
 
-/** Milliseconds; `Infinity` is a value. */
+/** Validates a time in milliseconds; `Infinity` is allowed. */
 export function checkTimeout(value: unknown): number {
   if (typeof value !== "number") {
     throw new TypeError(
@@ -121,13 +127,13 @@ export function checkTimeout(value: unknown): number {
   }
   if (!(value >= 0)) {
     throw new RangeError(
-      `Cannot use ${value} as timeout: it must be 0 or more milliseconds`,
+      `Cannot use ${value} as timeout: it must be at least 0 milliseconds`,
     );
   }
   return value;
 }
 
-/** An `AbortSignal`, or `undefined`. */
+/** Validates an `AbortSignal`; `undefined` if it was not given. */
 export function checkSignal(value: unknown): AbortSignal | undefined {
   if (value !== undefined && !(value instanceof AbortSignal)) {
     throw new TypeError(
@@ -137,19 +143,19 @@ export function checkSignal(value: unknown): AbortSignal | undefined {
   return value;
 }
 
-/** A path, in both of the forms that are needed. */
+/** A path, as text and as bytes. */
 export interface FilePath {
-  /** For messages. */
+  /** Text of the path, for messages. */
   readonly text: string;
-  /** For the kernel: NUL-terminated, and exactly the bytes that were meant. */
+  /** The exact bytes of the path for the kernel, NUL-terminated. */
   readonly bytes: CString;
 }
 
 const decoder = new TextDecoder();
 
 /**
- * A path given as text or as `file:` URL. A URL can name files whose names are
- * not UTF-8 (`file:///tmp/%ff.img`).
+ * Validates a path given as text or as a `file:` URL. A URL can name a file whose name
+ * is not UTF-8 (`file:///tmp/%ff.img`).
  */
 export function checkPath(path: unknown): FilePath {
   if (path instanceof URL) return checkUrl(path);
@@ -160,12 +166,12 @@ export function checkPath(path: unknown): FilePath {
   }
   if (path.includes("\0")) {
     throw new TypeError(
-      `Cannot use ${quote(path)} as a path: it holds a NUL character`,
+      `Cannot use ${quote(path)} as a path: it contains a NUL character`,
     );
   }
   if (!path.isWellFormed()) {
     throw new TypeError(
-      `Cannot use ${quote(path)} as a path: it holds half a surrogate pair`,
+      `Cannot use ${quote(path)} as a path: it contains an unpaired surrogate`,
     );
   }
   return { text: path, bytes: cString(path) };
@@ -176,11 +182,11 @@ function checkUrl(url: URL): FilePath {
     throw new TypeError(
       `Cannot use ${
         quote(url.href)
-      } as a path: it must be a file URL of this machine`,
+      } as a path: it must be a file: URL without a host`,
     );
   }
   const bytes: number[] = [];
-  const { pathname } = url; // ASCII: everything else is percent-encoded
+  const { pathname } = url; // ASCII, because everything else is percent-encoded
   for (let at = 0; at < pathname.length; at++) {
     const digits = pathname[at] === "%" ? pathname.slice(at + 1, at + 3) : "";
     if (/^[0-9a-f]{2}$/i.test(digits)) {
@@ -192,7 +198,7 @@ function checkUrl(url: URL): FilePath {
   }
   if (bytes.includes(0)) {
     throw new TypeError(
-      `Cannot use ${quote(url.href)} as a path: it holds a NUL character`,
+      `Cannot use ${quote(url.href)} as a path: it contains a NUL character`,
     );
   }
   return {

@@ -1,4 +1,4 @@
-/** Attaching: a file becomes a device that is what was asked for, or nothing stays. */
+/** Attaches a file as a verified loop device; on failure, leaves nothing attached. */
 import {
   CONFIGURE_OPTIONS,
   type ConfigureOptions,
@@ -41,107 +41,117 @@ import { statOf } from "./sys/stat.ts";
 import type { LoopConfig } from "./sys/loop_uapi.ts";
 import { DEFAULT_TIMEOUT } from "./waiting.ts";
 
-/** What {@linkcode attach} does about other devices over the same bytes of a file. */
+/** Policy of {@linkcode attach} for other devices over the same bytes of a file. */
 export type Overlap = "lock" | "refuse" | "allow";
 
-/** How {@linkcode attach} attaches. Sizes and offsets are bytes. */
+/** Options of {@linkcode attach}. Sizes and offsets are in bytes. */
 export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
   /**
-   * The logical block size, as for {@linkcode Loop.configure}; or `"probe"`: that of the
-   * GPT in the file, and the kernel's default where there is none.
+   * The logical block size, as for {@linkcode Loop.configure}. With `"probe"`, the
+   * sector size of the GPT in the file, or the kernel's default if the file has no GPT.
    */
   blockSize?: number | "probe" | undefined;
   /**
-   * The kernel detaches at the last close, also when the process is killed.
+   * Detaches the device at its last close, even if the process is killed.
    *
    * @default {true}
    */
   autoclear?: boolean | undefined;
   /**
-   * What to do when a loop device shows some of the bytes already: two writable devices
-   * over the same bytes corrupt them, since each has a page cache of its own.
+   * Policy for a file whose bytes another loop device already uses. Two writable
+   * devices over the same bytes corrupt them, because each has its own page cache.
    *
-   * - `"lock"` locks the range of the file (`F_OFD_SETLK`) for as long as it is attached.
-   *   Among users of this library readers share a file and a writer has it alone; `EBUSY`
-   *   otherwise. A file system without locks is used without.
-   * - `"refuse"` also looks for devices of other tools, and is `EBUSY` for any overlap.
+   * - `"lock"` locks the range of the file (`F_OFD_SETLK`) for as long as it is
+   *   attached. Among users of this library, several readers can share a file, but a
+   *   writer excludes all others; a conflict is `EBUSY`. On a file system without
+   *   locks, the range is not locked.
+   * - `"refuse"` also looks for devices attached by other tools. Any overlap is
+   *   `EBUSY`.
    * - `"allow"` does neither.
    *
-   * A device whose path leads to another file from here, because of a mount or another
-   * mount namespace, is not found. QEMU locks bytes 100 to 103 and 200 to 203 of its
-   * images. A block device is locked by its node: two nodes are two files. A file seen through an overlayfs and the same file in its upper directory are
-   * two files to the kernel: neither `"lock"` nor `"refuse"` finds that they overlap.
+   * A device is not found if its path leads to another file in this mount namespace. A
+   * block device is locked through its node, so two nodes of one device do not exclude
+   * each other. A file seen through an overlayfs and the same file in its upper
+   * directory are two files to the kernel: neither `"lock"` nor `"refuse"` detects that
+   * they overlap. QEMU locks bytes 100 to 103 and 200 to 203 of its images, which can
+   * conflict with these locks.
    *
    * @default {"lock"}
    */
   overlap?: Overlap | undefined;
   /**
-   * A directory, on no devtmpfs, in which nodes of the device and its partitions are
-   * made, for others to use where `/dev` has none: in a container. `path` is in it then.
-   * A node of the device that is there already is used as it is.
+   * A directory in which to create nodes for the device and its partitions, for other
+   * programs that have no nodes in `/dev`, as in a container. It must not be on a
+   * devtmpfs. {@linkcode Attachment.path} is in that directory. A node of the device
+   * that already exists there is used as it is.
    *
-   * Without it, and where `/dev` has no node of the device, they are in a private
-   * directory: `/run/loopdev-…`, or in `/tmp`, `/dev` or `/dev/shm` where `/run` does not
-   * take device nodes.
+   * If this option is not given and `/dev` has no node of the device, the nodes are
+   * created in a private directory: `/run/loopdev-…`, or one in `/tmp`, `/dev` or
+   * `/dev/shm` if `/run` does not accept device nodes.
    *
-   * What was made is removed by `detach`, which fails when it cannot be. It outlives
-   * `persist` and a killed process: a node that is left behind gives access to later
-   * devices of that number. Private ones are removed by {@linkcode detach} too, and
-   * {@linkcode doctor} shows those that are left.
+   * `detach` removes the nodes that were created, and fails if it cannot. They outlive
+   * `persist` and a killed process; a node that is left over gives access to later
+   * devices of that number. {@linkcode detach} also removes private nodes, and
+   * {@linkcode doctor} reports those that are left over.
    */
   nodes?: string | URL | undefined;
   /**
-   * `"refuse"`: an error, `ELOOP`, when any part of the path of the file is a symbolic
-   * link, as for {@linkcode openFile}. A descriptor has no path.
+   * Policy for symbolic links. With `"refuse"`, a symbolic link in any part of the path
+   * of the file is an error (`ELOOP`), as for {@linkcode openFile}. Does not apply to a
+   * descriptor.
    *
    * @default {"follow"}
    */
   symlinks?: "follow" | "refuse" | undefined;
-  /** This device; it is added when it does not exist, and no other is tried. Without it the first free one. */
+  /**
+   * The number of the device to use. It is added if it does not exist; no other device
+   * is tried. By default, the first free device is used.
+   */
   minor?: number | undefined;
   /**
-   * How many milliseconds disposal of the {@linkcode Attachment} waits for others who
-   * have the device open.
+   * Time in milliseconds that disposal of the {@linkcode Attachment} waits for other
+   * processes to close the device.
    *
    * @default {5000}
    */
   detachTimeout?: number | undefined;
-  /** Ends the trying. */
+  /** Signal used to abort. The promise rejects with its reason. */
   signal?: AbortSignal | undefined;
 }
 
 /**
  * Attaches a file to a loop device.
  *
- * The device is configured in one step and verified: it has the size, the block size
- * and the properties that were asked for, or `attach` throws and nothing stays
- * attached. When others take a device first, the next one is tried, for at most 2
+ * The device is configured in one step and verified. Its size, block size and
+ * properties are exactly as requested; otherwise `attach` throws and leaves nothing
+ * attached. If another process takes a device first, the next one is tried, for up to 2
  * seconds.
  *
- * With `autoclear`, which is the default, the kernel detaches when the process ends,
- * however it ends. Dispose of the {@linkcode Attachment}, or call its `detach`, to
- * detach before; a write-back error is reported only then.
+ * With `autoclear`, which is the default, the kernel detaches the device when the
+ * process ends, however it ends. To detach earlier, dispose of the
+ * {@linkcode Attachment} or call its `detach`; only these report write-back errors.
  *
- * Two writable devices over the same bytes of a file corrupt them: that is an error,
- * unless `overlap` says otherwise. Much that is not written back of the file yet is
- * written back first, off the event loop.
+ * Two writable devices over the same bytes of a file corrupt them, so an overlap is an
+ * error unless the `overlap` option allows it. If the file has a lot of unwritten data,
+ * it is first written back without blocking the event loop.
  *
- * Requires `--allow-ffi`, and root or the group of the device nodes.
+ * Requires `--allow-ffi`, and root or membership in the group of the device nodes.
  *
- * @param file The file, or an open descriptor of it, which stays yours and may be
- * closed afterwards. A path is relative to the working directory; a `file:` URL can
- * name files whose names are not UTF-8.
- * @param options How to attach it.
+ * @param file The file, or an open descriptor of it. A descriptor stays yours and may
+ * be closed afterwards. A path is relative to the working directory. A `file:` URL can
+ * name a file whose name is not UTF-8.
+ * @param options Options for attaching.
  * @returns The attached device, which detaches when it is disposed of.
- * @throws {LoopError} what opening the file gives (`ENOENT`, `EACCES`, `EROFS`,
- * `EISDIR` …); `EBUSY` when the bytes are attached already, or locked; `EBUSY` and
- * others when no device could be had, with the number of those that were tried; `EINVAL`
- * when the range holds no whole block, or direct I/O was asked for and cannot be;
- * `EBADF` when the file leads back to the device
- * @throws {TypeError} for options that do not exist or have the wrong type
- * @throws {RangeError} for a bad offset, limit, block size, number or reference
+ * @throws {LoopError} If the file cannot be opened (`ENOENT`, `EACCES`, `EROFS`,
+ * `EISDIR` …), if its bytes are already attached or locked (`EBUSY`), if no device
+ * could be bound (`EBUSY` and others; the message says how many were tried), if the
+ * range holds no whole block or direct I/O is not possible (`EINVAL`), or if the file
+ * leads back to the device (`EBADF`).
+ * @throws {TypeError} If an option is unknown or has the wrong type.
+ * @throws {RangeError} If the offset, limit, block size, number or reference is out of
+ * range.
  *
- * @example A device for the length of a block
+ * @example Attach a file for the length of a block
  * ```ts
  * import { attach } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -172,7 +182,7 @@ export async function attach(
   };
   const loop = await bindDevice(device, request);
   const finish = async () => {
-    // Who does not lock may have attached it since we looked.
+    // Tools that take no lock may have attached the file since it was checked.
     if (request.overlap === "refuse") {
       await refuseRivals(claim, loop, request.signal);
     }
@@ -194,7 +204,7 @@ export async function attach(
   return new Attachment(loop, { nodes, timeout: request.detachTimeout });
 }
 
-/** What is to be done, checked. */
+/** Validated arguments of {@linkcode attach}. */
 interface AttachRequest {
   readonly wanted: ConfigureOptions;
   readonly config: LoopConfig;
@@ -207,7 +217,7 @@ interface AttachRequest {
   readonly signal: AbortSignal | undefined;
 }
 
-/** The options of {@linkcode attach} by name. */
+/** Names of the options of {@linkcode attach}. */
 export const ATTACH_OPTIONS = [
   ...CONFIGURE_OPTIONS,
   "detachTimeout",
@@ -255,7 +265,7 @@ function checkOverlap(value: unknown): Overlap {
   );
 }
 
-/** Opens the file, and does all that can be done before a device is touched. */
+/** Opens the file and does everything that can be done before a device is touched. */
 async function prepare(
   file: string | URL | { readonly fd: number },
   { wanted, config, probesBlockSize, overlap, symlinks, signal }: AttachRequest,
@@ -279,7 +289,8 @@ async function prepare(
     if (probesBlockSize) {
       config.blockSize = await probeBlockSize(backing, config) ?? 0;
     }
-    // The kernel raises it for direct I/O where it has to: not what was asked for.
+    // The kernel may raise the block size for direct I/O; that would not be what was
+    // requested.
     wanted.blockSize = config.blockSize || DEFAULT_BLOCK_SIZE;
     if (backing.isRegular) {
       refuseEmptyRange({ options: wanted, config, backing });
@@ -293,7 +304,10 @@ async function prepare(
   }
 }
 
-/** Whether nobody uses an autoclear device any more: its owner was killed a moment ago. */
+/**
+ * Returns `true` if an autoclear device has no users left, because its owner was killed
+ * a moment ago.
+ */
 async function isBeingFreed(device: LoopDevice): Promise<boolean> {
   if (!device.autoclear) return false;
   try {
@@ -301,11 +315,11 @@ async function isBeingFreed(device: LoopDevice): Promise<boolean> {
     const { holders, complete } = await findHolders(device.minor);
     return complete && holders.length === 0;
   } catch {
-    return false; // nobody knows: then it is busy
+    return false; // unknown: report the device as busy
   }
 }
 
-/** Binds the file to a device, in one step. */
+/** Binds the file to a device in one step. */
 function bindDevice(
   device: Wanted,
   { minor, signal }: AttachRequest,
@@ -322,14 +336,17 @@ function bindDevice(
     : bindMinor(tryDevice, minor);
 }
 
-// Loaded when they are needed: where /dev has nodes they seldom are.
+// Loaded on demand: rarely needed if /dev has nodes.
 
 async function openNodeDirectory(path: FilePath): Promise<NodeDirectory> {
   const { NodeDirectory } = await import("./kernel/node_directory.ts");
   return NodeDirectory.open(path);
 }
 
-/** A directory with the node of a device that has none in `/dev`. It may have appeared there meanwhile. */
+/**
+ * Creates a private directory with the node of a device, unless the node has appeared
+ * in `/dev` by now.
+ */
 async function privateNodes(loop: Loop): Promise<NodeDirectory | undefined> {
   const { hasNode, NodeDirectory } = await import("./kernel/node_directory.ts");
   const rdev = rdevOfOpen(loop);
@@ -342,7 +359,7 @@ function rdevOfOpen({ fd, path }: Loop): number {
   return unwrapStat(statOf(fd), `Cannot examine ${quote(path)}`, path).rdev;
 }
 
-/** The sector size of the GPT in the part of the file that will be the device. */
+/** Reads the sector size of the GPT in the part of the file that the device will show. */
 async function probeBlockSize(
   backing: Backing,
   { info }: LoopConfig,

@@ -1,28 +1,28 @@
-/** Several files, all attached or none. */
+/** Attaches several files, all or none. */
 import { checkMinor, checkOptions } from "./arguments.ts";
 import { attach, ATTACH_OPTIONS, type AttachOptions } from "./attach.ts";
 import type { Attachment } from "./attachment.ts";
 
-/** Files that {@linkcode attachAll} attached. Disposal detaches them in the reverse order. */
+/** Files attached by {@linkcode attachAll}. Disposal detaches them in reverse order. */
 export interface AttachmentGroup extends AsyncDisposable {
-  /** In the order of the files. */
+  /** The attached devices, in the order of the files. */
   readonly devices: Attachment[];
 }
 
 /**
  * Attaches several files, all or none.
  *
- * When one cannot be attached, those before it are detached again. Disposal of the group
- * detaches all of them in the reverse order, also when one of them fails; the first error
- * is thrown.
+ * If one file cannot be attached, the devices before it are detached again. Disposal of
+ * the group detaches all devices in reverse order, even if detaching one of them fails,
+ * and throws the first error.
  *
  * @param files The files, or open descriptors of them.
- * @param options As for {@linkcode attach}, for each of them.
+ * @param options Options for each file, as for {@linkcode attach}.
  * @returns The devices, in the order of the files.
- * @throws {TypeError} for `minor` with several files
- * @throws {LoopError} as {@linkcode attach}
+ * @throws {TypeError} If `minor` is given with several files.
+ * @throws {LoopError} If a file cannot be attached, as for {@linkcode attach}.
  *
- * @example The members of a mirror
+ * @example Attach the members of a mirror
  * ```ts
  * import { attachAll, openMemory } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -59,7 +59,7 @@ export async function attachAll(
   try {
     for (const file of all) devices.push(await attach(file, options));
   } catch (error) {
-    await detachAll().catch(() => {}); // what kept the file from being attached is the news
+    await detachAll().catch(() => {}); // report the error of attaching, not of the cleanup
     throw error;
   }
   return { devices, [Symbol.asyncDispose]: detachAll };

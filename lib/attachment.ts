@@ -1,4 +1,4 @@
-/** An attached file, for as long as it is not disposed of. */
+/** A file attached to a loop device, until it is disposed of. */
 import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { decodeFlags } from "./kernel/configuration.ts";
 import { BoundLoop } from "./attaching/bound_loop.ts";
@@ -46,35 +46,41 @@ import { duplicate, writeBack } from "./sys/libc.ts";
 import { BRIEF_USE, DEFAULT_TIMEOUT } from "./waiting.ts";
 
 /**
- * A file that {@linkcode attach} attached, for as long as it is not disposed of.
+ * A file attached to a loop device by {@linkcode attach}, until it is disposed of.
  *
- * It holds the device open, so that the kernel cannot give it to anybody else.
- * `detach` and disposal detach it. After that `minor`, `path` and `diskSequence` stay
- * readable, and all else is a {@linkcode LoopError} `EBADF`.
+ * It holds the device open, so that the kernel cannot give it to another process.
+ * `detach` and disposal detach it. After that, `minor`, `path` and `diskSequence` stay
+ * readable; everything else throws a {@linkcode LoopError} with code `EBADF`.
  *
- * @example Detaching by hand, with a limit
+ * @example Detach explicitly, with a time limit
  * ```ts
- * import { attach, openMemory } from "@loopdev/loopdev";
+ * import { attach, LoopError, openMemory } from "@loopdev/loopdev";
+ * import { assertRejects } from "@std/assert";
  *
  * using memory = openMemory(1 << 20);
  * const device = await attach(memory);
  * await device.detach({ timeout: 1000 });
+ * await assertRejects(
+ *   () => device.read(new Uint8Array(512), 0),
+ *   LoopError,
+ *   "EBADF",
+ * );
  * ```
  */
 export class Attachment implements AsyncDisposable {
-  /** The open device. Closing it detaches, when `autoclear` is set. */
+  /** The open device. Closing it detaches the file if `autoclear` is set. */
   readonly loop: Loop;
   readonly #loop: BoundLoop;
   readonly #nodes: NodeDirectory | undefined;
   readonly #timeout: number;
   #state: State = { is: "attached" };
-  /** Whether partitions were added that the kernel does not remove at the detach. */
+  /** `true` if partitions were added that the kernel does not remove on detaching. */
   #hasOwnPartitions = false;
-  /** What is being read and written. */
+  /** Reads and writes in progress. */
   readonly #transfers = new Set<Promise<number>>();
 
   /**
-   * Made by {@linkcode attach}.
+   * Constructed by {@linkcode attach} only.
    *
    * @param loop The open device.
    */
@@ -83,14 +89,17 @@ export class Attachment implements AsyncDisposable {
     { nodes, timeout = DEFAULT_TIMEOUT }: Internals = {},
   ) {
     if (!(loop instanceof BoundLoop)) {
-      throw new TypeError("Cannot make an Attachment: attach() makes them");
+      throw new TypeError("Cannot construct Attachment: use attach()");
     }
     this.loop = this.#loop = loop;
     this.#nodes = nodes;
     this.#timeout = timeout;
   }
 
-  /** A path by which it can be opened: `/dev/loop3`, or that in the directory of its nodes. */
+  /**
+   * A path that opens the device: `/dev/loop3`, or a path in the directory of its
+   * nodes.
+   */
   get path(): string {
     return this.#nodes?.pathOf(this.#loop.name) ?? this.#loop.path;
   }
@@ -100,12 +109,18 @@ export class Attachment implements AsyncDisposable {
     return this.#loop.minor;
   }
 
-  /** The disk sequence number of the binding; 0 before Linux 5.15. It rises when the backing file is exchanged. */
+  /**
+   * The disk sequence number of the binding; 0 before Linux 5.15. It rises when the
+   * backing file is exchanged.
+   */
   get diskSequence(): number {
     return this.#loop.diskSequence;
   }
 
-  /** The size in bytes, read from the device at each access. Above 2^53-1 it is given as that. */
+  /**
+   * The size in bytes, read from the device at each access. Clamped to
+   * `Number.MAX_SAFE_INTEGER`.
+   */
   get size(): number {
     const size = exactSize(this.#loop);
     return Number(size < MAX_SAFE ? size : MAX_SAFE);
@@ -117,23 +132,28 @@ export class Attachment implements AsyncDisposable {
   }
 
   /**
-   * Makes the partitions of the device appear, and tells what they are: as
+   * Creates the partitions of the device and describes them, like
    * {@linkcode partitions}.
    *
-   * @param options How long to wait for nodes.
+   * @param options Limits for waiting for the nodes.
    * @returns The partitions, by number.
-   * @throws {LoopError} `EUCLEAN` when the table is damaged; `ETIMEDOUT` when a node
-   * does not appear in time
+   * @throws {LoopError} If the table is damaged (`EUCLEAN`) or a node does not appear
+   * in time (`ETIMEDOUT`).
    *
-   * @example
+   * @example List the partitions of an attached image
    * ```ts
    * import { attach, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
-   * using memory = openMemory(1 << 20);
+   * const disk = new Uint8Array(4 << 20);
+   * disk.set([0x55, 0xaa], 510); // an MBR
+   * disk[450] = 0x83; // with one Linux partition
+   * new DataView(disk.buffer).setUint32(454, 2048, true); // from sector 2048
+   * new DataView(disk.buffer).setUint32(458, 4096, true); // of 4096 sectors
+   * using memory = openMemory(disk);
    * await using device = await attach(memory, { partscan: true });
-   * for (const { path, size } of await device.partitions()) {
-   *   console.log(path, size);
-   * }
+   * const [partition] = await device.partitions();
+   * assertEquals(partition?.path, `${device.path}p1`);
    * ```
    */
   async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
@@ -145,14 +165,15 @@ export class Attachment implements AsyncDisposable {
   }
 
   /**
-   * Mounts the file system on the device, or on one of its partitions: as {@linkcode mount}.
-   * Unmount it before the device is detached.
+   * Mounts the file system on the device or on one of its partitions, like
+   * {@linkcode mount}. Unmount it before the device is detached.
    *
-   * @param options How to mount it.
+   * @param options Options for mounting.
    * @returns The mounted file system, which is unmounted when it is disposed of.
-   * @throws {LoopError} as {@linkcode mount}
+   * @throws {LoopError} If it cannot be mounted, as for {@linkcode mount}, or the device
+   * was detached (`EBADF`).
    *
-   * @example A device and its file system, in the right order
+   * @example Mount the file system of an attached image
    * ```ts
    * import { attach, openMemory } from "@loopdev/loopdev";
    *
@@ -172,17 +193,19 @@ export class Attachment implements AsyncDisposable {
   }
 
   /**
-   * Reads bytes of the device through its page cache, while the event loop goes on.
-   * `Deno.open` would want `--allow-all` for a device.
+   * Reads bytes of the device through its page cache, without blocking the event loop.
+   * Reading a device with `Deno.open` requires `--allow-all`.
    *
-   * @param buffer Where the bytes go; as many are read as it has room for. It must not be
-   * transferred or resized until the promise is settled.
-   * @param position Where to begin, in bytes.
-   * @returns How many bytes were read: fewer than asked for only at the end of the device.
-   * @throws {LoopError} `EIO` when the backing file cannot be read
-   * @throws {RangeError} for a negative or fractional position
+   * @param buffer The buffer to fill. It must not be transferred or resized until the
+   * promise settles.
+   * @param position The offset on the device to start at, in bytes.
+   * @returns The number of bytes read, which is less than requested only at the end of
+   * the device.
+   * @throws {LoopError} If the backing file cannot be read (`EIO`) or the device was
+   * detached (`EBADF`).
+   * @throws {RangeError} If the position is negative or fractional.
    *
-   * @example
+   * @example Read the first sector
    * ```ts
    * import { attach, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -199,17 +222,18 @@ export class Attachment implements AsyncDisposable {
   }
 
   /**
-   * Writes bytes to the device through its page cache, while the event loop goes on.
-   * They are in the backing file when the device is detached, or persisted.
+   * Writes bytes to the device through its page cache, without blocking the event loop.
+   * They are in the backing file once the device is detached or persisted.
    *
-   * @param bytes What is written. It must not change until the promise is settled.
-   * @param position Where to begin, in bytes.
-   * @returns How many bytes were written: fewer than given only at the end of the device.
-   * @throws {LoopError} `ENOSPC` past the end of the device; `EPERM`, `EBADF` when it is
-   * read-only
-   * @throws {RangeError} for a negative or fractional position
+   * @param bytes The bytes to write. They must not change until the promise settles.
+   * @param position The offset on the device to start at, in bytes.
+   * @returns The number of bytes written, which is less than requested only at the end
+   * of the device.
+   * @throws {LoopError} If the position is past the end of the device (`ENOSPC`), or
+   * the device is read-only (`EPERM`, `EBADF`) or was detached (`EBADF`).
+   * @throws {RangeError} If the position is negative or fractional.
    *
-   * @example
+   * @example Write the second sector
    * ```ts
    * import { attach, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -231,7 +255,8 @@ export class Attachment implements AsyncDisposable {
     checkTransfer(bytes, position);
     const { path } = this;
     this.#checkAttached(`${direction.verb} ${quote(path)}`);
-    // The number of a descriptor that is closed meanwhile may soon be a stranger's file.
+    // A descriptor that is closed during the call may be reused for another file, so
+    // duplicate it.
     const own = new FileDescriptor(
       unwrap(duplicate(this.#loop.fd), () => ({
         action: `Cannot ${direction.verb} ${quote(path)}`,
@@ -249,7 +274,10 @@ export class Attachment implements AsyncDisposable {
     return await transfer;
   }
 
-  /** Resolves when nothing is read or written any more: descriptors of ours keep the device. */
+  /**
+   * Resolves when no read or write is in progress, because their descriptors keep the
+   * device open.
+   */
   async #settleTransfers(): Promise<void> {
     while (this.#transfers.size > 0) {
       await Promise.allSettled([...this.#transfers]);
@@ -257,39 +285,46 @@ export class Attachment implements AsyncDisposable {
   }
 
   /**
-   * Detaches, and resolves when the device is free.
+   * Detaches the device and resolves when it is free.
    *
-   * Everything that was written through the device is in the file then, also what
-   * others wrote meanwhile. While others have it open the kernel keeps it, and
-   * detaches when they let go. After {@linkcode LoopBusyError}, an abort or `lazy`
-   * the descriptor is closed, and calling it again waits again. Detached already, it
-   * resolves at once.
+   * By then, everything that was written through the device is in the file, including
+   * what other processes wrote during the call. While another process has the device
+   * open, the kernel keeps it attached, and detaches it at the last close. After a
+   * {@linkcode LoopBusyError}, an abort or `lazy`, the descriptor is closed and a
+   * further call waits again. If the device is already detached, resolves at once.
    *
-   * @param options How long to wait for others.
-   * @throws {LoopBusyError} `EBUSY` when others do not let go in time
-   * @throws {LoopError} `EIO`, `ENOSPC` when writing back failed, with the device
-   * detached; `EROFS` and others when a node that was made for it cannot be removed
-   * @throws {StaleDeviceError} after `persist`, when the device is bound to something
-   * else by now
+   * @param options Limits for waiting for other processes.
+   * @throws {LoopBusyError} If other processes do not close the device in time
+   * (`EBUSY`).
+   * @throws {LoopError} If writing back failed (`EIO`, `ENOSPC`) or a node that was
+   * created for the device cannot be removed (`EROFS` and others). The device is
+   * detached in both cases.
+   * @throws {StaleDeviceError} If the device was persisted and is now bound to another
+   * file.
    *
-   * @example
+   * @example Detach a device before the end of its block
    * ```ts
    * import { attach, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
-   * using memory = openMemory(1 << 20);
-   * const device = await attach(memory);
+   * const path = await Deno.makeTempFile();
+   * await Deno.truncate(path, 1 << 20);
+   * const device = await attach(path);
+   * await device.write(new Uint8Array(512).fill(1), 0);
    * await device.detach();
+   * assertEquals((await Deno.readFile(path))[0], 1);
+   * await Deno.remove(path);
    * ```
    */
   async detach(options: DetachOptions = {}): Promise<void> {
     const waiting = checkDetachOptions(options);
     if (this.#state.is === "attached" && this.#loop.fd !== -1) {
       if (waiting.ifUnused) {
-        await this.#settleTransfers(); // they are no use by others
+        await this.#settleTransfers(); // our own transfers are not other users
         await refuseUsed(this.#loop);
       }
     }
-    // Asked once more: somebody may have called it meanwhile.
+    // Checked again: another call of detach() may have come first.
     if (this.#state.is === "attached" && this.#loop.fd !== -1) {
       this.#state = { is: "released", released: this.#release() };
     }
@@ -298,7 +333,7 @@ export class Attachment implements AsyncDisposable {
         return this.#removeNodes();
       case "released":
         return await this.#detachReleased(this.#state, waiting);
-      default: // whoever called closed the descriptor, by persist() or loop.close()
+      default: // the caller closed the descriptor, by persist() or loop.close()
         return await this.#detachByReference(options);
     }
   }
@@ -314,13 +349,16 @@ export class Attachment implements AsyncDisposable {
       );
       return { ...released, failure: released.failure ?? left };
     } catch (error) {
-      // The kernel refused; our descriptor is closed all the same.
+      // The kernel refused, but the descriptor is closed nonetheless.
       this.#state = { is: "persisted" };
       throw error;
     }
   }
 
-  /** Removes them unless one is in use: then whoever binds the device next removes them. */
+  /**
+   * Removes the partitions unless one is in use; the next process that binds the device
+   * removes those.
+   */
   #removePartitions(): void {
     try {
       removePartitions(this.#loop, "detach");
@@ -346,7 +384,10 @@ export class Attachment implements AsyncDisposable {
     throw released.failure;
   }
 
-  /** Once the descriptor is closed, the disk sequence number tells whether it is still our binding. */
+  /**
+   * Detaches a device whose descriptor is closed, if its disk sequence number shows
+   * that it is still the same binding.
+   */
   async #detachByReference(options: DetachOptions): Promise<void> {
     const { minor, path, diskSequence } = this;
     await this.#settleTransfers();
@@ -355,7 +396,7 @@ export class Attachment implements AsyncDisposable {
     try {
       await detachBinding({ minor, diskSequence }, backing, options);
     } catch (error) {
-      // Unbound, or nearly so, or removed. What sysfs says is the truth.
+      // The device was unbound or removed, or is about to be: check in sysfs.
       const known = error instanceof LoopError &&
         [ENXIO, ENODEV, ENOENT].includes(error.errno);
       if (!known) throw error;
@@ -372,28 +413,32 @@ export class Attachment implements AsyncDisposable {
     this.#removeNodes();
   }
 
-  /** Mostly they have gone; what could not be removed is tried again. */
+  /** Removes the nodes that could not be removed before, if any. */
   #removeNodes(): void {
     const left = this.#nodes?.removeAll();
     if (left !== undefined) throw left;
   }
 
   /**
-   * Leaves the device to live on without this process: writes back, clears
-   * `autoclear` (about 16 ms, from Linux 6.19 on refused when it is mounted: call it
-   * before mounting) and closes the descriptor. `detach` still works, by the disk
-   * sequence number; disposal does nothing any more.
+   * Leaves the device attached when this process ends: writes back, clears `autoclear`
+   * and closes the descriptor. `detach` still works, by the disk sequence number;
+   * disposal no longer does anything.
+   *
+   * Takes about 16 ms. From Linux 6.19 on, a mounted device is refused, so call it
+   * before mounting.
    *
    * @returns The path of the device.
-   * @throws {LoopError} `EIO`, `ENOSPC` when writing back failed, and the device stays
-   * attached as it is; `EBUSY` as above
+   * @throws {LoopError} If writing back failed (`EIO`, `ENOSPC`) or the device is
+   * mounted (`EBUSY`). The device stays attached as it is.
    *
-   * @example
+   * @example Leave a device attached, and detach it later
    * ```ts
-   * import { attach, detach, openMemory } from "@loopdev/loopdev";
+   * import { attach, detach, inspect, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using memory = openMemory(1 << 20);
    * const path = await (await attach(memory)).persist();
+   * assertEquals(inspect(path)?.autoclear, false);
    * await detach(path);
    * ```
    */
@@ -419,7 +464,7 @@ export class Attachment implements AsyncDisposable {
 
   #persist(flush: (fd: number) => number): string {
     const { path } = this;
-    if (this.#isPersisted) return path; // by another call, while this one was writing back
+    if (this.#isPersisted) return path; // persisted by another call during the write-back
     this.#checkAttached(`persist ${quote(path)}`);
     reportWriteBack(this.#loop, flush);
     const { autoclear } = decodeFlags(this.#loop.getInfo().flags);
@@ -430,7 +475,10 @@ export class Attachment implements AsyncDisposable {
     return path;
   }
 
-  /** Whether the device has our binding, by its disk sequence number, or before Linux 5.15 by the binding itself. */
+  /**
+   * `true` if the device still has our binding, by its disk sequence number or, before
+   * Linux 5.15, by the inode of the binding.
+   */
   get #isStillOurs(): boolean {
     const { minor, diskSequence, backing } = this.#loop;
     return diskSequence === 0
@@ -450,13 +498,14 @@ export class Attachment implements AsyncDisposable {
       operation: what.split(" ", 1)[0]!,
       path,
       hint: this.#isPersisted
-        ? "it was persisted: open it anew"
+        ? "it was persisted: open the device again"
         : "it was detached",
     });
   }
 
   /**
-   * The path of the device, for use in texts and command lines.
+   * Returns the path of the device, so that an attachment can be used in texts and
+   * command lines.
    *
    * @returns The path.
    */
@@ -465,7 +514,8 @@ export class Attachment implements AsyncDisposable {
   }
 
   /**
-   * The device as {@linkcode list} has it, while it is attached; then its names and its disk sequence number.
+   * Returns the device as {@linkcode list} does while it is attached, otherwise only
+   * its names and its disk sequence number.
    *
    * @returns Plain data.
    */
@@ -478,12 +528,12 @@ export class Attachment implements AsyncDisposable {
         device.diskSequence === diskSequence && this.#isStillOurs;
       if (isOurs) return { ...device, path };
     } catch {
-      // a JSON without it is better than none
+      // report what is known
     }
     return { minor, name, path, diskSequence };
   }
 
-  /** What `console.log` shows. */
+  /** Formats the attachment for `console.log`. */
   [Symbol.for("Deno.customInspect")](
     inspect: typeof Deno.inspect,
     options: Deno.InspectOptions,
@@ -491,16 +541,22 @@ export class Attachment implements AsyncDisposable {
     return `Attachment ${inspect(this.toJSON(), options)}`;
   }
 
-  /** Throws a write-back error of a detach() that was aborted before it could tell. */
+  /**
+   * Throws the write-back error of a detach() that was aborted before it could report
+   * it.
+   */
   async #reportFailure(state: ReleasedState): Promise<void> {
-    const released = await state.released.catch(() => undefined); // it was told
+    const released = await state.released.catch(() => undefined); // already reported
     if (released?.failure === undefined) return;
     if (state.isReported || state.isTold) return;
     state.isReported = true;
     throw released.failure;
   }
 
-  /** Detaches as {@linkcode Attachment.detach} does, within `detachTimeout`; nothing after `persist`, and no second waiting after one that failed. */
+  /**
+   * Detaches the device, like {@linkcode Attachment.detach}, within `detachTimeout`.
+   * Does nothing after `persist()` or after a `detach()` that failed.
+   */
   async [Symbol.asyncDispose](): Promise<void> {
     switch (this.#state.is) {
       case "attached":
@@ -511,19 +567,19 @@ export class Attachment implements AsyncDisposable {
   }
 }
 
-/** What {@linkcode attach} knows beside the device. */
+/** Internal arguments of {@linkcode Attachment}. */
 interface Internals {
   readonly nodes?: NodeDirectory | undefined;
   readonly timeout?: number;
 }
 
-/** The device is to be freed: written back, and the descriptor closed. */
+/** State after the device was written back and its descriptor closed. */
 interface ReleasedState {
   readonly is: "released";
   readonly released: Promise<Released>;
-  /** Whether a failure was thrown already. */
+  /** `true` if the failure was already thrown. */
   isReported?: boolean;
-  /** Whether it was the cause of another error that was thrown. */
+  /** `true` if the failure was the cause of another error that was thrown. */
   isTold?: boolean;
 }
 

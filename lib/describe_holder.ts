@@ -1,15 +1,17 @@
-/** Holders in words. */
+/** Describes holders in words. */
 import { printable } from "./errors.ts";
 import type { Holder } from "./holder.ts";
 
 /**
- * A holder in one line: `mounted on /mnt/a`, `open in process 4242 (qemu-system-x86)`. A
- * partition is named before that. What others chose, names and commands, is escaped for
- * the terminal and cut at 200 characters.
+ * Describes a holder in one line: `mounted on /mnt/a`,
+ * `open in process 4242 (qemu-system-x86)`. The name of a partition comes first. Names
+ * and commands chosen by other users are escaped for the terminal and cut at 200
+ * characters.
  *
- * @param holder What {@linkcode holders} found.
+ * @param holder A holder found by {@linkcode holders}.
  * @returns One line, without a newline.
- * @example Who has a device open
+ *
+ * @example Describe a mount of a partition
  * ```ts
  * import { describeHolder } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -61,16 +63,16 @@ function processOf({ pid, command }: { pid: number; command: string }): string {
     : `process ${pid} (${printable(command)})`;
 }
 
-/** So many holders are named in a message. */
+/** Maximum number of holders named in a message. */
 const MAX_NAMED = 10;
 
-/** Holders as they stand in a message, the first of them by name. */
+/** Describes holders for a message: the first ones by name, the rest by number. */
 export function describeHolders(
   { holders, complete }: { holders: readonly Holder[]; complete: boolean },
 ): string[] {
   const words = holders.slice(0, MAX_NAMED).map(describeHolder);
   const rest = holders.length - words.length;
   if (rest > 0) words.push(`and ${rest} more`);
-  if (!complete) words.push("what other users do cannot be seen");
+  if (!complete) words.push("some processes and mounts could not be checked");
   return words;
 }

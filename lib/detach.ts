@@ -1,4 +1,4 @@
-/** Detaching: nothing that was written is lost, and the device is free when it is done. */
+/** Detaches a device without losing data, and waits until it is free. */
 import {
   checkBoolean,
   checkOptions,
@@ -24,39 +24,42 @@ import { statAt } from "./sys/stat.ts";
 import { readLink } from "./sys/sysfs.ts";
 import { DEFAULT_TIMEOUT, type WaitOptions } from "./waiting.ts";
 
-/** How {@linkcode detach} waits. The limits are for the waiting for others, not for writing back. */
+/**
+ * Options of {@linkcode detach}. The limits apply to waiting for other processes, not
+ * to writing back.
+ */
 export interface DetachOptions {
   /**
-   * How many milliseconds to wait until others let go.
+   * Time in milliseconds to wait for other processes to close the device.
    *
    * @default {5000}
    */
   timeout?: number | undefined;
   /**
-   * Do not wait: the kernel detaches when the last one lets go.
+   * Returns without waiting: the kernel detaches the device at its last close.
    *
    * @default {false}
    */
   lazy?: boolean | undefined;
   /**
-   * Change nothing when anybody is seen to use the device: {@linkcode LoopBusyError} at
-   * once. Somebody may begin to use it right after the look. Where what others do cannot
-   * be seen, it counts as used.
+   * Changes nothing and throws {@linkcode LoopBusyError} at once if the device is in
+   * use. A process that starts to use it right after the check is not noticed. If the
+   * use by other processes cannot be checked completely, the device counts as used.
    *
    * @default {false}
    */
   ifUnused?: boolean | undefined;
-  /** Ends the waiting. */
+  /** Signal used to abort the wait. The promise rejects with its reason. */
   signal?: AbortSignal | undefined;
 }
 
-/** {@linkcode DetachOptions}, checked. */
+/** Validated {@linkcode DetachOptions}. */
 export interface ResolvedDetachOptions extends WaitOptions {
   readonly lazy: boolean;
   readonly ifUnused: boolean;
 }
 
-/** Checks the options. An abort that has happened already is thrown. */
+/** Validates the options. Throws if the signal is already aborted. */
 export function checkDetachOptions(
   options: DetachOptions,
 ): ResolvedDetachOptions {
@@ -72,32 +75,36 @@ export function checkDetachOptions(
 }
 
 /**
- * Detaches a device, whoever attached it, and resolves when it is free.
+ * Detaches a device, whichever process attached it, and resolves when it is free.
  *
- * What was written through the device is in the file then, also what others wrote
- * meanwhile. While others have it open (a mount, another process) the kernel keeps
- * it, and detaches when they let go. A failed write-back is reported after the device
- * was let go. Partitions disappear with the device. Requires `--allow-ffi`, and
- * permission to open the node for reading.
+ * By then, everything that was written through the device is in the file, including
+ * what other processes wrote during the call. While a mount or another process uses the
+ * device, the kernel keeps it attached, and detaches it at the last close. A failed
+ * write-back is reported after the device was released. Its partitions disappear with
+ * the device.
  *
- * @param device The device. With a bare name, path or number your word is taken for
- * what is attached to it; with what {@linkcode list} gave it is checked, from Linux 5.15
- * on.
- * @param options How long to wait for others.
- * @throws {LoopBusyError} `EBUSY` when others do not let go in time
- * @throws {StaleDeviceError} when the device is bound to something else by now
- * @throws {UnexpectedDevice} for a partition, and what is no loop device
- * @throws {LoopError} `ENXIO` when no file is attached; `EIO`, `ENOSPC` when writing
- * back failed, with the device detached
+ * Requires `--allow-ffi`, and permission to open the node for reading.
  *
- * @example Detaching all devices of a file
+ * @param device The device. A bare name, path or number detaches whatever is attached
+ * to it now. A row of {@linkcode list} is compared with the device first, from Linux
+ * 5.15 on.
+ * @param options Limits for waiting for other processes.
+ * @throws {LoopBusyError} If other processes do not close the device in time (`EBUSY`).
+ * @throws {StaleDeviceError} If the device is now bound to another file.
+ * @throws {UnexpectedDevice} If the path leads to a partition, or not to a loop device.
+ * @throws {LoopError} If no file is attached (`ENXIO`), or writing back failed (`EIO`,
+ * `ENOSPC`; the device is detached nonetheless).
+ *
+ * @example Detach all devices of a file
  * ```ts
  * import { attach, detach, find } from "@loopdev/loopdev";
+ * import { assertEquals } from "@std/assert";
  *
  * const path = await Deno.makeTempFile();
  * await Deno.truncate(path, 1 << 20);
  * await (await attach(path)).persist();
  * for (const device of find(path)) await detach(device);
+ * assertEquals(find(path), []);
  * await Deno.remove(path);
  * ```
  */
@@ -109,7 +116,10 @@ export async function detach(
   await detachBinding(device, undefined, options);
 }
 
-/** An `Attachment` is a reference too, but its own descriptor keeps the device busy. */
+/**
+ * Returns `true` for an `Attachment`, which must detach itself because its own
+ * descriptor keeps the device busy.
+ */
 function isAttachment(
   device: DeviceRef,
 ): device is DeviceRef & { detach(options: DetachOptions): Promise<void> } {
@@ -117,7 +127,10 @@ function isAttachment(
     "detach" in device && typeof device.detach === "function";
 }
 
-/** The same, with something more to recognize the binding by. */
+/**
+ * Detaches a device only if it is still bound to `backing`, if that is given; for
+ * kernels without disk sequence numbers.
+ */
 export async function detachBinding(
   device: DeviceRef,
   backing: BoundFile | undefined,
@@ -132,7 +145,10 @@ export async function detachBinding(
   await removeLeftNodes(released.minor);
 }
 
-/** Removes the private nodes of a device that another process attached, where `/dev` has none. */
+/**
+ * Removes the private nodes of a device that another process attached, if `/dev` has
+ * none.
+ */
 async function removeLeftNodes(minor: number): Promise<void> {
   const node = statAt(AT_FDCWD, cString(`/dev/loop${minor}`));
   if (typeof node !== "number") return;
@@ -140,7 +156,7 @@ async function removeLeftNodes(minor: number): Promise<void> {
   left.removeLeftNodes(minor);
 }
 
-/** Waits until others have closed the device. */
+/** Waits until other processes have closed the device. */
 export async function untilFree(
   device: Released,
   waiting: WaitOptions,
@@ -148,11 +164,14 @@ export async function untilFree(
   if (!await isFreeWithin(device, waiting)) throw await busyError(device);
 }
 
-/** Throws {@linkcode LoopBusyError} when others than this Loop use the device, or may do so. */
+/**
+ * Throws {@linkcode LoopBusyError} if anything but this Loop uses the device, or may
+ * use it.
+ */
 export async function refuseUsed(loop: Loop): Promise<void> {
   const { minor, path } = loop;
   const { holders, complete } = await holdersOrNone(minor);
-  // In a process namespace of its own /proc may be that of another one.
+  // In a PID namespace, /proc may belong to another namespace.
   const self = Number(readLink("/proc/self"));
   const own = ownDescriptors(loop);
   const others = holders.filter((holder) =>
@@ -176,19 +195,21 @@ async function busyError(
   const found = await holdersOrNone(minor);
   const { holders } = found;
   const who = describeHolders(found);
-  if (holders.length === 0) who.unshift("somebody else has it open");
+  if (holders.length === 0) who.unshift("another process has it open");
   if (failure !== undefined) who.push(failure.message);
   return new LoopBusyError(`Cannot detach ${quote(path)}`, {
     errno: EBUSY,
     operation: "detach",
     path,
-    hint: `${who.join("; ")}; the kernel detaches it when they let go`,
+    hint: `${
+      who.join("; ")
+    }; the kernel detaches it when the last one closes it`,
     holders,
     cause: failure,
   });
 }
 
-/** That nobody can be found must not hide that the device is busy. */
+/** Finds the holders of a device. An error must not hide that the device is busy. */
 async function holdersOrNone(minor: number): Promise<Holders> {
   try {
     const { findHolders } = await import("./holder_search.ts");

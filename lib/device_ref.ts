@@ -1,4 +1,4 @@
-/** How callers name a device. */
+/** Resolves the ways in which callers name a device. */
 import { isBlockDevice, majorMinor, type Stat } from "./sys/stat.ts";
 import { checkMinor, checkPath, type FilePath } from "./arguments.ts";
 import {
@@ -20,17 +20,17 @@ import { AT_FDCWD } from "./sys/libc.ts";
 import { readLink } from "./sys/sysfs.ts";
 
 /**
- * A loop device: its path (`/dev/loop3`), name (`loop3`) or number, or what
- * {@linkcode list} gives. With a disk sequence number its identity is checked: a
- * device that was recycled meanwhile is left alone. Before Linux 5.15 there are no such
- * numbers, and your word is taken for it.
+ * A reference to a loop device: its path (`/dev/loop3`), name (`loop3`) or number, or a
+ * row of {@linkcode list}. If the reference has a disk sequence number, the identity of
+ * the device is checked, and a device that was reused for another file is left alone.
+ * Before Linux 5.15 there are no such numbers, so nothing is checked.
  */
 export type DeviceRef =
   | string
   | number
   | { readonly minor: number; readonly diskSequence?: number };
 
-/** The number of the device that is meant. Nothing is opened. */
+/** Returns the number of the device, without opening anything. */
 export function minorOf(device: DeviceRef): number {
   if (typeof device === "string") {
     const place = locate(device);
@@ -41,7 +41,7 @@ export function minorOf(device: DeviceRef): number {
   );
 }
 
-/** The disk sequence number in a reference, where it has one. */
+/** Returns the disk sequence number in a reference, if it has one. */
 export function sequenceIn(device: DeviceRef): number | undefined {
   if (typeof device !== "object" || device === null) return undefined;
   const { diskSequence } = device;
@@ -59,7 +59,10 @@ export function sequenceIn(device: DeviceRef): number | undefined {
   return diskSequence || undefined; // 0 before Linux 5.15
 }
 
-/** Throws when a device, by what sysfs says, is bound to something else than what the reference means. */
+/**
+ * Throws if, according to sysfs, the device is no longer bound to the file that the
+ * reference means.
+ */
 export function checkNotRecycled(action: string, device: DeviceRef): void {
   const expected = sequenceIn(device);
   const minor = minorOf(device);
@@ -70,39 +73,42 @@ export function checkNotRecycled(action: string, device: DeviceRef): void {
   }
 }
 
-/** The error for a device that is bound to something else by now. */
+/** Creates the error for a device that is now bound to another file. */
 export function recycled(action: string, path: string): StaleDeviceError {
   return new StaleDeviceError(
     `Cannot ${action} ${quote(path)}`,
     path,
-    "it is bound to something else by now",
+    "it is now bound to another file",
   );
 }
 
 /**
- * Which loop device `loop3` or `/dev/loop3` means; any other path means the node that it
- * leads to. Nothing is looked at.
+ * Parses a path: `loop3` and `/dev/loop3` mean the device, any other path the node that
+ * it leads to. Accesses nothing.
  */
 export function locate(path: string): { minor: number } | { node: FilePath } {
   if (typeof path !== "string") {
     throw new TypeError(
-      "Cannot find the device: it must be a path, name or number",
+      "Cannot use the device: it must be a path, name or number",
     );
   }
-  // A partition by its name alone: to be refused as one.
+  // The bare name of a partition, which the caller refuses.
   const isPartition = /^loop\d+p\d+$/.test(path);
   const node = checkPath(isPartition ? `/dev/${path}` : path);
   const minor = minorInName(path);
   return minor === undefined ? { node } : { minor: checkMinor(minor) };
 }
 
-/** The number in `loop3` or `/dev/loop3`, which no device need have; `undefined` for any other text. */
+/**
+ * Returns the number in `loop3` or `/dev/loop3`, or `undefined` for any other text. The
+ * device need not exist.
+ */
 export function minorInName(text: string): number | undefined {
   const digits = /^(?:\/dev\/)?loop(0|[1-9]\d*)$/.exec(text)?.[1];
   return digits === undefined ? undefined : Number(digits);
 }
 
-/** The loop number of the device that a node stands for. */
+/** Returns the loop number of the device that a node represents. */
 export function minorOfNode(node: FilePath): number {
   using found = findNode(node);
   return minorOfStat(node.text, found.stat);
@@ -117,7 +123,10 @@ export function findNode(node: FilePath): FoundFile {
   }));
 }
 
-/** The loop number of the whole device that a node stands for, by its numbers. */
+/**
+ * Returns the loop number of the whole device that a node represents, from its device
+ * number.
+ */
 export function minorOfStat(text: string, stat: Stat): number {
   const name = quote(text);
   const unexpected = (hint: string) =>

@@ -1,4 +1,4 @@
-/** Which loop devices are attached, and to what. */
+/** Lists attached loop devices and finds those of a file. */
 import { statAt } from "./sys/stat.ts";
 import {
   checkBoolean,
@@ -27,47 +27,50 @@ import { readLinkBytes } from "./sys/sysfs.ts";
 
 export type { LoopDevice } from "./kernel/attached_devices.ts";
 
-/** Which devices {@linkcode list} lists. Without a filter it lists all. */
+/** Filter for {@linkcode list}. Without a filter, all devices are listed. */
 export interface ListFilter {
   /**
-   * Only those whose backing file lies in this directory, or below it. The path counts:
-   * the directory need not exist any more.
+   * Lists only devices whose backing file is in this directory or below it. Paths are
+   * compared, so the directory may have been deleted.
    */
   under?: string | URL | undefined;
-  /** Only those whose backing file was deleted; with `false` only those whose file was not. */
+  /**
+   * Lists only devices whose backing file was deleted, or with `false` only those whose
+   * file still exists.
+   */
   deleted?: boolean | undefined;
   /**
-   * Only those that were attached with this reference, which the rows have then. Only
-   * the devices themselves know it, so they are opened, for reading. A device whose file
-   * is on a server that may not answer is left out.
+   * Lists only devices attached with this reference, and includes it in each row. Only
+   * the device itself can report its reference, so devices are opened for reading. A
+   * device is left out if its file is on a server that might not answer.
    */
   reference?: string | undefined;
 }
 
-/** What {@linkcode find} looks for beside the file. */
+/** Options of {@linkcode find}. */
 export interface FindOptions {
-  /** Only devices that begin there, in bytes. */
+  /** Finds only devices that start at this offset in the file, in bytes. */
   offset?: number | bigint | undefined;
 }
 
 /**
- * Lists the attached loop devices, in the order of their numbers.
+ * Lists the attached loop devices in numeric order.
  *
- * They are read from sysfs. No device is opened, so no right is needed and nobody is
- * disturbed: an open descriptor would turn somebody's detach into one that waits for
- * us. (Only when a path ends in ` (deleted)` and a file of that name exists, one is
- * opened to find out, and with a `reference`.) A device that is detached meanwhile is
- * left out.
+ * The data comes from sysfs. No device is opened, so no privileges are needed and
+ * nothing is disturbed: an open descriptor would make another process's detach wait for
+ * us. There are two exceptions: `reference` opens devices, and so does a path that ends
+ * in ` (deleted)` if a file of that very name exists. A device that is detached during
+ * the call is left out.
  *
  * Requires `--allow-ffi`.
  *
- * @param filter Which devices to list.
- * @returns One row a device.
- * @throws {LoopError} when sysfs is not there or cannot be read; `EACCES` when a device
- * may not be opened for its reference
- * @throws {TypeError} for a filter that does not exist or has the wrong type
+ * @param filter The devices to list.
+ * @returns One row for each device.
+ * @throws {LoopError} If sysfs is missing or cannot be read, or a device cannot be
+ * opened to read its reference (`EACCES`).
+ * @throws {TypeError} If a filter is unknown or has the wrong type.
  *
- * @example The backing files
+ * @example Print the backing files
  * ```ts
  * import { list } from "@loopdev/loopdev";
  *
@@ -76,7 +79,7 @@ export interface FindOptions {
  * }
  * ```
  *
- * @example What a build has left behind
+ * @example Find what a build has left attached
  * ```ts
  * import { list } from "@loopdev/loopdev";
  *
@@ -90,8 +93,9 @@ export function list(filter: ListFilter = {}): LoopDevice[] {
 }
 
 /**
- * Like {@linkcode list}, with the reference of each device. Every device is opened, for
- * reading; one whose file is on a server that may not answer has no reference.
+ * Lists devices like {@linkcode list}, with the reference of each. Every device is
+ * opened for reading. A device whose file is on a server that might not answer has no
+ * reference.
  */
 export function listWithReferences(filter: ListFilter): LoopDevice[] {
   const { records, reference } = select(filter);
@@ -101,14 +105,14 @@ export function listWithReferences(filter: ListFilter): LoopDevice[] {
     : devices.filter((device) => device.reference === reference);
 }
 
-/** The devices that a filter leaves, before their references are read. */
+/** Returns the devices that pass a filter, before their references are read. */
 function select(
   filter: ListFilter,
 ): { records: DeviceRecord[]; reference: string | undefined } {
   checkOptions(filter, ["under", "deleted", "reference"]);
   const { reference } = filter;
   if (reference !== undefined && typeof reference !== "string") {
-    throw new TypeError(`Cannot use the reference: it must be a string`);
+    throw new TypeError(`Cannot use reference: it must be a string`);
   }
   const deleted = checkBoolean(filter.deleted, "deleted");
   const directory = filter.under === undefined
@@ -132,11 +136,14 @@ function withReferences(records: readonly DeviceRecord[]): LoopDevice[] {
 
 const SLASH = "/".charCodeAt(0);
 
-/** The bytes with which paths in a directory begin, as the kernel tells them: symbolic links are followed. */
+/**
+ * Returns the bytes that paths in a directory start with, as the kernel reports them:
+ * with symbolic links resolved.
+ */
 function canonicalDirectory({ text, bytes }: FilePath): Uint8Array {
   const fd = openAt(AT_FDCWD, bytes, O_PATH | O_DIRECTORY);
   if (fd < 0) {
-    // It may have been deleted, with the files in it.
+    // The directory may have been deleted, with the files in it.
     if (fd === -ENOENT || fd === -ENOTDIR) return asPrefix(absolute(bytes));
     unwrapStat(fd, `Cannot examine ${quote(text)}`, text, "open");
   }
@@ -145,7 +152,7 @@ function canonicalDirectory({ text, bytes }: FilePath): Uint8Array {
   return asPrefix(typeof path === "number" ? absolute(bytes) : path.slice());
 }
 
-/** The path, which ends in a NUL, from the root directory on. */
+/** Makes a NUL-terminated path absolute. */
 function absolute(bytes: Uint8Array): Uint8Array {
   const path = bytes.subarray(0, bytes.length - 1);
   if (path[0] === SLASH) return path;
@@ -165,17 +172,19 @@ function beginsWith(path: Uint8Array, prefix: Uint8Array): boolean {
 }
 
 /**
- * Shows one device, as {@linkcode list} has it, without a look at the others.
+ * Describes one device, like {@linkcode list}, without reading the others.
  *
- * Requires `--allow-ffi`, and no rights.
+ * Requires `--allow-ffi`, but no privileges.
  *
- * @param device The device. With what {@linkcode list} gave its identity is checked.
- * @returns `undefined` when no file is attached to it, or there is no such device.
- * @throws {StaleDeviceError} when the device is bound to something else by now
- * @throws {UnexpectedDevice} for a path that leads to something else
- * @throws {LoopError} when a path leads nowhere, or sysfs cannot be read
+ * @param device The device. If it is a row of {@linkcode list}, its identity is
+ * checked.
+ * @returns The device, or `undefined` if no file is attached to it or it does not
+ * exist.
+ * @throws {StaleDeviceError} If the device is now bound to another file.
+ * @throws {UnexpectedDevice} If the path does not lead to a loop device.
+ * @throws {LoopError} If the path does not exist or sysfs cannot be read.
  *
- * @example The backing file of a device
+ * @example Read the size of one device
  * ```ts
  * import { attach, inspect, openMemory } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -192,29 +201,30 @@ export function inspect(device: DeviceRef): LoopDevice | undefined {
   if (expected !== undefined && actual !== undefined && actual !== expected) {
     throw recycled("examine", record!.device.path);
   }
-  if (record === undefined) existingMinors(); // which says so where there is no sysfs
+  if (record === undefined) existingMinors(); // throws if there is no sysfs
   return record?.device;
 }
 
 /**
- * Finds the devices that a file is attached to, by device and inode and not by name: hard
- * links, symbolic links and bind mounts are seen through.
+ * Finds the devices that a file is attached to. Files are compared by device and inode
+ * number, not by name, so hard links, symbolic links and bind mounts are recognized.
  *
- * Of each device the path of its backing file is looked at; it is opened, to make sure,
- * only where that leads to the file, or nowhere from here. So a device whose path leads
- * to another file from here, because something is mounted over it or in another mount
- * namespace, is not found. Nor is one whose file is on a file system that may not answer
- * (FUSE, NFS), unless `file` is on the same: nobody waits for the servers of others. A file
- * that is seen through an overlayfs is another one than the same file in its upper
- * directory: the kernel does not tell. Requires `--allow-ffi`.
+ * A device is opened only if the path of its backing file leads to this file, or leads
+ * nowhere in this mount namespace. Some devices are therefore not found: those whose
+ * path leads to another file here, because of a mount or another mount namespace, and
+ * those whose file is on a file system that might not answer (FUSE, NFS), unless `file`
+ * is on the same one. A file seen through an overlayfs and the same file in its upper
+ * directory count as two files, because the kernel does not reveal that they are one.
  *
- * @param file The file. Relative to the working directory.
- * @param options What else to look for.
- * @returns The devices in the order of their numbers, as {@linkcode list} has them.
- * @throws {LoopError} `ENOENT`, `EACCES` … when the file cannot be examined
- * @throws {RangeError} for a bad offset
+ * Requires `--allow-ffi`.
  *
- * @example Where a file is attached
+ * @param file The file. A path is relative to the working directory.
+ * @param options Further conditions.
+ * @returns The devices in numeric order, as {@linkcode list} returns them.
+ * @throws {LoopError} If the file cannot be examined (`ENOENT`, `EACCES` …).
+ * @throws {RangeError} If the offset is out of range.
+ *
+ * @example Find the device of a file
  * ```ts
  * import { attach, find } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";

@@ -1,19 +1,20 @@
-/** Why loop devices do not work here, and what to do about it. */
+/** Diagnoses why loop devices do not work. */
 
 import type { Check } from "./doctor_checks.ts";
 
 export type { Check } from "./doctor_checks.ts";
 
 /**
- * Tells why loop devices do not work here, and what to do about it.
+ * Diagnoses why loop devices do not work on this system, and suggests remedies.
  *
- * Problems come first, and the one that is the cause of the others first of all; then
- * warnings, then what is well. Attaching can work when there is no problem. Nothing is
- * changed: what is opened is closed, no ioctl is made that could act on a device.
- * Requires `--allow-ffi`; rights are what is examined.
+ * Problems come first, beginning with the cause of the others, then warnings, then
+ * checks that passed. Attaching can work if there is no problem. Nothing is changed:
+ * everything opened is closed again, and no ioctl that affects a device is issued.
+ * Requires `--allow-ffi`; missing privileges are reported, not required.
  *
- * @returns One entry for each thing that was looked at.
- * @example Before a test suite
+ * @returns One entry for each check.
+ *
+ * @example Check the system before running a test suite
  * ```ts
  * import { doctor } from "@loopdev/loopdev";
  *
@@ -22,7 +23,7 @@ export type { Check } from "./doctor_checks.ts";
  * ```
  */
 export async function doctor(): Promise<Check[]> {
-  // Loaded when it is needed: most programs never do.
+  // Loaded on demand: most programs never need it.
   const { diagnose } = await import("./doctor_checks.ts");
   return await diagnose();
 }

@@ -1,4 +1,4 @@
-/** What the doctor looks at. */
+/** Checks that {@linkcode doctor} runs. */
 import { isBlockDevice, majorMinor, statAt } from "./sys/stat.ts";
 import { list } from "./devices.ts";
 import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
@@ -29,25 +29,26 @@ import {
 import { AT_FDCWD, cString } from "./sys/libc.ts";
 import { listDirectory, readBytes, readText, readWhole } from "./sys/sysfs.ts";
 
-/** What {@linkcode doctor} found out about one thing. Plain data. */
+/** Result of one check of {@linkcode doctor}. Plain data. */
 export interface Check {
-  /** What was looked at, or what is the cause of a problem: `driver`, `rights`. */
+  /** Name of the check, or of the cause of a problem: `driver`, `rights`. */
   name: string;
-  /** `problem`: attaching cannot work. `warning`: it works, but something may not be as expected. */
+  /** `problem`: attaching cannot work. `warning`: attaching works, with a restriction. */
   status: "ok" | "warning" | "problem";
-  /** What was found, in one line. */
+  /** The finding, in one line. */
   finding: string;
-  /** What to do about it, in one line. */
+  /** The remedy, in one line. */
   remedy?: string;
 }
 
-/** Looks at everything; problems come first. */
+/** Runs all checks and sorts the results, problems first. */
 export async function diagnose(): Promise<Check[]> {
   const self = examineProcess();
   if (typeof self === "number") return [diagnoseProc(self)];
   const driver = diagnoseDriver();
   const descriptors = diagnoseDescriptors(self);
-  // What it would say follows from these; and opening a node would load a driver.
+  // Skipped if these failed: it would only repeat them, and opening loop-control could
+  // load the driver.
   const isClear = driver.status === "ok" && descriptors.status === "ok";
   const checks = [
     descriptors,
@@ -83,26 +84,28 @@ function problem(name: string, finding: string, remedy: string): Check {
   return { name, status: "problem", finding, remedy };
 }
 
-/** What cannot be looked at is no problem: what attaching needs is tried. */
+/**
+ * Reports a check that failed as a warning: whether attaching works is tested directly.
+ */
 function attempt(name: string, examine: () => Check[]): Check[] {
   try {
     return examine();
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
-    if (error.errno === EMFILE) return []; // said of the descriptors
+    if (error.errno === EMFILE) return []; // reported by the check of descriptors
     return [{ name, status: "warning", finding: error.message }];
   }
 }
 
-/** What this process may do. */
+/** Privileges and environment of this process. */
 interface Process {
   readonly uid: number;
   readonly capabilities: bigint;
-  /** Whether root here is not root of the system. */
+  /** `true` if root here is not root of the system. */
   readonly isInUserNamespace: boolean;
   readonly descriptorLimit: number;
   readonly openDescriptors: number;
-  /** What is mounted on `/dev`. */
+  /** The mount on `/dev`. */
   readonly devMount: DevMount | undefined;
 }
 
@@ -116,7 +119,10 @@ const CAP_DAC_OVERRIDE = 1n;
 const CAP_SYS_ADMIN = 21n;
 const CAP_MKNOD = 27n;
 
-/** Or the error number of what cannot be read. */
+/**
+ * Collects what the checks need, or returns the error number of a file that cannot be
+ * read.
+ */
 function examineProcess(): Process | number {
   const [status, limits, uidMap] = ["status", "limits", "uid_map"]
     .map((name) => readWhole(`/proc/self/${name}`));
@@ -133,18 +139,21 @@ function examineProcess(): Process | number {
   return {
     uid: Number(field(/^Uid:\s+\d+\s+(\d+)/m, status)),
     capabilities: BigInt(`0x${field(/^CapEff:\s+(\w+)/m, status) ?? "0"}`),
-    // A kernel without user namespaces has no such file.
+    // A kernel without user namespaces does not have this file.
     isInUserNamespace: typeof uidMap === "string" &&
       !/^\s*0\s+0\s+4294967295\s*$/.test(uidMap),
     descriptorLimit: Number(
       field(/^Max open files\s+(\d+)/m, limits) ?? Infinity,
     ),
-    openDescriptors: descriptors.length - 1, // one is that of the directory
+    openDescriptors: descriptors.length - 1, // one is the descriptor of the directory itself
     devMount,
   };
 }
 
-/** The mount that is seen on `/dev`, or the error number of why the mounts cannot be read. */
+/**
+ * Finds the mount visible on `/dev`, or returns the error number if the mounts cannot
+ * be read.
+ */
 function findDevMount(): DevMount | undefined | number {
   let found: DevMount | undefined;
   try {
@@ -159,13 +168,13 @@ function findDevMount(): DevMount | undefined | number {
   return found;
 }
 
-/** Without `/proc` little can be told, and nothing should be guessed. */
+/** Reports a missing `/proc`, without which the other findings would be guesses. */
 function diagnoseProc(result: number): Check {
   return result === -EMFILE || result === -ENFILE
     ? noDescriptors(-result)
     : problem(
       "/proc",
-      `it cannot be read (${errnoName(-result)}): nothing can be found out`,
+      `it cannot be read (${errnoName(-result)}): nothing else can be checked`,
       "mount -t proc proc /proc",
     );
 }
@@ -186,7 +195,10 @@ function can({ capabilities }: Process, capability: bigint): boolean {
   return (capabilities >> capability & 1n) === 1n;
 }
 
-/** What attaching opens at once: file, loop-control, device, the device again, an attribute. */
+/**
+ * Descriptors that attaching holds at once: file, loop-control, device, the device
+ * again, an attribute.
+ */
 const DESCRIPTORS = 5;
 
 function diagnoseDescriptors(
@@ -214,7 +226,7 @@ function diagnoseKernel(): Check {
 
 const CONTROL = "/dev/loop-control";
 
-/** Whether there is a driver, and with what parameters. */
+/** Checks for the driver, and reports its parameters. */
 function diagnoseDriver(): Check {
   const module = "/sys/module/loop";
   const isThere = (path: string): boolean =>
@@ -223,17 +235,17 @@ function diagnoseDriver(): Check {
   const isRegistered = typeof devices === "string" &&
     /^ *7 loop$/m.test(devices);
   if (!isThere(module) && !isRegistered) {
-    // Where the node is there without the driver, opening it loads that.
+    // If the node exists without the driver, opening it loads the driver.
     return isThere(CONTROL)
       ? warning(
         "driver",
         "it is not loaded: the kernel loads it when loop-control is opened",
-        "to find out more: modprobe loop, and look again",
+        "for details: modprobe loop, then run this again",
       )
       : problem(
         "driver",
         "the kernel has no loop driver",
-        "load it where that is allowed: modprobe loop (in a container: on the host)",
+        "load it: modprobe loop (in a container: on the host)",
       );
   }
   const kind = isThere(`${module}/initstate`)
@@ -246,7 +258,7 @@ function diagnoseDriver(): Check {
   return ok("driver", [kind, ...parameters].join(", "));
 }
 
-/** Opens what attaching opens. */
+/** Opens the same nodes as attaching. */
 function diagnoseAccess(self: Process): Check[] {
   try {
     openControl().close();
@@ -259,10 +271,10 @@ function diagnoseAccess(self: Process): Check[] {
   try {
     minors = existingMinors();
   } catch (error) {
-    if (error instanceof LoopError) return checks; // said of sysfs
+    if (error instanceof LoopError) return checks; // reported by the check of sysfs
     throw error;
   }
-  // As attaching does: what cannot be opened is set aside.
+  // Like attaching, skips a device that cannot be opened.
   let refused: Check | undefined;
   for (const minor of minors) {
     try {
@@ -282,7 +294,7 @@ function diagnoseAccess(self: Process): Check[] {
   return [
     ...checks,
     refused ??
-      ok("device", "all are in use: the kernel adds one when it is needed"),
+      ok("device", "all are in use: the kernel adds one on demand"),
   ];
 }
 
@@ -294,7 +306,7 @@ interface RefusedNode {
   readonly numbers: string;
 }
 
-/** Why a node cannot be opened, and what to do about it. */
+/** Determines why a node cannot be opened, and suggests a remedy. */
 function diagnoseRefusal(
   error: unknown,
   node: RefusedNode,
@@ -325,7 +337,7 @@ function nameOf({ path }: RefusedNode): string {
   return path === CONTROL ? "loop-control" : "nodes";
 }
 
-/** What has docker allow the devices. */
+/** Returns the docker option that grants access to the devices. */
 function cgroupRule({ type, numbers }: RefusedNode): string {
   const devices = type === "b" ? "b 7:*" : `c ${numbers}`;
   return `--device-cgroup-rule='${devices} rwm'`;
@@ -333,23 +345,23 @@ function cgroupRule({ type, numbers }: RefusedNode): string {
 
 function diagnoseMissing(node: RefusedNode, self: Process): Check {
   const { path } = node;
-  const refusal = `there is no ${path}, and no node of it can be made: `;
+  const refusal = `${path} does not exist, and no node can be created: `;
   if (self.isInUserNamespace) {
     return problem(
       "user namespace",
-      `${refusal}root of a user namespace has no right to devices`,
-      `give ${path} to the container, and its users the right to open it`,
+      `${refusal}root of a user namespace may not access devices`,
+      `pass ${path} to the container, and allow its users to open it`,
     );
   }
   return can(self, CAP_MKNOD)
     ? problem(
       "device cgroup",
-      `${refusal}making it is forbidden`,
+      `${refusal}the device cgroup forbids it`,
       `allow it: docker run ${cgroupRule(node)}`,
     )
     : problem(
       nameOf(node),
-      `${refusal}that takes CAP_MKNOD`,
+      `${refusal}it requires CAP_MKNOD`,
       `mknod ${path} as root (in a container: --device ${path})`,
     );
 }
@@ -363,22 +375,22 @@ function diagnoseForbidden(
   if (self.isInUserNamespace) {
     return problem(
       "user namespace",
-      `${refusal}root of a user namespace has no right to devices`,
-      "run outside of it, as root (podman, docker: not rootless)",
+      `${refusal}root of a user namespace may not access devices`,
+      "run it outside, as root (podman, docker: not rootless)",
     );
   }
   if (self.uid !== 0 && !can(self, CAP_DAC_OVERRIDE)) {
     return problem(
       "rights",
-      `${refusal}user ${self.uid} has no right to`,
-      "run it as root, or in the group of the node (often disk)",
+      `${refusal}user ${self.uid} has no permission`,
+      "run it as root or as a member of the group of the node (often disk)",
     );
   }
   if (self.devMount?.options.includes("nodev")) {
     return problem(
       "/dev",
       `${refusal}/dev is mounted with the option nodev`,
-      "mount it without: mount -o remount,dev /dev",
+      "remove it: mount -o remount,dev /dev",
     );
   }
   if (error.errno === EPERM) {
@@ -395,13 +407,13 @@ function diagnoseForbidden(
   );
 }
 
-/** Which ioctls there are. */
+/** Checks which ioctls the kernel supports. */
 function probe(loop: Loop): Check {
   if (configureNothing(loop) !== -EBADF) {
     return problem(
       "ioctls",
       "this kernel has no LOOP_CONFIGURE",
-      "attach with Loop.setFd() and setStatus(), or use Linux 5.10 or later",
+      "use Loop.setFd() and setStatus(), or Linux 5.10 or later",
     );
   }
   let hasSequence = true;
@@ -412,11 +424,11 @@ function probe(loop: Loop): Check {
     hasSequence = false;
   }
   return hasSequence
-    ? ok("ioctls", "LOOP_CONFIGURE and BLKGETDISKSEQ, and all that are older")
+    ? ok("ioctls", "LOOP_CONFIGURE, BLKGETDISKSEQ and all older ones")
     : warning(
       "ioctls",
       "LOOP_CONFIGURE, but no disk sequence numbers (Linux 5.15)",
-      "a device that was recycled is known by its file only",
+      "reused devices are recognized only by their backing file",
     );
 }
 
@@ -433,22 +445,22 @@ function diagnoseDevDirectory({ devMount: mount }: Process): Check[] {
   if (mount === undefined) {
     return [warning(
       "/dev",
-      "it is a plain directory: nodes do not appear by themselves",
+      "it is a plain directory: nodes do not appear automatically",
       "for other programs: attach({ nodes }), or loopdev mknod",
     )];
   }
   return [
     mount.type === "devtmpfs"
-      ? ok("/dev", "devtmpfs: the kernel makes the nodes")
+      ? ok("/dev", "devtmpfs: the kernel creates the nodes")
       : warning(
         "/dev",
-        `${mount.type}: nodes do not appear by themselves`,
+        `${mount.type}: nodes do not appear automatically`,
         "for other programs: attach({ nodes }), or loopdev mknod",
       ),
   ];
 }
 
-/** The nodes of all devices that the kernel has. */
+/** Checks the nodes of all existing devices. */
 function diagnoseNodes(): Check[] {
   if (!hasSysfs()) return [];
   const missing: string[] = [];
@@ -458,7 +470,7 @@ function diagnoseNodes(): Check[] {
     const path = `/dev/loop${minor}`;
     const stat = statAt(AT_FDCWD, cString(path));
     const rdev = rdevOf(minor);
-    if (rdev === undefined) continue; // removed meanwhile
+    if (rdev === undefined) continue; // removed during the check
     if (typeof stat === "number") missing.push(path);
     else if (!isBlockDevice(stat) || stat.rdev !== rdev) {
       checks.push(warning(
@@ -471,7 +483,7 @@ function diagnoseNodes(): Check[] {
   if (missing.length > 0) {
     checks.push(warning(
       "nodes",
-      `of ${minors.length} devices ${missing.length} have no node: ${
+      `${missing.length} of ${minors.length} devices have no node: ${
         some(missing)
       }`,
       "for other programs: loopdev mknod DEV /dev",
@@ -479,21 +491,26 @@ function diagnoseNodes(): Check[] {
   }
   return checks.length > 0
     ? checks
-    : [ok("nodes", `all ${minors.length} devices have theirs`)];
+    : [ok("nodes", `all ${minors.length} devices have one`)];
 }
 
-/** Nodes in private directories that nobody will remove: each gives access to later devices of its number. */
+/**
+ * Reports private nodes that nothing will remove: each gives access to later devices of
+ * its number.
+ */
 function diagnoseLeftNodes(): Check[] {
   const left = leftDirectories();
   if (left.length === 0) return [ok("left nodes", "none")];
   return [warning(
     "left nodes",
-    `somebody who was killed left private nodes behind: ${some(left)}`,
-    `they give access to later devices: rm -r ${left.slice(0, 3).join(" ")}`,
+    `a killed process left private nodes: ${some(left)}`,
+    `they give access to later devices; remove them: rm -r ${
+      left.slice(0, 3).join(" ")
+    }`,
   )];
 }
 
-/** The first few of many. */
+/** Returns the first few of many items. */
 function some(items: string[]): string {
   const shown = items.slice(0, 3).join(", ");
   return items.length > 3 ? `${shown} …` : shown;
@@ -504,18 +521,18 @@ function diagnoseCapabilities(self: Process): Check[] {
     return [ok("capabilities", "CAP_SYS_ADMIN: partitions and mounts work")];
   }
   const consequence =
-    "partitions cannot be made, nor most file systems mounted";
+    "partitions cannot be created, and most file systems not mounted";
   return [
     self.isInUserNamespace
       ? warning(
         "user namespace",
-        `its root is not that of the system: ${consequence}`,
-        "for these: run outside of it, as root",
+        `its root is not root of the system: ${consequence}`,
+        "run it outside, as root",
       )
       : warning(
         "capabilities",
         `no CAP_SYS_ADMIN: ${consequence}`,
-        "for these: run as root (in a container: --cap-add SYS_ADMIN)",
+        "run it as root (in a container: --cap-add SYS_ADMIN)",
       ),
   ];
 }
@@ -549,14 +566,14 @@ function diagnoseStalePartitions(): Check[] {
   if (stale.length === 0) return [ok("stale partitions", "none")];
   return [warning(
     "stale partitions",
-    `an earlier user of the device left ${some(stale)} behind`,
-    "attach() removes them; other tools show them with the next file",
+    `leftover partitions of an earlier file: ${some(stale)}`,
+    "attach() removes them; with other tools they show parts of the next file",
   )];
 }
 
 function diagnoseDeletedFiles(): Check[] {
   if (!hasSysfs()) return [];
-  // Files in memory have no name to lose.
+  // Files in memory never have a name.
   const deleted = list().filter(({ deleted, backingFile }) =>
     deleted && !backingFile.startsWith("/memfd:")
   );
@@ -564,8 +581,10 @@ function diagnoseDeletedFiles(): Check[] {
   return deleted.map(({ path, backingFile }) =>
     warning(
       "deleted files",
-      `${path} keeps the space of ${quote(backingFile)}, which was deleted`,
-      `if nobody needs it: loopdev detach ${path}`,
+      `${path} uses ${
+        quote(backingFile)
+      }, which was deleted but still takes up space`,
+      `if it is no longer needed: loopdev detach ${path}`,
     )
   );
 }
@@ -577,11 +596,11 @@ function diagnoseUdev(): Check {
   );
 }
 
-/** Whether the kernel reads partition tables itself. */
+/** Checks whether the kernel reads partition tables itself. */
 async function diagnoseParsers(): Promise<Check> {
   const config = await kernelConfig();
   if (config === undefined) {
-    return ok("partition tables", "read by loopdev where the kernel does not");
+    return ok("partition tables", "read by loopdev if the kernel does not");
   }
   const has = (option: string): boolean =>
     new RegExp(`^${option}=y$`, "m").test(config);
@@ -592,8 +611,8 @@ async function diagnoseParsers(): Promise<Check> {
   return ok(
     "partition tables",
     kinds.length === 0
-      ? "this kernel reads none: loopdev does"
-      : `this kernel reads ${kinds.join(" and ")}, and loopdev what it misses`,
+      ? "this kernel reads none; loopdev reads them instead"
+      : `this kernel reads ${kinds.join(" and ")}; loopdev reads the rest`,
   );
 }
 
@@ -612,6 +631,6 @@ async function kernelConfig(): Promise<string | undefined> {
       .pipeThrough(new DecompressionStream("gzip"));
     return await new Response(stream).text();
   } catch {
-    return undefined; // cut off: it is for one line only
+    return undefined; // truncated: there is room for one line only
   }
 }

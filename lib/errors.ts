@@ -1,28 +1,28 @@
-/** The errors of this library. */
+/** Error classes of the library, and the text of their messages. */
 import type { Holder } from "./holder.ts";
 import { ENODEV, errnoMessage, errnoName, ESTALE } from "./sys/errno.ts";
 
-/** What went wrong, beside what was tried. */
+/** Details of a {@linkcode LoopError}, other than the action that failed. */
 export interface LoopErrorDetails {
-  /** The error number of the kernel, positive. */
+  /** The error number from the kernel, positive. */
   errno: number;
   /** The call that failed: `LOOP_SET_FD`, `open`. */
   operation: string;
-  /** The file or device that it failed on, when there is one. */
+  /** The file or device the call failed on, if any. */
   path?: string | undefined;
-  /** What can be done about it, or what it means here. */
+  /** A remedy, or an explanation of the error in this context. */
   hint?: string | undefined;
-  /** Another error that this one must not hide. */
+  /** Another error, which this one must not hide. */
   cause?: unknown;
 }
 
 /**
- * The kernel refused something.
+ * Error thrown when the kernel refuses a call.
  *
- * The message says what was tried, on what, what the kernel said, and where there
- * is one thing to do about it, that.
+ * The message names what was tried, on what, and what the kernel reported. If there is
+ * one remedy, the message includes it.
  *
- * @example Telling a missing file from other failures
+ * @example Distinguish a missing file from other failures
  * ```ts
  * import { LoopError, openFile } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -46,19 +46,19 @@ export class LoopError extends Error {
   readonly errno: number;
   /** The call that failed: an ioctl by its name in `linux/loop.h`, or a system call. */
   readonly operation: string;
-  /** The file or device that it failed on, when there is one. */
+  /** The file or device the call failed on, if any. */
   readonly path?: string;
 
   /**
-   * An error whose message begins with `action`: `Cannot attach "disk.img"`.
+   * Constructs an error whose message begins with `action`: `Cannot attach "disk.img"`.
    *
-   * @param action What was tried, on what.
-   * @param details What the kernel said.
+   * @param action The action that failed, and its object.
+   * @param details The error from the kernel.
    */
   constructor(action: string, details: LoopErrorDetails) {
     const { errno, operation, path, hint, cause } = details;
     const code = errnoName(errno);
-    // Names are quoted where they are put in; what was not is escaped here.
+    // Names are quoted by the caller; everything else is escaped here.
     super(
       escapeControls(
         `${action}: ${errnoMessage(errno)} (${code})${hint ? `: ${hint}` : ""}`,
@@ -73,14 +73,14 @@ export class LoopError extends Error {
 }
 
 /**
- * A device did not become free in time: somebody else has it open.
+ * Error thrown when a device or a partition is in use (`EBUSY`).
  *
- * The kernel frees it when they let go; nothing has to be repeated, but for a mount on a
- * target, which stays. {@linkcode detach}, {@linkcode Attachment.detach},
- * {@linkcode Mount.unmount} and {@linkcode partitions} throw it. A write-back error is its
- * `cause`.
+ * After a timeout of {@linkcode detach}, the kernel detaches the device when the last
+ * user closes it, so nothing has to be repeated; a mount on a target stays, however. With
+ * `ifUnused`, and from {@linkcode partitions}, nothing was changed. A write-back error is
+ * its `cause`.
  *
- * @example Who is in the way
+ * @example Find out which processes use the device
  * ```ts
  * import { attach, Loop, LoopBusyError, openMemory } from "@loopdev/loopdev";
  * import { assertEquals, assertRejects } from "@std/assert";
@@ -98,14 +98,14 @@ export class LoopError extends Error {
 export class LoopBusyError extends LoopError {
   /** The name of the class. */
   override readonly name: string = "LoopBusyError";
-  /** Who keeps it busy, as far as that can be seen. */
+  /** The users of the device, as far as they are visible. */
   readonly holders: Holder[];
 
   /**
-   * An error with the holders that were found.
+   * Constructs an error with the holders that were found.
    *
-   * @param action What was tried, on what.
-   * @param details What the kernel said, and the holders.
+   * @param action The action that failed, and its object.
+   * @param details The error from the kernel, and the holders.
    */
   constructor(
     action: string,
@@ -117,19 +117,20 @@ export class LoopBusyError extends LoopError {
 }
 
 /**
- * A device is bound to something else than it was when its disk sequence number
- * was read: the number was recycled. Nothing was changed. `ESTALE`.
+ * Error thrown when a device is no longer bound to the file it was bound to when its
+ * disk sequence number was read (`ESTALE`). The number was reused for another file.
+ * Nothing was changed.
  */
 export class StaleDeviceError extends LoopError {
   /** The name of the class. */
   override readonly name: string = "StaleDeviceError";
 
   /**
-   * An error about the device at `path`.
+   * Constructs an error about the device at `path`.
    *
-   * @param action What was tried.
+   * @param action The action that failed.
    * @param path The path of the device.
-   * @param hint What it is now.
+   * @param hint The current binding of the device.
    */
   constructor(action: string, path: string, hint: string) {
     super(action, { errno: ESTALE, operation: "BLKGETDISKSEQ", path, hint });
@@ -137,26 +138,26 @@ export class StaleDeviceError extends LoopError {
 }
 
 /**
- * A node is not what its name says: no block device, or another device than the
- * one of that number. It was not opened. `ENODEV`.
+ * Error thrown when a node is not the device its name says: not a block device, or a
+ * device with another number (`ENODEV`). The node was not opened.
  */
 export class UnexpectedDevice extends LoopError {
   /** The name of the class. */
   override readonly name: string = "UnexpectedDevice";
-  /** The loop number that was expected; -1 when any loop device would have done. */
+  /** The loop number that was expected; -1 if any loop device was acceptable. */
   readonly expectedMinor: number;
-  /** The device number of the node, encoded as in `st_rdev`; 0 when it is no device. */
+  /** The device number of the node, encoded as in `st_rdev`; 0 if it is not a device. */
   readonly rdev: number;
-  /** Type and permissions of the node, as in `st_mode`. */
+  /** The type and permissions of the node, as in `st_mode`. */
   readonly mode: number;
 
   /**
-   * An error about a node with the given device number and mode.
+   * Constructs an error about a node with the given device number and mode.
    *
    * @param expectedMinor The loop number that was expected; -1 for any.
-   * @param rdev The device number of the node; 0 when it is no device.
-   * @param mode Type and permissions of the node.
-   * @param details Its path, and what it should have been.
+   * @param rdev The device number of the node; 0 if it is not a device.
+   * @param mode The type and permissions of the node.
+   * @param details The path of the node, and the device it should have been.
    */
   constructor(
     expectedMinor: number,
@@ -165,7 +166,7 @@ export class UnexpectedDevice extends LoopError {
     details: {
       path?: string | undefined;
       hint?: string | undefined;
-      /** What the node should have been, when not a loop device. */
+      /** The kind of device the node should have been, if not a loop device. */
       wanted?: string;
     } = {},
   ) {
@@ -186,15 +187,18 @@ function wanted(minor: number): string {
   return minor < 0 ? "a loop device" : `loop${minor}`;
 }
 
-/** What to say of a call that failed. */
+/** Description of a failed call, for {@linkcode unwrap}. */
 export interface Failure extends Omit<LoopErrorDetails, "errno" | "hint"> {
-  /** What was tried, on what: `Cannot open "disk.img"`. */
+  /** The action that failed, and its object: `Cannot open "disk.img"`. */
   action: string;
-  /** What it means here, where there is something to say; or that for some error numbers. */
+  /** A hint for the user, either fixed or by error number. */
   hint?: string | Record<number, string> | undefined;
 }
 
-/** The result of a system call; a negative one, which is an error number, is thrown as `LoopError`. */
+/**
+ * Returns the result of a system call. Throws a `LoopError` if it is a negative error
+ * number.
+ */
 export function unwrap(result: number, failure: () => Failure): number {
   if (result >= 0) return result;
   const errno = -result;
@@ -207,8 +211,8 @@ export function unwrap(result: number, failure: () => Failure): number {
 }
 
 /**
- * Characters that a terminal acts on instead of showing them, by their categories:
- * controls, formats (direction, no width, tags), ends of lines, and halves of pairs.
+ * Characters that a terminal interprets instead of displaying, by category: controls,
+ * formats (direction, zero width, tags), line ends, and unpaired surrogates.
  */
 const UNPRINTABLE = "[\\p{Cc}\\p{Cf}\\p{Cs}\\p{Zl}\\p{Zp}]";
 let unprintable: RegExp | undefined;
@@ -224,12 +228,12 @@ function replaceUnprintable(
   return text.replace(unprintable, escape);
 }
 
-/** Longer names are cut off in messages: others choose them. */
+/** Maximum length of a name in a message, because other users choose names. */
 const MAX_NAME = 200;
 
 /**
- * Escapes what a terminal would act on: others may have chosen the text. Escaping it
- * twice is the same as once.
+ * Escapes characters that a terminal would interpret, because other users may have
+ * chosen the text. Escaping twice has no further effect.
  */
 export function escapeControls(text: string): string {
   return replaceUnprintable(text, (control) => {
@@ -240,17 +244,17 @@ export function escapeControls(text: string): string {
   });
 }
 
-/** A name of others as it stands in messages: on one line, at most 200 characters. */
+/** Formats a name chosen by others for a message: on one line, at most 200 characters. */
 export function printable(name: string): string {
   return escapeControls(shortened(name));
 }
 
-/** A name as it stands in messages: quoted, on one line whatever it holds. */
+/** Quotes a name for a message: on one line, whatever it contains. */
 export function quote(name: string): string {
   return replaceUnprintable(JSON.stringify(shortened(name)), unicodeEscape);
 }
 
-/** As in JSON: a character beyond the first 65536 is two of them. */
+/** Escapes a character as JSON does: one beyond the first 65536 as a surrogate pair. */
 function unicodeEscape(character: string): string {
   return character.split("")
     .map((unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`)

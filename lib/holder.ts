@@ -1,69 +1,75 @@
-/** What can keep a device busy. */
+/** Data types for the holders of a device. */
 
 /**
- * Somebody who keeps a device busy. `device` is the path of the disk or of the
- * partition that is held.
+ * A user of a device, which keeps it busy. `device` is the path of the disk or
+ * partition in use.
  */
 export type Holder =
   | {
-    /** A file system is mounted. */
+    /** A mounted file system. */
     kind: "mount";
     /** The disk or partition. */
     device: string;
-    /** Where, as the processes of that mount namespace see it. */
+    /** The mount point, as processes in that mount namespace see it. */
     target: string;
-    /** A process of the mount namespace that it is mounted in, when that is not ours. */
+    /** A process in the mount namespace of the mount, if that is not ours. */
     pid?: number;
   }
   | {
     /**
-     * A process uses a file of a file system on it that is mounted on no directory: it was
-     * unmounted lazily, or its mount is private, and only a descriptor leads to it. In the
-     * error of {@linkcode Mount.unmount} also of one that is mounted.
+     * A process that uses a file on a file system that is mounted on no directory: after
+     * a lazy unmount, or in a private mount that only a descriptor leads to. In the error
+     * of {@linkcode Mount.unmount}, also a process that uses a file on a mounted one.
      */
     kind: "file";
     /** The disk or partition. */
     device: string;
-    /** The process. */
+    /** The process ID. */
     pid: number;
-    /** Its command, at most 15 bytes of it. */
+    /** The command name, up to 15 bytes. */
     command: string;
-    /** One of the files: from the root of that file system, where it is mounted nowhere. */
+    /** One of the files in use, relative to the root of that file system. */
     path: string;
   }
   | {
-    /** It is used for swapping. */
+    /** Swap space in use. */
     kind: "swap";
     /** The disk or partition. */
     device: string;
   }
   | {
-    /** Device-mapper, md, another loop device, or a Btrfs of which no mount is seen, on top. */
+    /**
+     * A block device on top: device-mapper, md, another loop device, or a Btrfs without
+     * a visible mount.
+     */
     kind: "block";
     /** The disk or partition. */
     device: string;
-    /** The device on top: `dm-0`, `md127`, `loop5`, `btrfs`. */
+    /** The name of the device on top: `dm-0`, `md127`, `loop5`, `btrfs`. */
     name: string;
-    /** The name of the mapping of device-mapper, the UUID of the Btrfs. */
+    /** The name of the device-mapper mapping, or the UUID of the Btrfs. */
     label?: string;
   }
   | {
-    /** A process has the node open, or mapped into its memory. */
+    /** A process that has the node open or mapped into its memory. */
     kind: "process";
     /** The disk or partition. */
     device: string;
-    /** The process. */
+    /** The process ID. */
     pid: number;
-    /** Its command, at most 15 bytes of it. */
+    /** The command name, up to 15 bytes. */
     command: string;
-    /** Its descriptor; -1 for a mapping whose descriptor was closed. */
+    /** The descriptor, or -1 for a mapping whose descriptor was closed. */
     fd: number;
   };
 
-/** What {@linkcode holders} found. */
+/** Result of {@linkcode holders}. */
 export interface Holders {
-  /** Who keeps the device or a partition of it busy. */
+  /** The holders of the device and its partitions. */
   holders: Holder[];
-  /** Whether everything could be looked at: not the doings of other users, without root, nor more than a few seconds allow. */
+  /**
+   * `true` if everything was checked. `false` if some processes belong to other users
+   * and this process is not root, or if the search ran out of time.
+   */
   complete: boolean;
 }

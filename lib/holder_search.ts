@@ -1,4 +1,4 @@
-/** The search for those who keep a device busy: bounded, whatever others do. */
+/** Searches for the holders of a device, within limits of time and number. */
 import {
   AT_STATX_DONT_SYNC,
   isBlockDevice,
@@ -47,14 +47,14 @@ import {
   readWhole,
 } from "./sys/sysfs.ts";
 
-// What bounds a search, beside its time: others decide how much there is.
-/** Of one kind: many of one must not hide the others. */
+// Limits of a search, besides its time: other users decide how much there is.
+/** Limit for each kind, so that many holders of one kind do not hide the others. */
 const MAX_HOLDERS = 1000;
-/** Of one process. */
+/** Limit for each process. */
 const MAX_DESCRIPTORS = 50_000;
-/** Of one process: no more mappings are allowed by default. */
+/** Limit for each process: the kernel allows no more mappings by default. */
 const MAX_MAPPINGS = 65_536;
-/** Bytes of all tables of mounts. */
+/** Limit in bytes for all tables of mounts together. */
 const MAX_MOUNT_BYTES = 64 << 20;
 
 /** Options of a search. */
@@ -71,10 +71,10 @@ export async function findHolders(
   return await new Search(new Targets(minor), options).run();
 }
 
-/** A disk and its partitions: what can be held. */
+/** A disk and its partitions, each of which can be in use. */
 class Targets {
   readonly minor: number;
-  /** The paths by device number. */
+  /** Paths by device number. */
   readonly #paths = new Map<number, string>();
 
   constructor(minor: number) {
@@ -102,32 +102,32 @@ class Targets {
     if (number !== undefined) this.#paths.set(number, path);
   }
 
-  /** The path of the disk or partition that has this device number. */
+  /** Returns the path of the disk or partition with the given device number. */
   byNumber(number: number): string | undefined {
     return this.#paths.get(number);
   }
 
-  /** Paths and device numbers. */
+  /** Returns device numbers and paths. */
   entries(): [number: number, path: string][] {
     return [...this.#paths];
   }
 }
 
-/** A process that has ended; the mounts of one that its parent has not noticed yet are `EINVAL`. */
+/** Errors for a process that has exited. Reading the mounts of a zombie is `EINVAL`. */
 const ENDED = [...GONE, ESRCH, EINVAL];
-/** A process of somebody else. */
+/** Errors for a process of another user. */
 const FORBIDDEN = [EACCES, EPERM];
 
-/** Of a process namespace. */
+/** Process ID of the first process in a PID namespace. */
 const FIRST_PROCESS = 1;
 
-/** So many processes are read at once. */
+/** Maximum number of processes to read at once. */
 const MAX_READERS = 16;
 
-/** A process as it is named. */
+/** A process, as a holder names it. */
 type User = Pick<Process, "pid" | "command">;
 
-/** A process whose directory is not open any more. */
+/** Describes a process whose directory is no longer open. */
 function userOf(pid: number): User {
   return {
     pid,
@@ -138,7 +138,7 @@ function userOf(pid: number): User {
   };
 }
 
-/** One search, and what it has found. */
+/** A search and its results. */
 class Search {
   readonly #targets: Targets;
   readonly #withUsers: boolean;
@@ -147,18 +147,24 @@ class Search {
   readonly #pace = new Pace();
   readonly #btrfs: Btrfs;
   readonly #ownNamespace: string | number = readLink("/proc/self/ns/mnt");
-  /** The process that is being looked into. */
+  /** The process being examined. */
   #current: Process | undefined;
   #isComplete = true;
 
-  /** Mount namespaces that were looked at, as seen from a root directory. */
+  /** Mount namespaces already examined, each as seen from a root directory. */
   readonly #views = new Set<string>();
   #mountBytes = 0;
-  /** Mounts that are known: each namespace has copies of most. */
+  /** Mounts already known: each namespace has copies of most of them. */
   readonly #mounts = new Set<string>();
-  /** Files that are mapped, by file system and inode: the path of the disk or partition whose node it is. */
+  /**
+   * Mapped files by file system and inode, with the path of the disk or partition whose
+   * node each one is.
+   */
   readonly #mapped = new Map<string, Promise<string | undefined>>();
-  /** Processes in a file system on the device, which count only when it is mounted nowhere. */
+  /**
+   * Processes that use a file system on the device. They count only if it is not
+   * mounted.
+   */
   readonly #files = new Map<string, Holder>();
 
   constructor(targets: Targets, { withUsers = false }: SearchOptions) {
@@ -171,14 +177,15 @@ class Search {
     this.#blocks();
     await this.#upperDevices();
     this.#swaps();
-    // Descriptors first: they are what keeps a device busy mostly.
+    // Descriptors first, because they usually keep a device busy.
     for await (const process of this.#processes()) {
       await this.#mountsOf(process);
       await this.#descriptorsOf(process);
     }
     await this.#mappings();
     this.#unmounted();
-    // Messages name the first of them: not those that others made in a namespace of theirs.
+    // A message names the first holders, so put mounts in foreign mount namespaces
+    // last.
     const isElsewhere = (holder: Holder): boolean =>
       holder.kind === "mount" && holder.pid !== undefined;
     const holders = [
@@ -213,23 +220,32 @@ class Search {
     this.#found.push(holder);
   }
 
-  /** Notes that something may not be seen. What has ended is nobody's; everything else is thrown. */
+  /**
+   * Records that something may be hidden from us. Ignores processes that have exited;
+   * throws any other error.
+   */
   #maySkip(result: number, path: string): void {
     throwUnless([...ENDED, ...FORBIDDEN], result, path);
     this.#note(result);
   }
 
-  /** Notes that something cannot be seen, whatever the reason, unless it has gone. */
+  /**
+   * Records that something cannot be seen, whatever the error, unless the process has
+   * exited.
+   */
   #note(result: number): void {
-    // Of a process that has ended meanwhile the kernel says EACCES too. The first one of a
-    // container may belong to what runs it, and be out of reach even for root: then
-    // nothing could ever be called complete there.
+    // The kernel also returns EACCES for a process that has exited. The first process
+    // of a container may belong to its runtime and be inaccessible even to root; if it
+    // counted, no search in a container would ever be complete.
     const isUnimportant = ENDED.includes(-result) ||
       this.#current?.pid === FIRST_PROCESS || this.#current?.hasGone;
     if (!isUnimportant) this.#isComplete = false;
   }
 
-  /** Device-mapper and md enter themselves in sysfs, loop devices do not. */
+  /**
+   * Adds device-mapper and md devices, which register themselves in sysfs; loop devices
+   * do not.
+   */
   #blocks(): void {
     const disk = `loop${this.#targets.minor}`;
     for (const [, device] of this.#targets.entries()) {
@@ -253,7 +269,7 @@ class Search {
     }
   }
 
-  /** Other loop devices do not enter themselves anywhere. */
+  /** Adds other loop devices on top of the device, which register themselves nowhere. */
   async #upperDevices(): Promise<void> {
     const rdevs = new Set(this.#targets.entries().map(([rdev]) => rdev));
     for (const upper of devicesOnTop(rdevs)) {
@@ -282,10 +298,10 @@ class Search {
     }
   }
 
-  /** Adds the mounts that a process sees, if it is the first that sees them. */
+  /** Adds the mounts a process sees, once for each view. */
   async #mountsOf({ pid, directory }: Process): Promise<void> {
     const namespace = readLink("ns/mnt", directory);
-    // Who has another root directory sees only what is below that.
+    // A process with another root directory sees only the mounts below it.
     const view = typeof namespace === "number"
       ? `${pid}`
       : `${namespace} ${readLink("root", directory)}`;
@@ -341,7 +357,7 @@ class Search {
     });
   }
 
-  /** Adds the descriptors of a process. */
+  /** Adds the descriptors of a process that refer to the device. */
   async #descriptorsOf(process: Process): Promise<void> {
     const { pid, directory } = process;
     const fd = openDirectoryAt("fd", directory);
@@ -370,7 +386,7 @@ class Search {
     descriptors: number,
     name: string,
   ): void {
-    // What the link says is known without a look at the file: sockets and pipes are none.
+    // The text of the link rules out sockets and pipes without examining the file.
     const link = readLinkBytes(name, descriptors);
     if (typeof link === "number") return this.#note(link);
     if (link[0] !== SLASH) return;
@@ -389,8 +405,8 @@ class Search {
   }
 
   /**
-   * What a link of `/proc/PID` leads to, as far as that is known without asking a file
-   * server; and notes the process when that is on the device.
+   * Examines the target of a link in `/proc/PID` without asking a file server, and
+   * records the process if the target is on the device.
    */
   #examine(
     process: Process,
@@ -423,14 +439,17 @@ class Search {
     });
   }
 
-  /** Notes a process whose directories or program are on the device. */
+  /** Records a process whose directories or program are on the device. */
   #directoriesOf(process: Process): void {
     for (const name of ["cwd", "root", "exe"]) {
       this.#examine(process, process.directory, name);
     }
   }
 
-  /** Looks at what processes have mapped, several at a time: each is read on another thread. */
+  /**
+   * Examines the mappings of the processes, several at a time: each is read on another
+   * thread.
+   */
   async #mappings(): Promise<void> {
     const running = new Set<Promise<void>>();
     for await (const process of this.#processes()) {
@@ -441,7 +460,7 @@ class Search {
         this.#maySkip(fd, `/proc/${pid}/maps`);
         continue;
       }
-      // Mostly it does not wait: then there is nothing to be looked at again.
+      // Usually the process is not blocked, and needs no second look.
       const waiting = hasWaiting(directory)
         ? openDirectoryAt(".", directory)
         : -1;
@@ -453,7 +472,10 @@ class Search {
     await Promise.all(running);
   }
 
-  /** Adds a process that has the device mapped, and notes one that has a file on it mapped. */
+  /**
+   * Adds a process that has the device mapped, and records one that has a file on it
+   * mapped.
+   */
   async #mappingsOf(user: User, fd: number, waiting: number): Promise<void> {
     if (waiting >= 0 && await isHung(new FileDescriptor(waiting))) {
       close(fd);
@@ -463,7 +485,7 @@ class Search {
     const own = new Set<string>();
     let count = 0;
     for await (const lines of readMappings(fd)) {
-      if (lines === -1) break; // it has ended
+      if (lines === -1) break; // the process has exited
       if (lines === STUCK) {
         this.#isComplete = false;
         break;
@@ -480,11 +502,14 @@ class Search {
     for (const device of own) this.#addMapping(device, user);
   }
 
-  /** The disk or partition whose node a line of `maps` shows; notes a process whose mapping lies on one. */
+  /**
+   * Returns the disk or partition whose node a line of `maps` shows. Records the
+   * process if the mapped file is on one of them.
+   */
   async #mapping(user: User, line: Uint8Array): Promise<string | undefined> {
     const number = fieldAfter(line, 0, 3);
     const inode = line.indexOf(BLANK, number) + 1;
-    if (number === 0 || inode === 0 || line[inode] === ZERO) return undefined; // of no file
+    if (number === 0 || inode === 0 || line[inode] === ZERO) return undefined; // no file
     const end = line.indexOf(BLANK, inode);
     const file = decoder.decode(line.subarray(number, end));
     const path = (): string =>
@@ -506,7 +531,8 @@ class Search {
     line: Uint8Array,
     path: () => string,
   ): Promise<string | undefined> {
-    // "00400000-00452000" is "400000-452000" there.
+    // Range names in map_files have no leading zeros: "00400000-00452000" is
+    // "400000-452000".
     const range = decoder.decode(line.subarray(0, line.indexOf(BLANK)))
       .replace(/\b0+(?=.)/g, "");
     const stat = await mappedFile(pid, range);
@@ -516,7 +542,8 @@ class Search {
         ? this.#targets.byNumber(stat.rdev)
         : undefined;
     }
-    // Only root of the system may follow these links. The path has to do then.
+    // Only root of the initial user namespace may follow these links. Others have to
+    // use the path.
     const name = path();
     return this.#targets.entries().find(([, path]) => path === name)?.[1];
   }
@@ -526,11 +553,11 @@ class Search {
       holder.kind === "process" && holder.pid === pid &&
       holder.device === device
     );
-    if (isKnown) return; // it has the node open too
+    if (isKnown) return; // the process also has the node open
     this.#add({ kind: "process", device, pid, command, fd: -1 });
   }
 
-  /** Adds who keeps a file system of which no mount is seen. */
+  /** Adds the users of a file system that is not mounted anywhere visible. */
   #unmounted(): void {
     for (const { device, target, pid } of this.#btrfs.mountsLeft()) {
       this.#addMount(device, target, pid);
@@ -554,7 +581,7 @@ const BLANK = " ".charCodeAt(0);
 const ZERO = "0".charCodeAt(0);
 const decoder = new TextDecoder();
 
-/** Where the field begins that stands so many blanks after a position. */
+/** Returns the start of the field that follows the given number of blanks. */
 function fieldAfter(line: Uint8Array, start: number, count: number): number {
   let at = start;
   for (let blank = 0; blank < count; blank++) {
@@ -564,7 +591,7 @@ function fieldAfter(line: Uint8Array, start: number, count: number): number {
   return at;
 }
 
-/** Whether a descriptor only stands for a name (`O_PATH`), and keeps no device busy. */
+/** Returns `true` if a descriptor is `O_PATH`, which keeps no device busy. */
 function isPathOnly({ directory }: Process, name: string): boolean {
   const text = readText(`fdinfo/${name}`, directory);
   if (typeof text === "number") return false;

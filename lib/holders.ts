@@ -1,27 +1,27 @@
-/** Who keeps a device busy. */
+/** Finds the holders of a device. */
 import { checkNotRecycled, type DeviceRef, minorOf } from "./device_ref.ts";
 import type { Holders } from "./holder.ts";
 
 export type { Holders } from "./holder.ts";
 
 /**
- * Who keeps a device or its partitions busy: mounts, in every mount namespace that can
- * be seen, swap, other block devices on top, processes that have it open or mapped, and
- * processes in a file system on it that is mounted on no directory: unmounted lazily, or
- * with a private mount, as {@linkcode mount} makes them.
+ * Finds the holders of a device and its partitions: mounts in every mount namespace
+ * that is visible, swap, block devices on top of it, processes that have it open or
+ * mapped, and processes that use a file system on it that is mounted on no directory:
+ * after a lazy unmount, or in a private mount, as {@linkcode mount} creates it.
  *
  * The device is not opened. Without root, processes and mount namespaces of other users
- * cannot be seen. The search waits for nobody else's file system, takes three seconds at
- * most and lists 1000 holders of a kind at most, whatever others do, and lets the event loop go
- * on meanwhile. Requires `--allow-ffi`.
+ * are not visible. The search never waits for a file system, takes up to three seconds,
+ * reports up to 1000 holders of each kind, and does not block the event loop. Requires
+ * `--allow-ffi`.
  *
- * @param device The device. With what {@linkcode list} gave its identity is checked.
- * @returns Who was found, and whether everything could be looked at.
- * @throws {StaleDeviceError} when the device is bound to something else by now
- * @throws {UnexpectedDevice} for a path that leads to no whole loop device
- * @throws {LoopError} when `/proc` or `/sys` cannot be read
+ * @param device The device. If it is a row of {@linkcode list}, its identity is checked.
+ * @returns The holders, and whether the search was complete.
+ * @throws {StaleDeviceError} If the device is now bound to another file.
+ * @throws {UnexpectedDevice} If the path does not lead to a whole loop device.
+ * @throws {LoopError} If `/proc` or `/sys` cannot be read.
  *
- * @example Why a device is busy
+ * @example Find out why a device is busy
  * ```ts
  * import { attach, holders, openMemory } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -35,7 +35,7 @@ export type { Holders } from "./holder.ts";
 export async function holders(device: DeviceRef): Promise<Holders> {
   checkNotRecycled("examine", device);
   const minor = minorOf(device);
-  // Loaded when it is needed: most programs never do.
+  // Loaded on demand: most programs never need it.
   const { findHolders } = await import("./holder_search.ts");
   return await findHolders(minor);
 }

@@ -1,23 +1,29 @@
-/** Waiting for others, within limits. */
+/** Waits with time limits and abort signals. */
 
-/** How long to wait. */
+/** Limits for waiting. */
 export interface WaitOptions {
-  /** In milliseconds. */
+  /** Time limit in milliseconds. */
   readonly timeout: number;
-  /** Ends the waiting. */
+  /** Signal used to abort the wait. */
   readonly signal: AbortSignal | undefined;
 }
 
-/** What is waited where nothing is said, in milliseconds. */
+/** Default time limit in milliseconds. */
 export const DEFAULT_TIMEOUT = 5000;
 
-/** How long udev, mkfs or fsck may use a device that is to be changed, in milliseconds. */
+/**
+ * Time that udev, mkfs or fsck may hold a device that is about to be changed, in
+ * milliseconds.
+ */
 export const BRIEF_USE = 500;
 
 const FIRST_PAUSE = 1;
 const LONGEST_PAUSE = 20;
 
-/** Looks until something is so, first at once. Gives the number of looks; `undefined` when the time is up. */
+/**
+ * Polls until a condition is met, checking immediately first. Returns the number of
+ * checks, or `undefined` on timeout.
+ */
 export async function pollUntil(
   isSo: () => boolean | Promise<boolean>,
   { timeout, signal }: WaitOptions,
@@ -37,26 +43,26 @@ export async function pollUntil(
   }
 }
 
-/** So long the event loop may be stopped at once, in milliseconds. */
+/** Longest time to block the event loop, in milliseconds. */
 const SLICE = 8;
 
-/** Work in slices: the event loop goes on in between. */
+/** Divides long work into slices, so that the event loop can run in between. */
 export class Slices {
   #end = performance.now() + SLICE;
 
-  /** Whether others have waited for long enough. */
+  /** `true` if the current slice is used up. */
   get isTired(): boolean {
     return performance.now() > this.#end;
   }
 
-  /** Lets others run. */
+  /** Lets the event loop run, then starts a new slice. */
   async breathe(): Promise<void> {
     await sleep(0, undefined);
     this.#end = performance.now() + SLICE;
   }
 }
 
-/** A pause that an abort ends. */
+/** Resolves after a delay. Rejects if the signal is aborted. */
 export function sleep(
   milliseconds: number,
   signal: AbortSignal | undefined,
@@ -75,7 +81,10 @@ export function sleep(
   });
 }
 
-/** Settles as the promise does, or rejects at an abort, whatever comes of the promise. */
+/**
+ * Settles like the promise, or rejects when the signal is aborted, regardless of the
+ * promise.
+ */
 export async function abortable<T>(
   promise: Promise<T>,
   signal: AbortSignal | undefined,
@@ -94,7 +103,10 @@ export async function abortable<T>(
   }
 }
 
-/** What the promise gives, or `undefined` when it takes longer; whatever comes of it then is left to the caller. */
+/**
+ * Resolves like the promise, or to `undefined` on timeout. The caller handles the
+ * promise afterwards.
+ */
 export async function within<T>(
   promise: Promise<T>,
   milliseconds: number,

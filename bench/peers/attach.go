@@ -18,8 +18,8 @@ func cycle(path string, inode uint64) int64 {
 	if err != nil {
 		return -1
 	}
-	// Attach does not tell when the device was taken by somebody else meanwhile, and
-	// Detach would detach theirs. This look is not part of the time.
+	// Attach does not report that another process has taken the device, and Detach would
+	// detach its file. This check is not included in the time.
 	info, err := device.GetInfo()
 	if err != nil || info.INode != inode {
 		return -1

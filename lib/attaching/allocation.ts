@@ -1,4 +1,7 @@
-/** Which device gets the file: races with others are retried, within bounds. */
+/**
+ * Chooses a device for a file, retrying within limits when another process takes it
+ * first.
+ */
 import { sleep } from "../waiting.ts";
 import { LoopError } from "../errors.ts";
 import type { LoopControl } from "../kernel/loop_control.ts";
@@ -19,17 +22,20 @@ import {
   ENXIO,
 } from "../sys/errno.ts";
 
-/** What others can do to a device between its number being found and the file being bound. */
+/** Errors caused by another process taking the device first; these are retried. */
 const RETRIED_ERRNOS = [EBUSY, ENXIO, ENODEV, ENOENT, EACCES, EAGAIN];
 const MAX_TRIES = 64;
 const MAX_MILLISECONDS = 2000;
-/** So often it is tried in any case: on a machine under load a pause may take all the time there is. */
+/**
+ * Minimum number of attempts, even past the deadline: on a loaded machine, a single
+ * pause can use up the time limit.
+ */
 const MIN_TRIES = 32;
-/** So often it is tried again at once. */
+/** Number of attempts made without a pause in between. */
 const TRIES_WITHOUT_DELAY = 4;
 const PAUSE_MILLISECONDS = 4;
 
-/** Binds one particular device. */
+/** Binds a particular device. */
 export function bindMinor<T>(
   tryDevice: (minor: number) => T,
   minor: number,
@@ -46,7 +52,7 @@ export function bindMinor<T>(
   return tryDevice(minor);
 }
 
-/** Binds the first device that can be had. */
+/** Binds the first device that can be bound. */
 export async function bindFirstFree<T>(
   tryDevice: (minor: number) => T,
   file: string,
@@ -74,7 +80,7 @@ export async function bindFirstFree<T>(
           operation: error.operation,
           path: error.path,
           hint:
-            `tried ${candidates.count} loop devices ${tries} times; the last answer: ${error.message}`,
+            `made ${tries} attempts on ${candidates.count} loop devices; the last error: ${error.message}`,
         });
       }
     }
@@ -86,15 +92,16 @@ export async function bindFirstFree<T>(
 }
 
 /**
- * Which device to try next. `LOOP_CTL_GET_FREE` gives the lowest unbound one, and
- * gives it for ever when it cannot be bound: somebody holds it exclusively, or its
- * node is missing. So a number that has failed twice is set aside.
+ * Numbers of the devices to try. `LOOP_CTL_GET_FREE` returns the lowest unbound device,
+ * and keeps returning it if it cannot be bound because another process holds it
+ * exclusively or its node is missing. A number that has failed twice is therefore
+ * skipped.
  */
 class Candidates {
   static readonly #MAX_ADDED = 2;
   readonly #control: LoopControl;
   readonly #failures = new Map<number, number>();
-  /** How many failures set a number aside. */
+  /** Number of failures after which a number is skipped. */
   #patience = 2;
   #added = 0;
 
@@ -102,7 +109,7 @@ class Candidates {
     this.#control = control;
   }
 
-  /** How many devices were tried. */
+  /** The number of devices tried. */
   get count(): number {
     return this.#failures.size;
   }
@@ -123,7 +130,7 @@ class Candidates {
       this.#added++;
       return this.#control.add();
     }
-    this.#patience += 2; // all over again
+    this.#patience += 2; // try all of them again
     return free;
   }
 

@@ -1,4 +1,4 @@
-/** The file of an attachment to be. */
+/** A file that is about to be attached. */
 import { isBlockDevice, type Stat, statOf } from "../sys/stat.ts";
 import { checkDescriptor } from "../arguments.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
@@ -34,37 +34,38 @@ import { pageCacheOf } from "../sys/page_cache.ts";
 import { abortable } from "../waiting.ts";
 import { MAX_INLINE_BYTES } from "./release.ts";
 
-/** The backing file of an attachment to be. */
+/** A file that is about to be attached. */
 export class Backing implements Disposable {
   readonly #owned: FileDescriptor | undefined;
   readonly fd: number;
-  /** For messages. */
+  /** Name of the file, for messages. */
   readonly name: string;
   readonly stat: Stat;
-  /** How large it was when it was opened, in bytes. */
+  /** Size of the file in bytes, at the time it was opened. */
   readonly size: bigint;
 
   constructor(fd: number, name: string, owned?: FileDescriptor) {
     this.fd = fd;
     this.name = name;
     this.#owned = owned;
-    // Not what it was before it was opened: for writing, overlayfs makes another file of it.
+    // Examined after opening: opening for writing on an overlayfs replaces the file by
+    // a copy.
     this.stat = this.#examine();
     checkBackingFile(this.stat, `Cannot attach ${name}`);
     this.size = this.#isBlockDevice ? this.#deviceSize() : this.stat.size;
   }
 
-  /** How large it is now. */
+  /** Returns the current size of the file in bytes. */
   currentSize(): bigint {
     return this.#isBlockDevice ? this.#deviceSize() : this.#examine().size;
   }
 
   /**
-   * Another open file description of the same file, for us alone: a lock belongs to the
-   * description, and the caller's may live longer than the device, or have two of them.
+   * Opens the same file again for ourselves. A lock belongs to the open file
+   * description, and the caller's may outlive the device or be attached twice.
    */
   reopen(readOnly: boolean): Backing {
-    const action = `Cannot open ${this.name} again, to lock its bytes`;
+    const action = `Cannot open ${this.name} again to lock its bytes`;
     const flags = unwrap(openFlags(this.fd), () => ({
       action,
       operation: "fcntl",
@@ -79,7 +80,7 @@ export class Backing implements Disposable {
       () => ({
         action,
         operation: "open",
-        hint: 'overlap: "allow" attaches it without a lock',
+        hint: 'use overlap: "allow" to attach it without a lock',
       }),
     );
     const descriptor = new FileDescriptor(fd);
@@ -91,7 +92,7 @@ export class Backing implements Disposable {
     }
   }
 
-  /** A descriptor to read the file with, through the page cache. */
+  /** Opens the file again for reading through the page cache. */
   openForReading(): FileDescriptor {
     return new FileDescriptor(
       unwrap(
@@ -104,7 +105,10 @@ export class Backing implements Disposable {
     );
   }
 
-  /** Whether it is a regular file: the size of a device is known for certain when it is bound. */
+  /**
+   * `true` for a regular file, for which the size of the device is known exactly once
+   * it is bound.
+   */
   get isRegular(): boolean {
     return !this.#isBlockDevice;
   }
@@ -122,14 +126,14 @@ export class Backing implements Disposable {
     unwrap(
       ioctlPointer(this.fd, BLKGETSIZE64, new Uint8Array(size.buffer)),
       () => ({
-        action: `Cannot find the size of ${this.name}`,
+        action: `Cannot determine the size of ${this.name}`,
         operation: "BLKGETSIZE64",
       }),
     );
     return size[0]!;
   }
 
-  /** Whether to write so much back would stop the event loop. */
+  /** `true` if writing back would block the event loop. */
   get isMuchDirty(): boolean {
     if (this.size <= MAX_INLINE_BYTES) return false;
     const cache = pageCacheOf(this.fd);
@@ -137,13 +141,13 @@ export class Backing implements Disposable {
   }
 
   /**
-   * Writes back on another thread: binding the file to a device has the kernel do that,
-   * from Linux 6.14 on, and would stop the event loop for as long.
+   * Writes back on another thread. From Linux 6.14 on, binding the file makes the
+   * kernel write it back, which would block the event loop.
    */
   async writeBackInBackground(signal: AbortSignal | undefined): Promise<void> {
-    // A descriptor of its own: after an abort the other thread is still at it.
+    // Duplicate the descriptor: after an abort, the other thread still uses it.
     const fd = duplicate(this.fd);
-    if (fd < 0) return; // none to spare: then the kernel does it at once
+    if (fd < 0) return; // no descriptor left: the kernel writes back when the file is bound
     await abortable(fsyncAsync(fd).finally(() => close(fd)), signal);
   }
 
@@ -152,15 +156,15 @@ export class Backing implements Disposable {
   }
 }
 
-/** How a file is to be opened. */
+/** Options for opening the backing file. */
 interface OpenOptions {
   readonly readOnly: boolean;
-  /** Whether its bytes will be locked. */
+  /** `true` if the bytes will be locked. */
   readonly isLocked: boolean;
   readonly symlinks: Symlinks;
 }
 
-/** Opens a file to be attached, or takes the descriptor that the caller has. */
+/** Opens a file to be attached, or uses the caller's descriptor. */
 export function openBacking(
   file: string | URL | { readonly fd: number },
   options: OpenOptions,
@@ -176,7 +180,7 @@ export function openBacking(
   });
 }
 
-/** Only a file in memory can be sealed, and that has no name. */
+/** Returns `true` for a sealed file, which is always in memory and has no name. */
 function isSealedMemory({ fd, stat }: Backing): boolean {
   return stat.links === 0 && isSealed(fd);
 }

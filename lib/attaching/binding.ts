@@ -1,4 +1,7 @@
-/** Binding a file to a device: in one step, verified, or nothing stays attached. */
+/**
+ * Binds a file to a device in one step and verifies the result, or leaves nothing
+ * attached.
+ */
 import type { Wanted } from "./device_size.ts";
 import { removePartitions } from "../kernel/remove_partitions.ts";
 import { bind, type Loop, reopen } from "../kernel/loop.ts";
@@ -13,15 +16,19 @@ import { rollBack } from "./release.ts";
 import { retryWhileHeld } from "./retry_while_held.ts";
 import { type Verified, verify } from "./verification.ts";
 
-/** Binds the file to an open device, which is closed when that fails: it may be somebody else's by then. */
+/**
+ * Binds the file to an open device. Closes the device if that fails, because another
+ * process may have bound it.
+ */
 export function bindOrClose<L extends Loop>(
   loop: L,
   { config, backing }: Wanted,
 ): L {
   try {
     removeStalePartitions(loop);
-    // Scanning for partitions is a second step beside udev, which takes 16 ms: in one,
-    // the two race, and partitions that have appeared vanish again.
+    // Where udev runs, scanning for partitions is a second step, which takes 16 ms. In
+    // a single step, the kernel and udev race, and partitions that have appeared can
+    // vanish again.
     if ((config.info.flags & LO_FLAGS_PARTSCAN) !== 0 && mayUdevRun()) {
       config.info.flags &= ~LO_FLAGS_PARTSCAN;
     }
@@ -34,9 +41,9 @@ export function bindOrClose<L extends Loop>(
 }
 
 /**
- * Makes a device that was just bound what was asked for, and verifies that. When that
- * fails, or what is to be done then, the device is detached: it is certainly ours, since
- * our descriptor has been open from before it was bound.
+ * Completes the configuration of a device that was just bound, and verifies it. If this
+ * or the callback fails, the device is detached. It is certainly ours: our descriptor
+ * has been open since before it was bound.
  */
 export async function completeBinding(
   loop: Loop,
@@ -53,7 +60,7 @@ export async function completeBinding(
   }
 }
 
-/** Has the kernel look for partitions, unless it was told to when the file was bound. */
+/** Makes the kernel scan for partitions, unless the file was bound with that flag. */
 async function turnOnPartscan(loop: Loop): Promise<void> {
   await retryWhileHeld(() => loop.setStatus({ partscan: true }), {
     timeout: BRIEF_USE,
@@ -62,28 +69,28 @@ async function turnOnPartscan(loop: Loop): Promise<void> {
 }
 
 /**
- * Removes the partitions that the last user of a device left behind. The kernel drops
- * partitions at a detach only where it was told to scan for them; others stay, and would
- * show parts of the next file, or be in the way of its partitions. The device is held
- * exclusively while they are removed, so that nobody can attach a file to it.
+ * Removes partitions left over from the previous file of a device. The kernel removes
+ * partitions on detaching only if partscan was on; others stay, and would show parts of
+ * the next file or collide with its partitions. The device is held with O_EXCL while
+ * they are removed, so that no process can attach a file to it.
  *
- * @throws {LoopError} `EBUSY` when somebody uses the device or one of them
+ * @throws {LoopError} If the device or one of the partitions is in use (`EBUSY`).
  */
 function removeStalePartitions(loop: Loop): void {
   if (isVacant(loop.minor)) return;
-  expectOpenLoopDevice(loop); // it was opened as what it was when it was last seen
+  expectOpenLoopDevice(loop); // it was opened as the device it was when last seen
   if (!hasPartitions(loop.minor)) return;
-  // Held for a moment, partitions that somebody uses could not be formatted or mounted.
+  // Even held for a moment, partitions in use could not be formatted or mounted.
   if (isBound(loop.minor)) return;
   using exclusive = reopen(
     loop,
     O_RDONLY | O_EXCL,
-    "remove old partitions of",
+    "remove the old partitions of",
   );
-  if (isBound(loop.minor)) return; // somebody else was faster
+  if (isBound(loop.minor)) return; // another process was faster
   const { minor, path } = loop;
   removePartitions(
     { fd: exclusive.fd, minor, path },
-    "remove the partitions that an earlier user left on",
+    "remove the leftover partitions of",
   );
 }

@@ -1,4 +1,4 @@
-/** The open device of an attachment, and what tells its binding from any other. */
+/** The open device of an attachment, with the identity of its binding. */
 import { encodeOptions, type StatusChanges } from "../kernel/configuration.ts";
 import { checkDescriptor } from "../arguments.ts";
 import { Loop } from "../kernel/loop.ts";
@@ -19,23 +19,29 @@ export interface BackingFile {
   readonly inode: bigint;
 }
 
-/** Tells bindings apart before Linux 5.15, which has no disk sequence numbers. */
+/**
+ * A backing file, with the identity of its binding before Linux 5.15, which has no disk
+ * sequence numbers.
+ */
 export interface BoundFile extends BackingFile {
-  /** What {@linkcode bindingOf} said; `undefined` where there is no sysfs, or a disk sequence number. */
+  /**
+   * The result of {@linkcode bindingOf}, or `undefined` if there is no sysfs or there
+   * is a disk sequence number.
+   */
   readonly binding: bigint | undefined;
 }
 
-/** A device that a file was attached to by us. */
+/** An open device to which this library attached a file. */
 export class BoundLoop extends Loop {
   /** The disk sequence number of the binding; 0 before Linux 5.15. */
   diskSequence = 0;
-  /** What is bound. */
+  /** The file that is bound. */
   backing: BoundFile | undefined;
-  /** `/dev` has none: it was opened through one that has gone. */
+  /** `true` if `/dev` has no node: the device was opened through a temporary one. */
   readonly isWithoutNode: boolean;
   /**
-   * The bytes that are locked. The descriptor stays open until the device is closed: only
-   * through it the lock of the description that is bound can be moved.
+   * The locked bytes. Their descriptor stays open until the device is closed, because
+   * the lock of the bound open file description can be moved only through it.
    */
   #claim: Claim | undefined;
 
@@ -44,14 +50,17 @@ export class BoundLoop extends Loop {
     this.isWithoutNode = node.isTemporary;
   }
 
-  /** Notes what tells this binding from any other, once the descriptor is closed. */
+  /**
+   * Records the identity of the binding, to recognize it after the descriptor is
+   * closed.
+   */
   remember({ device, inode }: BackingFile): void {
     this.diskSequence = sequenceOf(this) ?? 0;
     const binding = this.diskSequence === 0 ? bindingOf(this.minor) : undefined;
     this.backing = { device, inode, binding };
   }
 
-  /** Takes over the descriptor that holds the lock. */
+  /** Takes ownership of the descriptor that holds the lock. */
   hold(claim: Claim): void {
     this.#claim = claim;
   }
@@ -97,7 +106,7 @@ export class BoundLoop extends Loop {
       start: changes.offset === undefined ? claim.start : offset,
       length: changes.sizelimit === undefined ? claim.length : sizelimit,
     };
-    // Both ranges are locked until it is known which one it is.
+    // Both ranges are locked until the change has succeeded or failed.
     if (!tryLockRange(next)) throw lockedError(next, this);
     try {
       super.setStatus(changes);

@@ -1,21 +1,24 @@
-/** How large a device over a file is, and that it is not empty. */
+/** Computes the size of a device over a file, and rejects an empty one. */
 import { LoopError } from "../errors.ts";
 import type { ConfigureOptions } from "../kernel/configuration.ts";
 import { EINVAL } from "../sys/errno.ts";
 import type { LoopConfig } from "../sys/loop_uapi.ts";
 import type { Backing } from "./backing.ts";
 
-/** The block size that the kernel chooses, unless it raises it for direct I/O. */
+/** The kernel's default block size, unless direct I/O requires a larger one. */
 export const DEFAULT_BLOCK_SIZE = 512;
 
-/** What was asked for. */
+/** The requested configuration. */
 export interface Wanted {
   readonly options: ConfigureOptions;
   readonly config: LoopConfig;
   readonly backing: Backing;
 }
 
-/** How large a device over a file of that size is: whole sectors of what is left behind the offset. */
+/**
+ * Computes the size of a device over a file of the given size: the whole sectors after
+ * the offset, up to the limit.
+ */
 export function deviceSize(
   fileSize: bigint,
   { offset, sizelimit }: { offset: bigint; sizelimit: bigint },
@@ -25,7 +28,7 @@ export function deviceSize(
   return size & ~511n;
 }
 
-/** Throws when a device has no whole block, or would have none when it is bound. */
+/** Throws if a device has no whole block, or would have none once bound. */
 export function refuseEmptyRange(
   { options, config, backing }: Wanted,
   size: bigint = deviceSize(backing.size, config.info),
@@ -45,6 +48,6 @@ function emptyRange(
     operation: "attach",
     hint: isPastEnd
       ? `offset ${offset} is past the end: the file has ${size} bytes`
-      : `the range holds no whole block of ${blockSize} bytes: the file has ${size} bytes`,
+      : `the range is smaller than one block of ${blockSize} bytes: the file has ${size} bytes`,
   });
 }

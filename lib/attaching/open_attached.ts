@@ -1,4 +1,4 @@
-/** Opening an attached device, with its identity checked. */
+/** Opens an attached device and verifies its identity. */
 import {
   type DeviceRef,
   minorOf,
@@ -14,14 +14,18 @@ import type { LoopInfo64 } from "../sys/loop_uapi.ts";
 import type { BoundFile } from "./bound_loop.ts";
 import { isErrno, sequenceOf } from "./release.ts";
 
-/** Opens a device to which a file is attached, and the right one. */
+/**
+ * Opens an attached device and verifies that it is still the binding `device` refers
+ * to.
+ */
 export function openAttached(
   device: DeviceRef,
   action: string,
   backing?: BoundFile,
 ): Loop {
   const expected = sequenceIn(device);
-  // For reading: that a device was open for writing makes udev look at it again.
+  // Opened for reading, because udev examines a device again after it was open for
+  // writing.
   const loop = openDevice(
     typeof device === "string" ? device : minorOf(device),
     { readOnly: true },

@@ -1,4 +1,4 @@
-/** Keeping a file from being attached twice over the same bytes. */
+/** Prevents a file from being attached twice over the same bytes. */
 import {
   devicesBackedBy,
   type LoopDevice,
@@ -18,37 +18,38 @@ import { F_RDLCK, F_UNLCK, F_WRLCK, lockBytes } from "../sys/libc.ts";
 import { sleep } from "../waiting.ts";
 import type { Backing } from "./backing.ts";
 
-/** The bytes of a file that a device shows. */
+/** A range of bytes in a file. */
 export interface Range {
   /** The first byte. */
   readonly start: bigint;
-  /** How many; 0 means to the end of the file, wherever that will be. */
+  /** Number of bytes; 0 means up to the end of the file, even if it grows. */
   readonly length: bigint;
 }
 
-/** What is to be attached. */
+/** The range of a file that is about to be attached. */
 export interface Claim extends Range {
   readonly backing: Backing;
   readonly readOnly: boolean;
 }
 
-/** The file system of the file has no locks. */
+/** Errors of a file system without locks. */
 const NO_LOCKS = [EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP];
 
-/** A device that is being freed keeps its lock for a moment longer than its binding. */
+/** Time that a device being detached may hold its lock after it is no longer bound. */
 const FREEING_TIMEOUT = 500; // milliseconds
-/** One that is not to be seen any more keeps it for less. */
+/** Time that a device no longer visible in sysfs may hold its lock. */
 const UNSEEN_TIMEOUT = 100; // milliseconds
 const FREEING_PAUSE = 5; // milliseconds
 
 /**
- * Locks the bytes for the open file description that will be bound. The loop device
- * keeps it open, so the lock lasts as long as the binding, also when this process is
- * gone: among those who lock there is no race. Readers share a lock, a writer has it
- * alone. Without locks in the file system it does nothing.
+ * Locks the range for the open file description that will be bound. The loop device
+ * keeps that description open, so the lock lasts as long as the binding, even after
+ * this process has ended, and there is no race between processes that lock. Readers
+ * share a lock; a writer excludes all others. Does nothing if the file system has no
+ * locks.
  *
- * @param isBeingFreed Whether nobody uses a device any more that has the lock.
- * @throws {LoopError} `EBUSY`
+ * @param isBeingFreed Returns `true` if a device that has the lock has no users left.
+ * @throws {LoopError} If another process has locked some of the bytes (`EBUSY`).
  */
 export async function lockRange(
   claim: Claim,
@@ -68,12 +69,12 @@ export async function lockRange(
   } while (!tryLockRange(claim));
 }
 
-/** Locks the bytes. `false`: others have locked some of them. */
+/** Locks the range. Returns `false` if another process has locked some of the bytes. */
 export function tryLockRange(claim: Claim): boolean {
   const { backing, readOnly, start } = claim;
   const result = lockBytes(
     backing.fd,
-    readOnly ? F_RDLCK : F_WRLCK, // to lock others out needs a descriptor for writing
+    readOnly ? F_RDLCK : F_WRLCK, // an exclusive lock requires a descriptor open for writing
     start,
     lengthToLock(claim),
   );
@@ -85,22 +86,28 @@ export function tryLockRange(claim: Claim): boolean {
   });
 }
 
-/** Unlocks all that a description has locked, but for the range. */
+/** Releases the locks of an open file description outside the range. */
 export function unlockOutside(fd: number, range: Range): void {
   const length = lengthToLock(range);
   if (range.start > 0n) lockBytes(fd, F_UNLCK, 0n, range.start);
   if (length > 0n) lockBytes(fd, F_UNLCK, range.start + length, 0n);
 }
 
-/** The highest offset of a file. */
+/** Largest offset in a file. */
 const MAX_OFFSET = 2n ** 63n - 1n;
 
-/** A lock must not end past the highest offset, a limit may. */
+/**
+ * Returns the length to lock: a lock must not end past the largest offset, but a limit
+ * may.
+ */
 function lengthToLock({ start, length }: Range): bigint {
   return start + length > MAX_OFFSET ? 0n : length;
 }
 
-/** The error for bytes that others have locked; it names their device, where one is found. */
+/**
+ * Creates the error for bytes that are already locked. It names the device that holds
+ * the lock, if one is found.
+ */
 export function lockedError(
   claim: Claim,
   own?: { readonly minor: number; readonly path: string },
@@ -114,11 +121,11 @@ export function lockedError(
     errno: EBUSY,
     operation: "fcntl",
     hint:
-      'another program has locked some of its bytes, as virtual machines do; overlap: "allow" attaches it all the same',
+      'another program, such as a virtual machine, has locked some of its bytes; use overlap: "allow" to attach it anyway',
   });
 }
 
-/** The device whose lock is in the way, where one is found: readers share theirs. */
+/** Finds the device that holds a conflicting lock, if any; readers share theirs. */
 function findLocker(
   claim: Claim,
   ownMinor?: number,
@@ -128,17 +135,18 @@ function findLocker(
   );
 }
 
-/** Throws when a device shows some of the bytes already. */
+/** Throws if a device already shows some of the bytes. */
 export function refuseOverlap(claim: Claim): void {
   const [found] = overlapping(claim);
   if (found !== undefined) throw overlapError(attachAction(claim), found);
 }
 
 /**
- * Throws when another device shows some of the bytes, after ours was bound: who only
- * reads cannot lock others out, and other tools do not lock. Of two who bind at once one
- * stays, mostly the older one. But the younger one may have looked before the older one
- * was to be seen, and stay: then it is the older one that goes.
+ * Throws if another device shows some of the bytes after ours was bound. Read-only
+ * users and other tools take no exclusive lock, so two processes can still bind at
+ * once. Then the device that was bound first stays. If the other process had already
+ * checked before our device became visible, it stays, and this one gives up after a
+ * number of checks.
  */
 export async function refuseRivals(
   claim: Claim,
@@ -158,7 +166,10 @@ export async function refuseRivals(
   }
 }
 
-/** Whether a device was bound before another. Before Linux 5.15 the inodes of bindings tell, which rise as well. */
+/**
+ * Returns `true` if a device was bound before another one. Before Linux 5.15, the
+ * inodes of the bindings are compared, which also rise.
+ */
 function olderThan(
   own: { minor: number; diskSequence: number },
 ): (device: LoopDevice) => boolean {
@@ -172,11 +183,11 @@ function olderThan(
   };
 }
 
-/** So long the older one waits for the younger ones to go. */
+/** Number of checks before the older device gives up. */
 const RIVAL_LOOKS = 50;
 const RIVAL_PAUSE = 5; // milliseconds
 
-/** The devices that show some of the bytes. */
+/** Finds the devices that show some of the bytes. */
 function overlapping(claim: Claim): LoopDevice[] {
   return devicesBackedBy(claim.backing.stat)
     .filter(({ offset, sizelimit }) =>
@@ -194,11 +205,11 @@ function overlapError(action: string, { path }: LoopDevice): LoopError {
     errno: EBUSY,
     operation: "attach",
     path,
-    hint: `some of its bytes are behind ${path} already`,
+    hint: `${path} already shows some of its bytes`,
   });
 }
 
-/** Whether two ranges have a byte in common. */
+/** Returns `true` if two ranges have a byte in common. */
 export function overlap(a: Range, b: Range): boolean {
   const startsBeforeEnd = (one: Range, other: Range) =>
     other.length === 0n || one.start < other.start + other.length;

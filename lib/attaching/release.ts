@@ -1,4 +1,4 @@
-/** Releasing a device: what was written is in the file, and the descriptor is closed, whatever fails. */
+/** Releases a device: writes back, and closes the descriptor whatever fails. */
 import { LoopError, quote, unwrap } from "../errors.ts";
 import { currentInfo, exactSize, Loop, reopen } from "../kernel/loop.ts";
 import {
@@ -27,37 +27,45 @@ import {
 import { pageCacheOf } from "../sys/page_cache.ts";
 import { DEFAULT_TIMEOUT, pollUntil, type WaitOptions } from "../waiting.ts";
 
-// How much is done at once, in a few milliseconds. More of it goes to another thread.
+// Limits for work on this thread, which takes a few milliseconds. Larger amounts go to
+// another thread.
 
-/** Bytes that are written to the page cache of a backing file. */
+/** Bytes to write to the page cache of a backing file. */
 export const MAX_INLINE_BYTES: number = 8 << 20;
 
-/** Bytes, clean ones too, that the last close of a device drops from its page cache. */
+/**
+ * Bytes, including clean ones, to drop from the page cache at the last close of a
+ * device.
+ */
 const MAX_INLINE_CACHED = 64 << 20;
 
-/** A device, and which binding of it. */
+/** A device and the identity of its binding. */
 export interface Binding {
   readonly minor: number;
   readonly path: string;
-  /** What {@linkcode bindingOf} said; `undefined` where there is no sysfs, or the sequence tells the binding. */
+  /**
+   * The result of {@linkcode bindingOf}, or `undefined` if there is no sysfs or the
+   * disk sequence number identifies the binding.
+   */
   readonly binding: bigint | undefined;
-  /** Tells the binding where {@linkcode bindingOf} was not asked. */
+  /** Identifies the binding if {@linkcode bindingOf} was not called. */
   readonly diskSequence: number | undefined;
 }
 
-/** A device whose descriptor is closed. The kernel frees it when nobody has it open. */
+/** A device whose descriptor was closed. The kernel detaches it at its last close. */
 export interface Released extends Binding {
-  /** Why not everything could be written back. */
+  /** The error of writing back, if it failed. */
   readonly failure: LoopError | undefined;
-  /** Whether the kernel removes partitions with it. */
+  /** `true` if the kernel removes the partitions on detaching. */
   readonly partscan: boolean;
 }
 
 /**
- * Writes back, has the kernel detach at the last close, and closes. The device is free
- * afterwards unless others have it open. The event loop goes on meanwhile.
+ * Writes back, marks the device to be detached at its last close, and closes it. The
+ * device is then free unless another process has it open. Does not block the event
+ * loop.
  *
- * @param diskSequence That of the binding, where it is known.
+ * @param diskSequence The disk sequence number of the binding, if known.
  */
 export async function release(
   loop: Loop,
@@ -72,9 +80,9 @@ export async function release(
 }
 
 /**
- * Has the descriptor, which the callback closes, be really closed on another thread: the
- * last close of a device writes back what somebody has made dirty meanwhile, and drops
- * all pages.
+ * Makes the callback's close take effect on another thread: the last close of a device
+ * writes back pages dirtied by other processes and drops all pages, which can take
+ * long.
  */
 export async function closeInBackground<T>(
   loop: Loop,
@@ -96,11 +104,13 @@ function releaseBy(
   const { minor, path } = loop;
   try {
     const written = captureError(() => reportWriteBack(loop, flush));
-    // Without them clearing finds out, and the file may have been exchanged.
+    // If the flags cannot be read, assume that the device must be cleared and that its
+    // file was exchanged: LOOP_CLR_FD reports what is wrong.
     const flags = captureError(() => currentInfo(loop).flags).value ??
       LO_FLAGS_READ_ONLY;
-    // Others can exchange the file of a read-only device alone (LOOP_CHANGE_FD), with
-    // which the sequence rises: of any other it tells the binding.
+    // Other processes can exchange the file only of a read-only device
+    // (LOOP_CHANGE_FD), which raises the disk sequence number. For any other device,
+    // that number identifies the binding.
     const isFixed = knownSequence !== 0 && (flags & LO_FLAGS_READ_ONLY) === 0;
     const sequence = isFixed
       ? { value: knownSequence }
@@ -121,8 +131,8 @@ function releaseBy(
 }
 
 /**
- * Undoes an attachment whose error must not be hidden by anything that happens here.
- * Others, udev above all, may have it open for a moment: nothing is to stay attached.
+ * Detaches a device after an error, without hiding that error. udev may have the device
+ * open for a moment, so this waits until nothing is attached.
  */
 export async function rollBack(loop: Loop): Promise<void> {
   try {
@@ -135,7 +145,10 @@ export async function rollBack(loop: Loop): Promise<void> {
   }
 }
 
-/** What must not keep a device from being released is reported afterwards. */
+/**
+ * Runs `call` and returns its LoopError instead of throwing it, so that the device is
+ * released first.
+ */
 function captureError<T>(call: () => T): { value?: T; error?: LoopError } {
   try {
     return { value: call() };
@@ -145,29 +158,33 @@ function captureError<T>(call: () => T): { value?: T; error?: LoopError } {
   }
 }
 
-/** Whether writing back and dropping what is cached may take long. */
+/** Returns `true` if writing back and dropping the cached pages may take long. */
 export function hasLargeCache(loop: Loop): boolean {
   const cache = pageCacheOf(loop.fd);
   if (typeof cache !== "number") {
     return cache.dirty > MAX_INLINE_BYTES || cache.cached > MAX_INLINE_CACHED;
   }
   if (loop.fd === -1) return false;
-  // Before Linux 6.5: no more than there is.
+  // Before Linux 6.5, assume that the whole device is cached.
   const size = captureError(() => exactSize(loop)).value;
   return size === undefined || size > MAX_INLINE_BYTES;
 }
 
-/** Somebody who keeps on writing makes new dirty pages during each pass. */
+/**
+ * Maximum number of passes: a process that keeps writing dirties new pages during each
+ * one.
+ */
 const MAX_PASSES = 3;
-/** A pass that took no longer found little to write, in milliseconds. */
+/** A shorter pass, in milliseconds, found little to write. */
 const SHORT_PASS = 20;
 
 /**
- * Writes back on another thread until little is dirty. Its errors are not known there:
- * each open file is told of them once, so the descriptor of the device still is.
+ * Writes back on another thread until few pages are dirty. Errors are lost there, but
+ * the kernel reports them once to every open file, and so to the descriptor of the
+ * device.
  *
- * @returns What flushes the rest, or, while somebody writes faster than that, what tells
- * of errors without waiting for him.
+ * @returns A function that writes back the rest or, while another process writes faster
+ * than that, only reports errors.
  */
 export async function writeBackInBackground(
   loop: Loop,
@@ -177,7 +194,7 @@ export async function writeBackInBackground(
     second = reopen(loop, O_RDONLY, "write back");
   } catch (error) {
     if (loop.fd === -1) throw error;
-    return writeBack; // no descriptor to spare: all of it is written back at once
+    return writeBack; // no descriptor left: write everything back on this thread
   }
   try {
     for (let pass = 1; pass <= MAX_PASSES; pass++) {
@@ -195,7 +212,7 @@ export async function writeBackInBackground(
   }
 }
 
-/** Throws why something could not be written back, now or before. */
+/** Throws if writing back failed, now or earlier. */
 export function reportWriteBack(
   loop: Loop,
   flush: (fd: number) => number,
@@ -204,13 +221,14 @@ export function reportWriteBack(
     action: `Cannot write back ${quote(loop.path)}`,
     operation: "sync_file_range",
     path: loop.path,
-    hint: "what was written last is not in the file",
+    hint: "the data written last is not in the file",
   }));
 }
 
 /**
- * Has the kernel detach at the last close. With two descriptors open, so that it does
- * not do so at once and throw away what others have just written.
+ * Marks the device to be detached at its last close. Two descriptors are open during
+ * the call, because otherwise the kernel would detach at once and discard what other
+ * processes have just written.
  */
 function clear(loop: Loop): void {
   try {
@@ -223,22 +241,24 @@ function clear(loop: Loop): void {
       path: loop.path,
     });
   } catch (error) {
-    // Without a second descriptor the flag does the same, but slower.
+    // Without a second descriptor, autoclear has the same effect, but takes longer.
     try {
       loop.setStatus({ autoclear: true });
     } catch (second) {
-      if (isErrno(second, ENXIO)) return; // somebody else has cleared it
+      if (isErrno(second, ENXIO)) return; // another process has cleared it
       throw error;
     }
   }
 }
 
-/** Whether an error is that of the kernel with this number. */
+/** Returns `true` if an error came from the kernel with this number. */
 export function isErrno(error: unknown, errno: number): error is LoopError {
   return error instanceof LoopError && error.errno === errno;
 }
 
-/** The disk sequence number of an open device; `undefined` before Linux 5.15. */
+/**
+ * Returns the disk sequence number of an open device, or `undefined` before Linux 5.15.
+ */
 export function sequenceOf(loop: Loop): number | undefined {
   try {
     return loop.getDiskSequence();
@@ -248,7 +268,10 @@ export function sequenceOf(loop: Loop): number | undefined {
   }
 }
 
-/** What changes when the file of an open device is exchanged: its disk sequence number, or before Linux 5.15 what names the file. */
+/**
+ * Identifies the file of an open device: by its disk sequence number, which changes
+ * when the file is exchanged, or before Linux 5.15 by the device and inode of the file.
+ */
 export function fileMark(loop: Loop): number | string {
   const sequence = sequenceOf(loop);
   if (sequence !== undefined) return sequence;
@@ -257,9 +280,9 @@ export function fileMark(loop: Loop): number | string {
 }
 
 /**
- * Whether a device that was released is free: nothing is attached, or another binding.
- * That the disk sequence number of a read-only device has changed proves nothing: who has
- * it open may have exchanged the file.
+ * Returns `true` if a released device is free: nothing is attached, or another binding
+ * is. For a read-only device, a changed disk sequence number is no proof, because
+ * another process may have exchanged the file.
  */
 export function isFree({ minor, binding, diskSequence }: Binding): boolean {
   if (isVacant(minor)) return true;
@@ -272,18 +295,18 @@ export function isFree({ minor, binding, diskSequence }: Binding): boolean {
   return hasSysfs() || isUnbound(minor, diskSequence);
 }
 
-/** Whether a device is free at the first look, with nothing to wait for. Mostly it is. */
+/** Checks once whether a device is free, which is the usual case, without waiting. */
 export function isFreeNow(device: Released): boolean {
   return !device.partscan && isFree(device);
 }
 
-/** Waits until others have closed the device. */
+/** Waits until other processes have closed the device. Returns `false` on timeout. */
 export async function isFreeWithin(
   device: Released,
   limits: WaitOptions,
 ): Promise<boolean> {
   const looks = await pollUntil(() => isFree(device), limits);
-  // More than one look: others had it open.
+  // After more than one check, another process had it open.
   if (looks !== undefined && (looks > 1 || device.partscan)) {
     waitForLastClose(device.minor);
   }
@@ -291,8 +314,9 @@ export async function isFreeWithin(
 }
 
 /**
- * When somebody else was the last to close, the kernel may still be at it, dropping
- * the partitions above all. Opening the device waits for that.
+ * Waits until the kernel has finished detaching. If another process closed the device
+ * last, the kernel may still be removing its partitions; opening the device waits for
+ * that.
  */
 function waitForLastClose(minor: number): void {
   try {
@@ -302,7 +326,7 @@ function waitForLastClose(minor: number): void {
   }
 }
 
-/** Asks the device itself, where there is no sysfs. */
+/** Fallback of `isFree` for systems without sysfs: queries the device itself. */
 function isUnbound(minor: number, diskSequence: number | undefined): boolean {
   try {
     using loop = new Loop(minor, { readOnly: true });
@@ -314,7 +338,7 @@ function isUnbound(minor: number, diskSequence: number | undefined): boolean {
     }
     return diskSequence !== undefined && sequenceOf(loop) !== diskSequence;
   } catch (error) {
-    if (isErrno(error, ENXIO)) return false; // the last one is about to close it
+    if (isErrno(error, ENXIO)) return false; // the last process is about to close it
     throw error;
   }
 }

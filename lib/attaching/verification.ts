@@ -1,4 +1,7 @@
-/** Whether a device is what was asked for: the kernel drops some wishes in silence, and has had bugs. */
+/**
+ * Verifies that a device is configured as requested: the kernel silently ignores some
+ * requests, and some versions have bugs.
+ */
 import { DEFAULT_BLOCK_SIZE, deviceSize, type Wanted } from "./device_size.ts";
 import { directIoAlignment } from "../sys/stat.ts";
 import { decodeFlags } from "../kernel/configuration.ts";
@@ -16,14 +19,14 @@ import { EINVAL, EIO } from "../sys/errno.ts";
 import { ioctlPointer } from "../sys/libc.ts";
 import type { LoopConfig, LoopInfo64 } from "../sys/loop_uapi.ts";
 
-/** What was found out about a device. */
+/** Result of verifying a device. */
 export interface Verified {
   readonly backing: BackingFile;
-  /** In bytes. */
+  /** Size of the device in bytes. */
   readonly size: bigint;
 }
 
-/** Throws unless the device is what was asked for. */
+/** Throws if the device is not configured as requested. */
 export function verify(loop: Loop, wanted: Wanted): Verified {
   const info = currentInfo(loop);
   const { options, config, backing } = wanted;
@@ -51,14 +54,14 @@ export function verify(loop: Loop, wanted: Wanted): Verified {
   expect("readOnly", readOnly, isReadOnly);
   const blockSize = loop.getBlockSize();
   expect("block size", options.blockSize, blockSize);
-  // No page cache has smaller blocks than the smallest.
+  // The blocks of a page cache are never smaller than 512 bytes.
   if (blockSize > DEFAULT_BLOCK_SIZE) fitPageCache(loop, blockSize);
   const { device, inode } = info;
   const size = verifySize(loop, wanted, expect);
   return { backing: { device, inode }, size };
 }
 
-/** Throws when a property is not as asked for; `undefined` asks for nothing. */
+/** Throws if a property is not as requested; `undefined` requests nothing. */
 type Expect = <T>(what: string, want: T | undefined, got: T) => void;
 
 function verifySize(
@@ -69,7 +72,7 @@ function verifySize(
   const size = exactSize(loop);
   const first = deviceSize(backing.size, config.info);
   if (size !== first) {
-    // The file may have grown or shrunk before or after the kernel looked.
+    // The file may have grown or shrunk before or after the kernel read its size.
     const last = deviceSize(backing.currentSize(), config.info);
     const [least, most] = first < last ? [first, last] : [last, first];
     if (size < least || size > most) expect("size", last, size);
@@ -89,20 +92,23 @@ function mismatch(
   } else if (what === "block size" && decodeFlags(info.flags).directIo) {
     errno = EINVAL;
     why =
-      `: direct I/O to the file needs that; ask for it with blockSize: ${got} (-b ${got})`;
+      `: direct I/O to the file requires it; use blockSize: ${got} (-b ${got})`;
   }
   return new LoopError(
-    `Cannot attach ${backing.name} to ${quote(path)} as asked`,
+    `Cannot attach ${backing.name} to ${quote(path)} as requested`,
     {
       errno,
       operation: "LOOP_CONFIGURE",
       path,
-      hint: `wanted ${what} ${want}, got ${got}${why}`,
+      hint: `requested ${what} ${want}, got ${got}${why}`,
     },
   );
 }
 
-/** Why direct I/O is not as asked for. The kernel drops the wish in silence. */
+/**
+ * Explains why direct I/O is not as requested. The kernel silently ignores the request
+ * if it is not possible.
+ */
 function whyDirectIo(
   backing: Backing,
   config: LoopConfig,
@@ -112,18 +118,21 @@ function whyDirectIo(
     return "the descriptor was opened for direct I/O";
   }
   const alignment = directIoAlignment(backing.fd);
-  if (alignment === 0) return "the file has no direct I/O";
+  if (alignment === 0) return "the file does not support direct I/O";
   const { offset } = config.info;
   if (alignment !== undefined && offset % BigInt(alignment) !== 0n) {
-    return `offset ${offset} is no multiple of ${alignment}, the block size below the file`;
+    return `offset ${offset} is not a multiple of ${alignment}, the block size of its file system`;
   }
   if (alignment !== undefined && config.blockSize < alignment) {
-    return `the block size must be at least ${alignment}, that below the file`;
+    return `the block size must be at least ${alignment}, that of its file system`;
   }
-  return "the file has no direct I/O, or offset or block size do not fit the blocks below it";
+  return "the file does not support direct I/O, or the offset or block size is not a multiple of the block size of its file system";
 }
 
-/** `BLKROSET` of an earlier owner outlives the binding. */
+/**
+ * Clears the read-only bit (`BLKROSET`) that a previous user set, because it outlives
+ * the binding.
+ */
 function makeWritable(loop: Loop): void {
   unwrap(
     ioctlPointer(loop.fd, BLKROSET, new Uint8Array(4)),
@@ -131,7 +140,7 @@ function makeWritable(loop: Loop): void {
       action: `Cannot make ${quote(loop.path)} writable`,
       operation: "BLKROSET",
       path: loop.path,
-      hint: "an earlier user of the device had made it read-only",
+      hint: "an earlier user made the device read-only",
     }),
   );
 }

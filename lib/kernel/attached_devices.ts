@@ -1,4 +1,4 @@
-/** What sysfs says of attached devices, row by row; and which of them a file is attached to. */
+/** Reads attached devices from sysfs, and finds those that a file is attached to. */
 import { isBlockDevice, isRegularFile, type Stat } from "../sys/stat.ts";
 import { LoopError } from "../errors.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
@@ -22,7 +22,7 @@ import {
   readOpenDecimal,
 } from "../sys/sysfs.ts";
 
-/** An attached loop device: plain data. Sizes and offsets are bytes. */
+/** An attached loop device, as plain data. Sizes and offsets are in bytes. */
 export interface LoopDevice {
   /** The number of the device. */
   minor: number;
@@ -30,69 +30,81 @@ export interface LoopDevice {
   name: string;
   /** The path of its node: `/dev/loop3`. */
   path: string;
-  /** The size of the device. Above 2^53-1 it is given as that. */
+  /** The size of the device. Clamped to `Number.MAX_SAFE_INTEGER`. */
   size: number;
   /** The logical block size. */
   blockSize: number;
-  /** Where in the backing file the device begins. Above 2^53-1 it is given as that; {@linkcode Loop.getInfo} is exact. */
+  /**
+   * The offset in the backing file at which the device starts. Clamped to
+   * `Number.MAX_SAFE_INTEGER`; {@linkcode Loop.getInfo} returns the exact value.
+   */
   offset: number;
-  /** How large the device is at most; 0 means no limit. Above 2^53-1, which limits nothing, it is given as that. */
+  /**
+   * The maximum size of the device; 0 means no limit. Clamped to
+   * `Number.MAX_SAFE_INTEGER`, which is no limit in practice.
+   */
   sizelimit: number;
-  /** Whether the device cannot be written. */
+  /** `true` if the device cannot be written to. */
   readOnly: boolean;
-  /** Whether the kernel detaches at the last close. */
+  /** `true` if the kernel detaches the device at its last close. */
   autoclear: boolean;
-  /** Whether the kernel looks for partitions. */
+  /** `true` if the kernel scans the device for partitions. */
   partscan: boolean;
-  /** Whether the page cache of the backing file is bypassed. */
+  /** `true` if the page cache of the backing file is bypassed. */
   directIo: boolean;
   /**
-   * The path of the backing file as the kernel knows it now, after renaming too,
-   * without ` (deleted)`. Bytes that are not UTF-8 read as U+FFFD. Empty when it is
-   * longer than the kernel can tell: a page, of 4096 bytes on most machines.
+   * The current path of the backing file, even after it was renamed, without
+   * ` (deleted)`. Bytes that are not UTF-8 read as U+FFFD. Empty if the path is longer
+   * than the kernel can report: one page, which is 4096 bytes on most machines.
    */
   backingFile: string;
-  /** Whether the backing file has no name any more. */
+  /** `true` if the backing file was deleted. */
   deleted: boolean;
   /**
-   * Rises whenever a file is bound, exchanged or unbound: equal numbers mean the same
-   * binding. 0 before Linux 5.15. While a file is exchanged (`LOOP_CHANGE_FD`) the kernel
-   * raises it some milliseconds before, so that for a moment the new number is seen with
-   * the old file.
+   * The disk sequence number, which rises whenever a file is bound, exchanged or
+   * unbound: equal numbers mean the same binding. 0 before Linux 5.15. During an
+   * exchange (`LOOP_CHANGE_FD`), the kernel raises it some milliseconds early, so the
+   * new number is briefly seen with the old file.
    */
   diskSequence: number;
-  /** The text that was given to the device; only where {@linkcode list} was asked for it. */
+  /**
+   * The reference text given to the device; present only if {@linkcode list} was asked
+   * for it.
+   */
   reference?: string;
 }
 
-/** A sector of the `size` in sysfs, whatever the block size is. */
+/** Unit of the `size` attribute in sysfs, whatever the block size is. */
 const SECTOR = 512;
 
 const DELETED = new TextEncoder().encode(" (deleted)");
 const decoder = new TextDecoder();
 
-/** A device, and what does not fit into plain data. */
+/** A device, with exact values that do not fit into plain data. */
 export interface DeviceRecord {
   readonly device: LoopDevice;
-  /** Where in the backing file the device begins, exactly. */
+  /** The exact offset in the backing file at which the device starts. */
   readonly offset: bigint;
-  /** How large the device is at most, exactly. */
+  /** The exact maximum size of the device. */
   readonly sizelimit: bigint;
-  /** The backing file as the kernel names it: bytes, ending in a NUL. */
+  /** The path of the backing file as the kernel reports it: NUL-terminated bytes. */
   readonly backingPath: Uint8Array;
-  /** Tells the binding where there are no disk sequence numbers: what {@linkcode bindingOf} said. */
+  /**
+   * Identifies the binding on kernels without disk sequence numbers: the result of
+   * {@linkcode bindingOf}.
+   */
   readonly binding: bigint | undefined;
 }
 
-/** What tells one binding of a device from the next. */
+/** Identity of one binding of a device. */
 interface Moment {
   readonly diskSequence: number;
   readonly binding: bigint | undefined;
 }
 
 /**
- * The devices that a file is attached to. A device whose file is on a file system that
- * may never answer, another than that of `file`, is none of them.
+ * Finds the devices that a file is attached to. Skips a device whose file is on a file
+ * system that might not answer, unless `file` is on the same one.
  */
 export function devicesBackedBy(
   file: Pick<Stat, "device" | "inode" | "rdev" | "mode">,
@@ -103,17 +115,18 @@ export function devicesBackedBy(
     .flatMap((found) => found?.record ?? []);
 }
 
-/** A device on top of a block device. */
+/** A loop device on top of a block device. */
 export interface UpperDevice {
   /** `loop5` */
   readonly name: string;
-  /** The device number of what is below it. */
+  /** The device number of the block device below it. */
   readonly rdev: number;
 }
 
 /**
- * The devices that are attached to one of some block devices, in one pass; `undefined`
- * for each other device, so that the caller can let the event loop run in between.
+ * Finds the loop devices attached to any of the given block devices, in one pass.
+ * Yields `undefined` for every other device, so that the caller can let the event loop
+ * run.
  */
 export function* devicesOnTop(
   rdevs: ReadonlySet<number>,
@@ -142,7 +155,7 @@ function* searchBacked(
   }
 }
 
-/** A first look, at the path of the backing file alone. Mostly it leads to another file. */
+/** Compares only the path of the backing file, which usually rules the device out. */
 function mayBeBackedBy(
   minor: number,
   isWanted: (file: Identity) => boolean,
@@ -157,12 +170,12 @@ function mayBeBackedBy(
   const backing = terminated(bytes);
   const stat = lookup.examine(backing);
   if (stat !== undefined && isWanted(identityOf(stat))) return true;
-  // Where it leads nowhere, or is said to be deleted, the device itself has to tell.
+  // If the path leads nowhere or is marked deleted, ask the device itself.
   return (stat === undefined || endsInDeleted(backing)) &&
     !lookup.canHang(backing);
 }
 
-/** The backing file of a device, if it is wanted. */
+/** Identifies the backing file of a device, if it is wanted. */
 function backingFileOf(
   { device, backingPath, binding }: DeviceRecord,
   isWanted: (file: Identity) => boolean,
@@ -176,7 +189,7 @@ function backingFileOf(
       if (!isWanted(named)) return undefined;
     }
   }
-  // A name is not proof: another file may have been mounted over it.
+  // A name is not proof: another file may be mounted over it.
   if (named === undefined && lookup.canHang(backingPath)) return undefined;
   const { minor, diskSequence } = device;
   const backing = backingOf(minor, { diskSequence, binding });
@@ -185,11 +198,11 @@ function backingFileOf(
   return isWanted(backing) ? backing : undefined;
 }
 
-/** What tells files from one another. */
+/** Identity of a file. */
 interface Identity {
   readonly device: number;
   readonly inode: bigint;
-  /** Of a block device: it may have several nodes. */
+  /** The device number, for a block device: it may have several nodes. */
   readonly rdev: number;
 }
 
@@ -207,7 +220,10 @@ function isSameFile(a: Identity, b: Identity): boolean {
     (a.rdev !== 0 || (a.device === b.device && a.inode === b.inode));
 }
 
-/** The backing file of a device, asked of the device itself; or that it was detached, or may not be asked. */
+/**
+ * Identifies the backing file by LOOP_GET_STATUS64. Returns `"gone"` if the device was
+ * detached, and `"secret"` if it cannot be opened.
+ */
 function backingOf(
   minor: number,
   moment: Moment,
@@ -219,21 +235,24 @@ function backingOf(
     return { device: Number(device), inode, rdev: Number(rdevice) };
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
-    // Bound still: there is no node of it here, or not of it.
+    // Still attached, but its node in /dev is missing or wrong.
     if (GONE.includes(error.errno) && !isBound(minor)) return "gone";
     if (isOurs(error.errno)) throw error;
     return "secret";
   }
 }
 
-/** Whether an open device, which is not bound anew as long as it is open, has that binding. */
+/**
+ * Returns `true` if an open device still has the given binding. It cannot be bound
+ * again while it is open.
+ */
 function isOfMoment(loop: Loop, { diskSequence, binding }: Moment): boolean {
   return diskSequence === 0
     ? bindingOf(loop.minor) === binding
     : loop.getDiskSequence() === diskSequence;
 }
 
-/** All attached devices, in the order of their numbers. */
+/** Reads all attached devices, in numeric order. */
 export function readDevices(): DeviceRecord[] {
   const lookup = new Lookup();
   return existingMinors()
@@ -241,12 +260,15 @@ export function readDevices(): DeviceRecord[] {
     .filter((found) => found !== undefined);
 }
 
-/** How often a device is looked at anew that others attach and detach meanwhile. */
+/** Maximum number of times to read a device that others keep attaching and detaching. */
 const MAX_LOOKS = 16;
-/** How often to pause for the size of a device, a millisecond each. */
+/** Maximum number of pauses to wait for the size of a device, a millisecond each. */
 const MAX_PAUSES = 3;
 
-/** One device, or `undefined` when no file is attached to it, or there is no such device. */
+/**
+ * Reads one device. Returns `undefined` if no file is attached to it or it does not
+ * exist.
+ */
 export function readDevice(
   minor: number,
   lookup: Lookup = new Lookup(),
@@ -257,7 +279,7 @@ export function readDevice(
     if (found === "changed") continue;
     if (found === undefined || found.device.size > 0) return found;
     if (isTooSmall(found, lookup)) return found;
-    // The kernel sets the size last, a moment after the rest is to be seen.
+    // The kernel sets the size last, a moment after the rest becomes visible.
     if (look > MAX_PAUSES) return found;
     empty = found;
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
@@ -265,7 +287,7 @@ export function readDevice(
   return empty;
 }
 
-/** Whether a file has no sector to show: a device of no size is all there can be. */
+/** Returns `true` if a file is smaller than a sector, so that its device has size 0. */
 function isTooSmall(
   { backingPath, offset, sizelimit }: DeviceRecord,
   lookup: Lookup,
@@ -276,12 +298,16 @@ function isTooSmall(
     stat.size < offset + BigInt(SECTOR);
 }
 
-/** One device as it is at one moment. One that changes meanwhile may have been attached again: it has to be looked at again. */
+/**
+ * Reads one device once. If it changes during the read, it may be attached again and
+ * must be read again.
+ */
 function lookAt(
   minor: number,
   lookup: Lookup,
 ): DeviceRecord | "changed" | undefined {
-  // Of an unbound device it does not exist; and it is that of one binding only.
+  // The directory exists only while a file is attached, and a new binding gets a new
+  // one.
   const path = `${BLOCK}/loop${minor}/loop`;
   const fd = openDirectoryAt(path);
   if (fd < 0) {
@@ -289,9 +315,9 @@ function lookAt(
     return undefined;
   }
   using directory = new FileDescriptor(fd);
-  // The attributes are read one after the other. Were the device detached and bound
-  // anew in between, they would be those of two devices, and whoever detaches what is
-  // listed would detach the wrong one.
+  // The attributes are read one after the other. If the device were detached and bound
+  // again in between, they would describe two bindings, and detaching the row would
+  // detach the wrong one.
   const sequence = openAt(directory.fd, DISKSEQ, O_RDONLY);
   if (sequence < 0) {
     throwUnless(GONE, sequence, `${path}/../diskseq`);
@@ -306,7 +332,10 @@ function lookAt(
   return found !== undefined && isSame ? found : "changed";
 }
 
-/** Before Linux 5.15. An exchange of the file in between is not noticed. */
+/**
+ * Reads a device before Linux 5.15, where an exchange of the file during the read is
+ * not noticed.
+ */
 function lookByBinding(
   minor: number,
   directory: number,
@@ -333,7 +362,7 @@ const NAMES = [
   "../queue/logical_block_size",
 ] as const;
 const ATTRIBUTES = NAMES.map(cString);
-/** A number for each. */
+/** Maps each name to a number. */
 type EachOf<Names> = { -readonly [Index in keyof Names]: number | bigint };
 
 function sequenceAt(fd: number, path: string): number | undefined {
@@ -358,7 +387,10 @@ function attribute(
   return undefined;
 }
 
-/** The path of the backing file, ending in a NUL; `undefined` when it is being detached. */
+/**
+ * Reads the NUL-terminated path of the backing file. Returns `undefined` while the
+ * device is being detached.
+ */
 function backingPathAt(
   directory: number,
   path: string,
@@ -379,12 +411,13 @@ function readAttributes(
   lookup: Lookup,
 ): DeviceRecord | undefined {
   const values = ATTRIBUTES.map((name) => attribute(directory, path, name));
-  // They appear one by one, and so they go.
+  // The attributes appear and disappear one by one.
   if (values.includes(undefined)) return undefined;
   const [offset, sizelimit, autoclear, partscan, dio, size, ro, blockSize] =
     values as EachOf<typeof NAMES>;
-  // A detach takes the file away first and resets the rest one by one, long before it
-  // raises the disk sequence number. While the file is there nothing was reset.
+  // On detaching, the kernel removes the file first and then resets the attributes,
+  // long before it raises the disk sequence number. While the file is there, nothing
+  // was reset.
   const backingPath = backingPathAt(directory, path);
   if (backingPath === undefined) return undefined;
 
@@ -426,14 +459,17 @@ function saturated(value: number | bigint): number {
   return Math.min(Number(value), Number.MAX_SAFE_INTEGER);
 }
 
-/** Whether a path that is terminated ends so. */
+/** Returns `true` if a NUL-terminated path ends in ` (deleted)`. */
 function endsInDeleted(path: Uint8Array): boolean {
   const start = path.length - 1 - DELETED.length;
   return start >= 0 &&
     DELETED.every((byte, index) => path[start + index] === byte);
 }
 
-/** Whether ` (deleted)` at the end of a path is the kernel's remark, and not part of a name. */
+/**
+ * Returns `true` if ` (deleted)` at the end of a path was added by the kernel, and is
+ * not part of the name.
+ */
 function isDeleted(
   minor: number,
   moment: Moment,
@@ -449,10 +485,10 @@ function isDeleted(
 }
 
 /**
- * The reference of a device, from the device itself; `undefined` when it was detached, or
- * asking it could mean to wait for the server of its file.
+ * Reads the reference from the device itself. Returns `undefined` if it was detached,
+ * or if asking could mean waiting for the server of its file.
  *
- * @throws {LoopError} when the device may not be opened
+ * @throws {LoopError} If the device may not be opened.
  */
 export function referenceOf(
   { device, backingPath, binding }: DeviceRecord,
@@ -465,8 +501,8 @@ export function referenceOf(
     const { fileName } = loop.getInfo();
     return isOfMoment(loop, { diskSequence, binding }) ? fileName : undefined;
   } catch (error) {
-    // ENXIO also while it is being detached. But where there is no node of it, and none
-    // can be made, nobody knows.
+    // ENXIO is also returned while the device is being detached. If it has no node and
+    // none can be made, its state is unknown.
     const isGone = error instanceof LoopError && GONE.includes(error.errno) &&
       !(error.errno === ENOENT && isBound(minor));
     if (isGone) return undefined;

@@ -1,11 +1,11 @@
-/** Which logical block sizes the running kernel accepts. */
+/** Determines the logical block sizes that the running kernel supports. */
 import { kernelVersion } from "../sys/libc.ts";
 import { MIN_PAGE_SIZE, pageSize } from "../sys/page_cache.ts";
 
 const MIN_BLOCK = 512;
 const MAX_BLOCK = 65536;
 
-/** A logical block size that this kernel accepts. */
+/** Validates a logical block size for this kernel. */
 export function checkBlockSize(value: unknown): number {
   if (typeof value !== "number") {
     throw new TypeError(
@@ -19,8 +19,8 @@ export function checkBlockSize(value: unknown): number {
       `Cannot use ${value} as block size: it must be a power of two from ${MIN_BLOCK} to ${MAX_BLOCK}`,
     );
   }
-  // LOOP_CONFIGURE with a block size that the kernel does not take fails after
-  // it has touched the device, so this cannot be left to the kernel.
+  // LOOP_CONFIGURE with an unsupported block size fails only after it has changed the
+  // device, so the kernel's own check is too late.
   if (
     value > MIN_PAGE_SIZE &&
     value > maximumBlockSize(kernelVersion(), pageSize())
@@ -32,7 +32,7 @@ export function checkBlockSize(value: unknown): number {
   return value;
 }
 
-/** The page size; from Linux 6.15 on 64 KiB. */
+/** Returns the largest block size: the page size, or 64 KiB from Linux 6.15 on. */
 export function maximumBlockSize(
   version: [major: number, minor: number] | undefined,
   page: number,

@@ -1,4 +1,7 @@
-/** Which Btrfs is on which devices: its mounts have a device number of their own. */
+/**
+ * Maps Btrfs file systems to their devices, because their mounts have device numbers of
+ * their own.
+ */
 import { isBlockDevice, makedev } from "../sys/stat.ts";
 import { Lookup } from "./lookup.ts";
 import type { MountLine } from "./mounts.ts";
@@ -7,12 +10,12 @@ import { listDirectory, readText } from "../sys/sysfs.ts";
 
 const SYSFS = "/sys/fs/btrfs";
 
-/** A Btrfs that is mounted somewhere: sysfs has no others. */
+/** A Btrfs that is mounted somewhere: sysfs lists no others. */
 interface FileSystem {
   readonly uuid: string;
-  /** The names of its devices: `loop3`. */
+  /** Names of its devices: `loop3`. */
   readonly names: Set<string>;
-  /** And their numbers. */
+  /** Numbers of its devices. */
   readonly numbers: Set<number>;
 }
 
@@ -22,14 +25,17 @@ interface Mounted {
   readonly pid: number | undefined;
 }
 
-/** So many mounts of which it is not known what they mount are remembered. */
+/** Maximum number of unidentified mounts to remember. */
 const MAX_UNKNOWN = 1000;
 
-/** What is on the devices that are asked about. */
+/** The Btrfs file systems on the devices of a search. */
 export class Btrfs {
   readonly #targets: ReadonlyMap<number, string>;
   readonly #all: FileSystem[];
-  /** By the device number of its mounts. `undefined`: no Btrfs, or not known which. */
+  /**
+   * File systems by the device number of their mounts; `undefined` if it is not a Btrfs
+   * or not known which one.
+   */
   readonly #byNumber = new Map<number, FileSystem | undefined>();
   readonly #unknown = new Map<number, Omit<Mounted, "device">[]>();
 
@@ -39,7 +45,7 @@ export class Btrfs {
     this.#all = all.some((one) => this.#devicesOn(one).length > 0) ? all : [];
   }
 
-  /** The devices that a mount with that device number keeps busy. */
+  /** Returns the devices that a mount with that device number keeps busy. */
   devicesOf(
     number: number,
     mount: MountLine,
@@ -56,7 +62,8 @@ export class Btrfs {
   }
 
   #identify(number: number, mount: MountLine): void {
-    // Who mounts anything else may name it as he likes; Btrfs itself names a device of its own.
+    // Users can name the source of any other mount freely, but Btrfs always names one
+    // of its devices.
     const isBtrfs = mount.type === "btrfs";
     const found = isBtrfs ? this.#named(mount.source) : undefined;
     this.#byNumber.set(number, found);
@@ -67,7 +74,7 @@ export class Btrfs {
     const name = source.replace("/dev/", "");
     const found = this.#all.find(({ names }) => names.has(name));
     if (found !== undefined) return found;
-    const stat = new Lookup().examine(cString(source)); // a node elsewhere
+    const stat = new Lookup().examine(cString(source)); // a node outside /dev
     return stat === undefined || !isBlockDevice(stat)
       ? undefined
       : this.#all.find(({ numbers }) => numbers.has(stat.rdev));
@@ -78,13 +85,16 @@ export class Btrfs {
       .filter((path) => path !== undefined);
   }
 
-  /** Those that were not recognized among the mounts. */
+  /** Returns the file systems not recognized among the mounts. */
   #missing(): FileSystem[] {
     const seen = new Set(this.#byNumber.values());
     return this.#all.filter((one) => !seen.has(one));
   }
 
-  /** The mounts of the one that was not recognized, when it can only be these. */
+  /**
+   * Returns the unidentified mounts if only one file system was not recognized, since
+   * they must then belong to it.
+   */
   mountsLeft(): Mounted[] {
     const missing = this.#missing();
     const [number, ...others] = this.#unknown.keys();
@@ -97,7 +107,7 @@ export class Btrfs {
       .flatMap((device) => mounts.map((mount) => ({ ...mount, device })));
   }
 
-  /** Those of which no mount was seen. */
+  /** Returns the file systems of which no mount was seen. */
   unseen(): { device: string; uuid: string }[] {
     return this.#missing().flatMap((one) =>
       this.#devicesOn(one).map((device) => ({ device, uuid: one.uuid }))
@@ -107,11 +117,11 @@ export class Btrfs {
 
 function fileSystems(): FileSystem[] {
   const entries = listDirectory(SYSFS);
-  if (typeof entries === "number") return []; // none was ever mounted
+  if (typeof entries === "number") return []; // no Btrfs was ever mounted
   const found: FileSystem[] = [];
   for (const uuid of entries) {
     const names = listDirectory(`${SYSFS}/${uuid}/devices`);
-    if (typeof names === "number") continue; // "features", or unmounted
+    if (typeof names === "number") continue; // "features", or unmounted during the call
     const numbers = names.map((name) =>
       readText(`/sys/class/block/${name}/dev`)
     )

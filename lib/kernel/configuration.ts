@@ -1,4 +1,7 @@
-/** What can be set of a device, checked and encoded into the structures of the kernel. */
+/**
+ * Validates the properties of a device and encodes them into the structures of the
+ * kernel.
+ */
 import { checkBoolean, checkBytes } from "../arguments.ts";
 import {
   encodeName,
@@ -10,54 +13,66 @@ import {
 } from "../sys/loop_uapi.ts";
 import { checkBlockSize } from "./block_size.ts";
 
-/** What {@linkcode Loop.configure} sets. Sizes and offsets are bytes. */
+/** Options of {@linkcode Loop.configure}. Sizes and offsets are in bytes. */
 export interface ConfigureOptions {
   /**
-   * Where in the backing file the device begins.
+   * The offset in the backing file at which the device starts.
    *
    * @default {0}
    */
   offset?: number | bigint | undefined;
   /**
-   * How large the device is at most. The device is as large as the smaller of this
-   * and what the file holds behind the offset; 0 means no limit.
+   * The maximum size of the device; 0 means no limit. The device is as large as this or
+   * as the part of the file after the offset, whichever is smaller.
    *
    * @default {0}
    */
   sizelimit?: number | bigint | undefined;
-  /** The logical block size: a power of two from 512 to the page size, to 65536 from Linux 6.15 on. Without it the kernel chooses. */
+  /**
+   * The logical block size: a power of two from 512 to the page size, or to 65536 from
+   * Linux 6.15 on. By default, the kernel chooses.
+   */
   blockSize?: number | undefined;
   /**
-   * Nobody can write through the device.
+   * Makes the device read-only.
    *
    * @default {false}
    */
   readOnly?: boolean | undefined;
-  /** The kernel detaches at the last close, also when the process is killed. */
+  /** Detaches the device at its last close, even if the process is killed. */
   autoclear?: boolean | undefined;
-  /** The kernel looks for partitions. */
+  /** Scans the device for partitions. */
   partscan?: boolean | undefined;
-  /** Bypass the page cache of the backing file. A wish: the kernel drops it in silence where it cannot. */
+  /**
+   * Bypasses the page cache of the backing file. This is a request: the kernel silently
+   * ignores it if it is not possible.
+   */
   directIo?: boolean | undefined;
-  /** A text of at most 63 bytes of UTF-8 that the kernel keeps with the device (`lo_file_name`). */
+  /**
+   * A text of up to 63 bytes of UTF-8 that the kernel stores with the device
+   * (`lo_file_name`).
+   */
   reference?: string | undefined;
 }
 
-/** What {@linkcode Loop.setStatus} changes. What is absent or `undefined` stays as it is. */
+/**
+ * Changes that {@linkcode Loop.setStatus} makes. Fields that are absent or `undefined`
+ * keep their value.
+ */
 export interface StatusChanges {
-  /** Where in the backing file the device begins, in bytes. */
+  /** The offset in the backing file at which the device starts, in bytes. */
   offset?: number | bigint | undefined;
-  /** How many bytes the device has at most; 0 means no limit. */
+  /** The maximum size of the device in bytes; 0 means no limit. */
   sizelimit?: number | bigint | undefined;
-  /** Whether the kernel detaches at the last close. */
+  /** Detaches the device at its last close. */
   autoclear?: boolean | undefined;
-  /** Whether the kernel looks for partitions. It cannot be turned off. */
+  /** Scans the device for partitions. It cannot be turned off. */
   partscan?: boolean | undefined;
-  /** A text of at most 63 bytes of UTF-8 that the kernel keeps with the device. */
+  /** A text of up to 63 bytes of UTF-8 that the kernel stores with the device. */
   reference?: string | undefined;
 }
 
-/** The options of {@linkcode Loop.configure} by name. */
+/** Names of the options of {@linkcode Loop.configure}. */
 export const CONFIGURE_OPTIONS = [
   "offset",
   "sizelimit",
@@ -69,7 +84,7 @@ export const CONFIGURE_OPTIONS = [
   "reference",
 ] as const;
 
-/** The changes of {@linkcode Loop.setStatus} by name. */
+/** Names of the changes of {@linkcode Loop.setStatus}. */
 export const STATUS_CHANGES = [
   "offset",
   "sizelimit",
@@ -78,7 +93,10 @@ export const STATUS_CHANGES = [
   "reference",
 ] as const;
 
-/** Checks the options and puts them into a `struct loop_config`, all but the descriptor. */
+/**
+ * Validates the options and encodes them into a `struct loop_config`, except for the
+ * descriptor.
+ */
 export function encodeOptions(options: ConfigureOptions): LoopConfig {
   const { offset, sizelimit, blockSize, reference } = options;
   const config = new LoopConfig();
@@ -89,7 +107,7 @@ export function encodeOptions(options: ConfigureOptions): LoopConfig {
   }
   if (blockSize !== undefined) config.blockSize = checkBlockSize(blockSize);
   if (reference !== undefined) {
-    encodeName(reference, "reference"); // for the message
+    encodeName(reference, "reference"); // for its error message
     info.fileName = reference;
   }
   const flag = (name: "readOnly" | "autoclear" | "partscan" | "directIo") =>
@@ -106,7 +124,7 @@ const FLAGS = {
   directIo: LO_FLAGS_DIRECT_IO,
 };
 
-/** What `lo_flags` says. */
+/** Decodes the bits of `lo_flags`. */
 export function decodeFlags(
   flags: number,
 ): Record<keyof typeof FLAGS, boolean> {

@@ -1,4 +1,4 @@
-/** Open files: the backing files of loop devices, and directories of device nodes. */
+/** Opens the backing files of loop devices, and directories of device nodes. */
 import {
   S_IFBLK,
   S_IFCHR,
@@ -32,26 +32,30 @@ import {
 } from "../sys/libc.ts";
 
 /**
- * An open file descriptor that is closed once: by {@linkcode FileDescriptor.close}
- * or at the end of a `using` block.
+ * An open file descriptor that is closed exactly once: by
+ * {@linkcode FileDescriptor.close} or at the end of a `using` block.
  *
- * @example A file that is closed at the end of the block
+ * @example Close a file at the end of a block
  * ```ts
  * import { openMemory } from "@loopdev/loopdev";
- * import { assert } from "@std/assert";
+ * import { assertEquals } from "@std/assert";
  *
- * using memory = openMemory(1024 * 1024);
- * assert(memory.fd >= 0);
+ * let released;
+ * {
+ *   using memory = openMemory(1024 * 1024);
+ *   released = memory;
+ * }
+ * assertEquals(released.fd, -1);
  * ```
  */
 export class FileDescriptor implements Disposable {
   #fd: number;
 
   /**
-   * Takes over an open descriptor: it is closed by this object.
+   * Takes ownership of an open descriptor, which this object then closes.
    *
    * @param fd The descriptor.
-   * @throws {RangeError} for a number that cannot be a descriptor
+   * @throws {RangeError} If the number cannot be a descriptor.
    */
   constructor(fd: number) {
     this.#fd = checkDescriptor(fd, "fd");
@@ -62,38 +66,38 @@ export class FileDescriptor implements Disposable {
     return this.#fd;
   }
 
-  /** Closes the descriptor. Doing it again does nothing. */
+  /** Closes the descriptor. A second call does nothing. */
   close(): void {
     const fd = this.#fd;
     this.#fd = -1;
     if (fd !== -1) close(fd);
   }
 
-  /** The same as {@linkcode FileDescriptor.close}. */
+  /** Closes the descriptor, like {@linkcode FileDescriptor.close}. */
   [Symbol.dispose](): void {
     this.close();
   }
 }
 
-/** How {@linkcode openFile} opens. */
+/** Options of {@linkcode openFile}. */
 export interface OpenFileOptions {
   /**
-   * Open for reading only.
+   * Opens the file for reading only.
    *
    * @default {false}
    */
   readOnly?: boolean | undefined;
   /**
-   * Open with `O_DIRECT`. A loop device over such a descriptor uses direct I/O
-   * when it can.
+   * Opens the file with `O_DIRECT`. A loop device over such a descriptor uses direct
+   * I/O if it can.
    *
    * @default {false}
    */
   directIo?: boolean | undefined;
   /**
-   * `"refuse"`: an error, `ELOOP`, when any part of the path is a symbolic link
-   * (`openat2`, Linux 5.6). For root that opens the files of other users, who could
-   * lead it to any file.
+   * Policy for symbolic links. With `"refuse"`, a symbolic link in any part of the path
+   * is an error (`ELOOP`; `openat2`, Linux 5.6). Use it when root opens files of other
+   * users, who could otherwise redirect the path to any file.
    *
    * @default {"follow"}
    */
@@ -101,31 +105,33 @@ export interface OpenFileOptions {
 }
 
 /**
- * Opens a regular file or a block device, to be the backing file of a loop
- * device. Anything else is refused before it is opened, so a FIFO does not hang, also
- * when the name is exchanged at that moment.
+ * Opens a regular file or a block device as the backing file of a loop device. Other
+ * kinds of files are refused before they are opened, so a FIFO cannot hang the call,
+ * even if the name is replaced at that moment.
  *
- * A `file:` URL can name files whose names are not UTF-8. The descriptor is
- * `O_CLOEXEC`: child processes do not inherit it. Requires `--allow-ffi`.
+ * A `file:` URL can name a file whose name is not UTF-8. The descriptor is `O_CLOEXEC`:
+ * child processes do not inherit it. Requires `--allow-ffi`.
  *
- * @param path The file. Relative to the working directory.
- * @param options How to open it.
+ * @param path The file. A path is relative to the working directory.
+ * @param options Options for opening the file.
  * @returns The open file.
- * @throws {LoopError} what `open(2)` gives: `ENOENT`, `EACCES`, `EROFS` …;
- * `EISDIR` for a directory and `EINVAL` for a character device, FIFO or socket;
- * `EINVAL` when the file system has no direct I/O and it was asked for; `ELOOP` for a
- * symbolic link that is refused, and `ENOSYS` where the kernel cannot refuse them
- * @throws {TypeError} for a NUL in the path, or a URL that is no `file:` URL
+ * @throws {LoopError} If `open(2)` fails (`ENOENT`, `EACCES`, `EROFS` …); if the path
+ * is a directory (`EISDIR`) or a character device, FIFO or socket (`EINVAL`); if direct
+ * I/O was requested and the file system does not support it (`EINVAL`); if a symbolic
+ * link is refused (`ELOOP`), or the kernel cannot refuse them (`ENOSYS`).
+ * @throws {TypeError} If the path contains a NUL, or the URL is not a `file:` URL.
  *
- * @example Attaching an open file
+ * @example Attach an open file
  * ```ts
  * import { attach, openFile } from "@loopdev/loopdev";
+ * import { assertEquals } from "@std/assert";
  *
- * await Deno.writeFile("/tmp/loopdev-open-file.img", new Uint8Array(1 << 20));
- * using file = openFile("/tmp/loopdev-open-file.img");
+ * const path = await Deno.makeTempFile();
+ * await Deno.truncate(path, 1 << 20);
+ * using file = openFile(path);
  * await using device = await attach(file);
- * console.log(device.path);
- * await Deno.remove("/tmp/loopdev-open-file.img");
+ * assertEquals(device.size, 1 << 20);
+ * await Deno.remove(path);
  * ```
  */
 export function openFile(
@@ -148,7 +154,7 @@ export function openFile(
       hint: symlinks === "refuse" ? SYMLINK_HINTS : undefined,
     }),
   );
-  // Opening another kind of file can hang (a FIFO) or do things (a tape).
+  // Opening another kind of file can hang (a FIFO) or have side effects (a tape).
   checkBackingFile(found.stat, action, file.text);
   const fd = found.open(
     (readOnly ? O_RDONLY : O_RDWR) | (directIo ? O_DIRECT : 0) |
@@ -163,7 +169,7 @@ export function openFile(
   );
 }
 
-/** What is to be done about symbolic links. */
+/** Validates the policy for symbolic links. */
 export function checkSymlinks(value: unknown): Symlinks {
   if (value === undefined) return "follow";
   if (value === "follow" || value === "refuse") return value;
@@ -173,7 +179,7 @@ export function checkSymlinks(value: unknown): Symlinks {
   );
 }
 
-/** A file that was found; or throws the error number that was given in its place. */
+/** Returns a file that was found, or throws the error number given in its place. */
 export function unwrapFound(
   found: FoundFile | number,
   failure: () => Failure,
@@ -182,7 +188,7 @@ export function unwrapFound(
   return found as FoundFile;
 }
 
-/** A `Stat`, or the error that was given in its place. */
+/** Returns a `Stat`, or throws the error number given in its place. */
 export function unwrapStat(
   stat: Stat | number,
   action: string,
@@ -193,7 +199,10 @@ export function unwrapStat(
   throw new LoopError(action, { errno: -stat, operation, path });
 }
 
-/** Refuses what cannot back a loop device; before Linux 6.18 the kernel's own refusal keeps the file's mount busy for ever. */
+/**
+ * Throws if a file cannot back a loop device. Before Linux 6.18, the kernel's own
+ * refusal would keep the file's mount busy forever.
+ */
 export function checkBackingFile(
   stat: Stat,
   action: string,
@@ -211,7 +220,7 @@ export function checkBackingFile(
   });
 }
 
-/** What a file is, in words. */
+/** Returns the type of a file in words. */
 export function fileType(mode: number): string {
   switch (mode & S_IFMT) {
     case S_IFREG:
@@ -232,21 +241,23 @@ export function fileType(mode: number): string {
 }
 
 /**
- * Opens a directory, for the `dirFd` of {@linkcode Loop},
+ * Opens a directory, for the `dirFd` option of {@linkcode Loop},
  * {@linkcode LoopControl} and {@linkcode Loop.mknod}. Requires `--allow-ffi`.
  *
- * @param path The directory. Relative to the working directory.
+ * @param path The directory. A path is relative to the working directory.
  * @returns The open directory.
- * @throws {LoopError} what `open(2)` gives: `ENOENT`, `ENOTDIR`, `EACCES` …
- * @throws {TypeError} for a NUL in the path, or a URL that is no `file:` URL
+ * @throws {LoopError} If `open(2)` fails (`ENOENT`, `ENOTDIR`, `EACCES` …).
+ * @throws {TypeError} If the path contains a NUL, or the URL is not a `file:` URL.
  *
- * @example Opening a device through a directory of nodes
+ * @example Open a device through a directory of nodes
  * ```ts
- * import { LoopControl, openDirectory } from "@loopdev/loopdev";
+ * import { Loop, LoopControl, openDirectory } from "@loopdev/loopdev";
+ * import { assertEquals } from "@std/assert";
  *
  * using dev = openDirectory("/dev");
  * using control = new LoopControl({ dirFd: dev.fd });
- * console.log(control.getUnbound());
+ * using loop = new Loop(control.getUnbound(), { dirFd: dev.fd });
+ * assertEquals(loop.path, `/dev/${loop.name}`);
  * ```
  */
 export function openDirectory(path: string | URL): FileDescriptor {
@@ -264,16 +275,17 @@ export function openDirectory(path: string | URL): FileDescriptor {
 }
 
 /**
- * Makes a file in memory (a memfd): a copy of the bytes, or so many zero bytes.
- * It lives as long as a descriptor or a loop device refers to it. Requires
- * `--allow-ffi`.
+ * Creates a file in memory (a memfd) from a copy of the given bytes, or of the given
+ * number of zero bytes. It exists as long as a descriptor or a loop device refers to
+ * it. Requires `--allow-ffi`.
  *
- * @param content The bytes, or how many zero bytes.
+ * @param content The bytes, or the number of zero bytes.
  * @returns The open file.
- * @throws {LoopError} `ENOMEM`, `ENOSPC`, `EFBIG`, `EMFILE`
- * @throws {RangeError} for a negative or fractional number of bytes
+ * @throws {LoopError} If the kernel cannot create it (`ENOMEM`, `ENOSPC`, `EFBIG`,
+ * `EMFILE`).
+ * @throws {RangeError} If the number of bytes is negative or fractional.
  *
- * @example A disk in memory
+ * @example Create a disk in memory
  * ```ts
  * import { attach, openMemory } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -286,7 +298,7 @@ export function openDirectory(path: string | URL): FileDescriptor {
 export function openMemory(content: Uint8Array | number): FileDescriptor {
   if (typeof content !== "number" && !(content instanceof Uint8Array)) {
     throw new TypeError(
-      "Cannot make a file in memory: content must be a Uint8Array or a number",
+      "Cannot create a file in memory: content must be a Uint8Array or a number",
     );
   }
   if (
@@ -294,18 +306,18 @@ export function openMemory(content: Uint8Array | number): FileDescriptor {
     (!Number.isSafeInteger(content) || content < 0)
   ) {
     throw new RangeError(
-      `Cannot make a file of ${content} bytes in memory: it must be an integer, 0 or more`,
+      `Cannot create a file of ${content} bytes in memory: the size must be an integer, at least 0`,
     );
   }
   const memory = new FileDescriptor(
     unwrap(memfdCreate(cString("loopdev")), () => ({
-      action: "Cannot make a file in memory",
+      action: "Cannot create a file in memory",
       operation: "memfd_create",
     })),
   );
   try {
     if (typeof content !== "number") write(memory.fd, content, 0);
-    // The last byte gives a sparse file its size.
+    // Writing only the last byte gives a sparse file its size.
     else if (content > 0) write(memory.fd, new Uint8Array(1), content - 1);
     return memory;
   } catch (error) {
@@ -319,7 +331,9 @@ function write(fd: number, bytes: Uint8Array, offset: number): void {
     done += unwrap(
       pwrite(fd, bytes.subarray(done), offset + done),
       () => ({
-        action: `Cannot put ${offset + bytes.length} bytes into memory`,
+        action: `Cannot write ${
+          offset + bytes.length
+        } bytes to the file in memory`,
         operation: "pwrite",
       }),
     );

@@ -1,6 +1,6 @@
 /**
- * Files that are examined before they are opened. A name may lead to something else a
- * moment later: what was examined is held, and that is opened.
+ * Examines files before opening them. A name may lead to another file a moment later,
+ * so the examined file is held and that one is opened.
  */
 import { AT_STATX_DONT_SYNC, type Stat, statOf } from "../sys/stat.ts";
 import { ELOOP, ENOENT, ENOSYS, ENOTDIR, ESTALE } from "../sys/errno.ts";
@@ -19,10 +19,13 @@ import {
 } from "../sys/libc.ts";
 import { readLink } from "../sys/sysfs.ts";
 
-/** Whether symbolic links in a path lead on, or are errors. */
+/** Policy for symbolic links in a path. */
 export type Symlinks = "follow" | "refuse";
 
-/** What a name led to, held but not opened: a FIFO does not hang, and no driver is asked. */
+/**
+ * A file that is held but not opened, so that a FIFO does not hang and no driver is
+ * called.
+ */
 export class FoundFile implements Disposable {
   readonly stat: Stat;
   readonly #fd: number;
@@ -41,7 +44,7 @@ export class FoundFile implements Disposable {
     this.#path = path;
   }
 
-  /** Finds what a name leads to. As in `lib/sys`, a failure is a negative error number. */
+  /** Finds the file of a name. As in `lib/sys`, a failure is a negative error number. */
   static find(
     directory: number,
     path: CString,
@@ -60,8 +63,8 @@ export class FoundFile implements Disposable {
   }
 
   /**
-   * Finds a name in a directory that others may write to: a link is not followed, and no
-   * file server is asked.
+   * Finds a name in a directory that other users may write to, without following a link
+   * or asking a file server.
    */
   static findName(directory: number, name: CString): FoundFile | number {
     const fd = openAt(directory, name, O_PATH | O_NOFOLLOW);
@@ -74,19 +77,25 @@ export class FoundFile implements Disposable {
     return stat;
   }
 
-  /** Opens the very file that was found: a descriptor, or a negative error number. */
+  /**
+   * Opens exactly the file that was found. Returns a descriptor or a negative error
+   * number.
+   */
   open(flags: number): number {
     const fd = openAt(AT_FDCWD, transientCString(pathOf(this.#fd)), flags);
     return fd === -ENOENT || fd === -ENOTDIR ? this.#openByName(flags) : fd;
   }
 
-  /** Canonical path, if the kernel tells it. */
+  /** The canonical path, if the kernel reports one. */
   get canonicalPath(): string | undefined {
     const path = readLink(pathOf(this.#fd));
     return typeof path === "string" && path.startsWith("/") ? path : undefined;
   }
 
-  /** Where `/proc` is not mounted. As long as the file is held, no other has its numbers. */
+  /**
+   * Opens the file by name, if `/proc` is not mounted, and compares its numbers, which
+   * are unique while the file is held.
+   */
   #openByName(flags: number): number {
     const fd = openAt(
       this.#directory,
@@ -107,13 +116,16 @@ export class FoundFile implements Disposable {
   }
 }
 
-/** What error numbers mean where symbolic links are refused. */
+/** Hints for the errors of refusing symbolic links. */
 export const SYMLINK_HINTS: Record<number, string> = {
-  [ELOOP]: "a part of the path is a symbolic link, and those are refused",
-  [ENOSYS]: 'symlinks: "refuse" needs Linux 5.6 or later',
+  [ELOOP]: "part of the path is a symbolic link, which the options refuse",
+  [ENOSYS]: 'symlinks: "refuse" requires Linux 5.6 or later',
 };
 
-/** A path that leads to the file of a descriptor of ours, without following its name. */
+/**
+ * Returns a path that leads to the file of an open descriptor, whatever its name is
+ * now.
+ */
 export function pathOf(fd: number): string {
   return `/proc/self/fd/${fd}`;
 }

@@ -1,4 +1,7 @@
-/** Private nodes that were left: of processes that were killed, or of devices that were left to live on. */
+/**
+ * Finds and removes private nodes left over from killed processes and persisted
+ * devices.
+ */
 import {
   AT_STATX_DONT_SYNC,
   AT_SYMLINK_NOFOLLOW,
@@ -23,8 +26,9 @@ import { namesIn, openDirectoryAt } from "../sys/sysfs.ts";
 import { PARENTS } from "./private_directory.ts";
 
 /**
- * Private directories that are left: of a process that was killed, or of a device that
- * was left to live on and detached since. A file is attached to none of the devices.
+ * Finds private directories that are left over: from a killed process, or from a device
+ * that was persisted and has since been detached. None of their devices has a file
+ * attached.
  */
 export function leftDirectories(): string[] {
   if (!hasSysfs()) return [];
@@ -39,9 +43,9 @@ export function leftDirectories(): string[] {
 }
 
 /**
- * Removes the private nodes of a device that was attached by another process, and is
- * free. Directories of those who attach to it now are not among them: they are made for
- * a device to which a file is attached, and what was found is older than the look at that.
+ * Removes the private nodes of a free device that another process attached. A process
+ * that attaches a file to the device now is not affected: it creates its directory only
+ * for a bound device, and the directories were listed before the device was found free.
  */
 export function removeLeftNodes(minor: number): void {
   if (!hasSysfs()) return;
@@ -58,21 +62,24 @@ export function removeLeftNodes(minor: number): void {
   }
 }
 
-/** A private directory that is there, open while it is looked at. */
+/** A private directory, open while it is examined. */
 interface Found {
   readonly path: string;
   readonly fd: number;
   readonly names: string[];
 }
 
-/** So many names are looked at: in `/tmp` anybody makes any number of them. */
+/**
+ * Maximum number of names to examine: any user can create any number of them in `/tmp`.
+ */
 const MAX_NAMES = 10_000;
-/** So many directories are opened in one place. */
+/** Maximum number of directories to open in one place. */
 const MAX_OPENED = 500;
 
 /**
- * Private directories of the user who runs this. Others may make directories of such
- * names in `/tmp`, and mount what does not answer there: theirs are not read.
+ * Finds private directories of the current user. Directories of other users in `/tmp`
+ * are not read: they can have the same names, and file systems that do not answer
+ * mounted on them.
  */
 function* privateDirectories(): Generator<Found> {
   const self = statAt(AT_FDCWD, cString("/proc/self"));

@@ -1,4 +1,4 @@
-/** Looking at paths that others have chosen, without waiting for their file systems. */
+/** Examines paths chosen by other users, without waiting for their file systems. */
 import {
   AT_STATX_DONT_SYNC,
   makedev,
@@ -28,40 +28,46 @@ import {
 } from "../sys/libc.ts";
 import { listDirectory, readWhole } from "../sys/sysfs.ts";
 
-/** What is ours to solve when a look-up fails. Everything else means that the path leads nowhere. */
+/**
+ * Errors of a lookup that this process has to solve. All others mean that the path
+ * leads nowhere.
+ */
 const OURS = [EMFILE, ENFILE, ENOMEM];
 
-/** `openat2(2)` does not know these flags, has nothing in its cache, or is forbidden as a whole. */
+/**
+ * Errors of `openat2(2)` that decide nothing: unknown flags, nothing in its cache, or a
+ * forbidden system call.
+ */
 const UNDECIDED = [EAGAIN, EINVAL, ENOSYS, EPERM];
 
-/** Whether a failure is ours: no descriptors, no memory. */
+/** Returns `true` if a lookup failed for lack of descriptors or memory. */
 export function isOurs(errno: number): boolean {
   return OURS.includes(errno);
 }
 
 /**
- * Looks at paths of files that loop devices are attached to. A file system whose server
- * does not answer (NFS, FUSE) would stop whoever looks there, and no signal ends that.
+ * Examines the backing paths of loop devices. A file system whose server does not
+ * answer (NFS, FUSE) would block the caller, and no signal interrupts that.
  *
- * The kernel says from its cache what a path leads to, where it can. Otherwise the path
- * is walked only on file systems of this machine, and on the one that was asked about.
- * The table of mounts is read when it is needed first, and is good for one call.
+ * If possible, the kernel resolves the path from its cache. Otherwise the path is
+ * walked only if it is on a local file system, or on the one the caller asked about.
+ * The table of mounts is read on first use and serves one call.
  */
 export class Lookup {
-  /** The device number of the file system that is asked about. */
+  /** Device number of the file system the caller asked about. */
   readonly #wanted: number | undefined;
   #mounts: MountTable | undefined;
 
-  /** `wanted` is a file system that the caller has waited for already. */
+  /** `wanted` is a file system that the caller has already waited for. */
   constructor(wanted?: number) {
     this.#wanted = wanted;
   }
 
   /**
-   * What a path without symbolic links leads to; `undefined` when that is nothing, or
-   * cannot be told without waiting.
+   * Examines the target of a path without symbolic links. Returns `undefined` if there
+   * is none, or if finding out could mean waiting.
    *
-   * @throws {LoopError} when there are no descriptors or no memory
+   * @throws {LoopError} If no descriptors or memory are left.
    */
   examine(path: CString): Stat | undefined {
     const fd = openAt2(
@@ -80,9 +86,9 @@ export class Lookup {
   }
 
   /**
-   * Whether to ask a device for its file, of that path, can mean to wait for a server.
-   * Where the file is not to be seen, the name says where it was; but there may be servers
-   * out of sight, unmounted lazily or in a mount namespace of their own.
+   * Returns `true` if asking a device for its backing file could mean waiting for a
+   * server. If the file is not visible, its path only says where it was: the server may
+   * be in another mount namespace, or unmounted lazily.
    */
   canHang(path: CString): boolean {
     if (startsWith(path, MEMORY)) return false;
@@ -102,7 +108,7 @@ export class Lookup {
   }
 }
 
-/** How the kernel names files in memory. */
+/** Prefix that the kernel gives to files in memory. */
 const MEMORY = new TextEncoder().encode("/memfd:");
 
 function startsWith(path: CString, prefix: Uint8Array): boolean {
@@ -119,7 +125,7 @@ function found(result: Stat | number): Stat | undefined {
 }
 
 function walk(path: CString): Stat | number {
-  // A symbolic link could lead to another file system than the path says.
+  // A symbolic link could lead to another file system than the path suggests.
   const fd = openAt2(AT_FDCWD, path, O_PATH, RESOLVE_NO_SYMLINKS);
   if (fd < 0) {
     return fd === -ENOSYS || fd === -EPERM // before Linux 5.6, and in containers
@@ -133,14 +139,14 @@ function walk(path: CString): Stat | number {
 
 interface Mounted {
   readonly device: number;
-  /** Whether its files are on this machine: nobody has to answer. */
+  /** `true` if the files are on this machine, so that no server has to answer. */
   readonly isLocal: boolean;
 }
 
-/** What is mounted where. */
+/** The mounts of this process by mount point. */
 class MountTable {
   readonly #byTarget: Map<string, Mounted>;
-  /** What is taken to be mounted where nothing is known. */
+  /** Mount assumed for paths if the table cannot be read. */
   readonly #otherwise: Mounted | undefined;
 
   constructor(byTarget: Map<string, Mounted>, otherwise?: Mounted) {
@@ -148,7 +154,7 @@ class MountTable {
     this.#otherwise = otherwise;
   }
 
-  /** The mount that holds a path; `undefined` when nothing is known of it. */
+  /** Returns the mount that holds a path, or `undefined` if that is unknown. */
   of(path: CString): Mounted | undefined {
     let text = latin1.decode(path.subarray(0, path.length - 1));
     while (text !== "") {
@@ -159,23 +165,26 @@ class MountTable {
     return this.#byTarget.get("/") ?? this.#otherwise;
   }
 
-  /** Whether there are FUSE servers that are mounted nowhere here, but for one that is known. */
+  /**
+   * Returns `true` if there are FUSE servers that are not mounted here, other than the
+   * given one.
+   */
   hasHiddenServers(known: number | undefined): boolean {
     const names = listDirectory("/sys/fs/fuse/connections");
-    if (typeof names === "number") return false; // no FUSE; empty when nobody mounted fusectl
+    if (typeof names === "number") return false; // no FUSE; empty if fusectl is not mounted
     const seen = new Set<number | undefined>([known]);
     for (const { device } of this.#byTarget.values()) seen.add(device);
     return names.some((name) => {
-      const number = Number(name); // major and minor, of 12 and 20 bits
+      const number = Number(name); // major and minor number, of 12 and 20 bits
       return !seen.has(makedev(number >>> 20, number & 0xfffff));
     });
   }
 }
 
-/** Every byte is a character of its own. */
+/** Decodes each byte as one character. */
 const latin1 = new TextDecoder("latin1");
 
-/** File systems of this machine that have no block device: `/proc/filesystems` calls them `nodev`. */
+/** Local file systems without a block device, which `/proc/filesystems` calls `nodev`. */
 const LOCAL_TYPES = [
   "bcachefs",
   "devtmpfs",
@@ -191,10 +200,10 @@ const LOCAL_TYPES = [
   "zfs",
 ];
 
-/** File systems with a block device that wait for others nevertheless: a program, or a cluster. */
+/** File systems with a block device that nevertheless wait for a program or a cluster. */
 const WAITING_TYPES = ["fuseblk", "gfs2", "ocfs2"];
 
-/** The types of file systems that wait for nobody. */
+/** Returns the types of file systems that never wait for a server. */
 function localTypes(): Set<string> {
   const types = new Set(LOCAL_TYPES);
   const text = readWhole("/proc/filesystems");
@@ -221,7 +230,7 @@ function readMounts(): MountTable {
     }
   } catch (error) {
     if (!(error instanceof LoopError) || isOurs(error.errno)) throw error;
-    return new MountTable(new Map()); // no /proc: nothing is known
+    return new MountTable(new Map()); // without /proc, nothing is known
   }
   return count < MAX_MOUNTS
     ? new MountTable(byTarget)

@@ -1,4 +1,4 @@
-/** The device: one method, one ioctl, synchronous. */
+/** Controls one loop device: one synchronous method for each ioctl. */
 import { S_IFBLK, statOf } from "../sys/stat.ts";
 import {
   checkBoolean,
@@ -82,81 +82,95 @@ import {
   LoopInfo64,
 } from "../sys/loop_uapi.ts";
 
-/** How {@linkcode Loop} opens a device. */
+/** Options of the {@linkcode Loop} constructor. */
 export interface LoopOptions {
-  /** A descriptor of the directory that holds the node; without it `/dev`. 0 is a valid descriptor. */
+  /**
+   * Descriptor of the directory that holds the node. 0 is a valid descriptor. By
+   * default, the node is in `/dev`.
+   */
   dirFd?: number | undefined;
   /**
-   * Open for reading only. A device bound through such a descriptor is read-only.
+   * Opens the device for reading only. A file bound through such a descriptor is
+   * read-only.
    *
    * @default {false}
    */
   readOnly?: boolean | undefined;
 }
 
-/** What {@linkcode Loop.open} takes. */
+/** Options of {@linkcode Loop.open}. */
 export type LoopOpenOptions = Omit<LoopOptions, "dirFd">;
 
-/** What {@linkcode Loop.getStatus} tells. Sizes and offsets are bytes. */
+/** Result of {@linkcode Loop.getStatus}. Sizes and offsets are in bytes. */
 export interface LoopStatus {
   /** The number of the device. */
   minor: number;
-  /** Where in the backing file the device begins. */
+  /** The offset in the backing file at which the device starts. */
   offset: number;
-  /** How large the device is at most; 0 means no limit. */
+  /** The maximum size of the device; 0 means no limit. */
   sizelimit: number;
-  /** Whether the device was bound read-only. */
+  /** `true` if the device was bound read-only. */
   readOnly: boolean;
-  /** Whether the kernel detaches at the last close. */
+  /** `true` if the kernel detaches the device at its last close. */
   autoclear: boolean;
-  /** Whether the kernel looks for partitions. */
+  /** `true` if the kernel scans the device for partitions. */
   partscan: boolean;
-  /** Whether the page cache of the backing file is bypassed. */
+  /** `true` if the page cache of the backing file is bypassed. */
   directIo: boolean;
-  /** The text that was given to the device; empty when none was. */
+  /** The reference text given to the device; empty if none was given. */
   reference: string;
   /** The file system that holds the backing file, as in `st_dev`. */
   backingDevice: number;
   /** The inode number of the backing file. */
   backingInode: bigint;
-  /** The device number of a backing block device, otherwise 0. */
+  /** The device number of a backing block device; 0 for a regular file. */
   backingRdev: number;
 }
 
-/** Where {@linkcode Loop.mknod} makes a node. */
+/** Options of {@linkcode Loop.mknod}. */
 export interface MknodOptions {
-  /** A descriptor of the directory for the node; without it `/dev`. */
+  /**
+   * Descriptor of the directory for the node. By default, the node is created in
+   * `/dev`.
+   */
   dirFd?: number | undefined;
   /**
-   * Permissions of the node, exact whatever the umask is.
+   * Permissions of the node, regardless of the umask.
    *
    * @default {0o600}
    */
   mode?: number | undefined;
 }
 
-/** A device that is open, on Linux 5.0 to 5.18 busy for a moment: how often to ask again. */
+/**
+ * Maximum number of retries: Linux 5.0 to 5.18 return EAGAIN while another process
+ * reads the device.
+ */
 const MAX_AGAIN = 64;
 
-/** The descriptors that a `Loop` has of its device: its own, and that of its lock. */
+/**
+ * Returns the descriptors that a `Loop` holds: that of the device, and that of its
+ * lock.
+ */
 export let ownDescriptors: (loop: Loop) => number[];
 
 const u64 = new Uint8Array(8);
 const u64View = new DataView(u64.buffer);
 
 /**
- * An open loop device. Each method is one ioctl of `linux/loop.h` or
- * `linux/fs.h`, and throws what the kernel says as {@linkcode LoopError}.
+ * An open loop device. Each method is one ioctl of `linux/loop.h` or `linux/fs.h`, and
+ * throws errors of the kernel as {@linkcode LoopError}.
  *
- * This is the layer without a net: for attaching files use {@linkcode attach},
- * which chooses a device, verifies it, and detaches without losing data.
+ * This class is low-level: it neither chooses a device nor verifies the result. To
+ * attach a file, use {@linkcode attach}, which does both and detaches without losing
+ * data.
  *
- * Closing or disposing closes the descriptor and never detaches by itself (the
- * kernel does, at the last close of a device with `autoclear`). Every property of
- * a device is cleared when it is unbound, and kept by {@linkcode Loop.changeFd}.
- * Requires `--allow-ffi`, and for most of it root.
+ * Closing or disposing closes the descriptor and does not detach the file, but the
+ * kernel does at the last close of a device with `autoclear`. The properties of a
+ * device are cleared when it is unbound, and kept by {@linkcode Loop.changeFd}.
+ * Requires `--allow-ffi`; most methods require root.
  *
- * @example Binding a file and looking at the device
+ * @example Bind a file to a device
  * ```ts
  * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -176,36 +190,42 @@ export class Loop implements Disposable {
   readonly minor: number;
   /** The name of the device: `loop3`. */
   readonly name: string;
-  /** The path that it was opened by: `/dev/loop3`, or the path of the directory `dirFd` and the name. */
+  /**
+   * The path the device was opened by: `/dev/loop3`, or the path of the directory
+   * `dirFd` followed by the name.
+   */
   readonly path: string;
   readonly #readOnly: boolean;
   readonly #rdev: number;
   #fd: number;
-  /** A second descriptor, which holds the lock of {@linkcode Loop.lock}. */
+  /** A second descriptor of the device, which holds the lock of {@linkcode Loop.lock}. */
   #lock: FileDescriptor | undefined;
 
   /**
    * Opens `/dev/loop<minor>`, or the node of that name in `dirFd`.
    *
-   * The node is examined, and then that very node is opened: it must be a block device
-   * with the number that the kernel gives to that loop device. So a FIFO does not hang,
-   * and the leftover node of a removed device does not create it anew.
+   * The node is examined first, and then that very node is opened: it must be a block
+   * device with the number that the kernel assigns to that loop device. A FIFO
+   * therefore cannot hang the call, and a leftover node of a removed device does not
+   * create the device again.
    *
    * @param minor The loop number, 0 to 1048575.
-   * @param options How to open it.
-   * @throws {UnexpectedDevice} when the node is something else, or the kernel has no
-   * such device
-   * @throws {LoopError} `ENOENT` without a node, `EACCES` without permission, `ENXIO`
-   * while the device is being detached
-   * @throws {RangeError} for a number that no loop device can have
+   * @param options Options for opening the node.
+   * @throws {UnexpectedDevice} If the node is not that device, or the kernel has no
+   * such device.
+   * @throws {LoopError} If the node does not exist (`ENOENT`) or may not be opened
+   * (`EACCES`), or the device is being detached (`ENXIO`).
+   * @throws {RangeError} If the number is out of range.
    *
-   * @example Opening by number
+   * @example Open a device by number
    * ```ts
    * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using control = new LoopControl();
-   * using loop = new Loop(control.getUnbound(), { readOnly: true });
-   * console.log(loop.path);
+   * const minor = control.getUnbound();
+   * using loop = new Loop(minor, { readOnly: true });
+   * assertEquals(loop.path, `/dev/loop${minor}`);
    * ```
    */
   constructor(minor: number, options: LoopOptions = {}) {
@@ -221,17 +241,17 @@ export class Loop implements Disposable {
   }
 
   /**
-   * Opens a device by name (`loop3`), path (`/dev/loop3`), or any path to a node of
-   * a whole loop device.
+   * Opens a device by name (`loop3`), path (`/dev/loop3`), or any path to a node of a
+   * whole loop device.
    *
    * @param path The name or path.
-   * @param options How to open it.
+   * @param options Options for opening the node.
    * @returns The open device.
-   * @throws {UnexpectedDevice} when the path leads to something else; for a
-   * partition the message names its disk
-   * @throws {LoopError} as the constructor
+   * @throws {UnexpectedDevice} If the path does not lead to a whole loop device. For a
+   * partition, the message names its disk.
+   * @throws {LoopError} If the node cannot be opened, as for the constructor.
    *
-   * @example Opening by path
+   * @example Open a device by path
    * ```ts
    * import { Loop, LoopControl } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -260,28 +280,31 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `LOOP_SET_FD`: binds a backing file, without offset, limit or flags. The device
-   * is read-only when the descriptor is. {@linkcode Loop.configure} does this and the
-   * rest in one step.
+   * Binds a backing file, without offset, limit or flags (`LOOP_SET_FD`). The device is
+   * read-only if the descriptor is. {@linkcode Loop.configure} also sets the properties
+   * in the same step.
    *
-   * A file must not be bound to a device that it leads back to, through however many
-   * loop devices; the kernel refuses that with `EBADF`. Two devices over the same
-   * bytes of one file corrupt them.
+   * A file must not be bound to a device that it leads back to, directly or through
+   * other loop devices; the kernel refuses that with `EBADF`. Two devices over the same
+   * bytes of a file corrupt them.
    *
-   * @param fd The descriptor of a regular file or block device. It stays yours and
-   * may be closed afterwards.
-   * @throws {LoopError} `EBUSY` when the device is bound already or held exclusively;
-   * `EBADF` for a closed descriptor; `EISDIR`, `EINVAL` for other kinds of files
+   * @param fd The descriptor of a regular file or block device. It stays yours and may
+   * be closed afterwards.
+   * @throws {LoopError} If the device is already bound or held exclusively (`EBUSY`),
+   * if the descriptor is closed or the file leads back to the device (`EBADF`), or if
+   * it is another kind of file (`EISDIR`, `EINVAL`).
    *
-   * @example
+   * @example Bind a file, then detach it
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using control = new LoopControl();
    * using memory = openMemory(4096);
    * using loop = new Loop(control.getUnbound());
    * loop.setFd(memory.fd);
-   * loop.clearFd();
+   * assertEquals(loop.getSize(), 4096);
+   * loop.clearFd(); // detaches at the end of the block
    * ```
    */
   setFd(fd: number): void {
@@ -296,26 +319,31 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `LOOP_CLR_FD`: marks the device for clearing. The kernel detaches when the last
-   * descriptor is closed, this one included: call {@linkcode Loop.close} next.
+   * Marks the device for clearing (`LOOP_CLR_FD`). The kernel detaches the file at the
+   * last close of the device, including that of this descriptor: call
+   * {@linkcode Loop.close} next.
    *
-   * From Linux 6.11 on `LOOP_CLR_FD` from the only descriptor throws away what was
-   * written and is not in the file yet, also by others. So the node is opened a
-   * second time, written back, cleared with both open, and the second closed.
+   * From Linux 6.11 on, `LOOP_CLR_FD` from the only descriptor discards data that was
+   * written but is not in the file yet, even by other processes. This method therefore
+   * opens the node a second time, writes back, clears the device with both descriptors
+   * open, and closes the second one.
    *
-   * @throws {LoopError} `ENXIO` when nothing is bound; `EIO`, `ENOSPC` when writing
-   * back failed, after the device was marked
+   * @throws {LoopError} If no file is attached (`ENXIO`), or writing back failed
+   * (`EIO`, `ENOSPC`; the device is marked nonetheless).
    *
-   * @example
+   * @example Detach a file
    * ```ts
-   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { inspect, Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertNotEquals } from "@std/assert";
    *
    * using control = new LoopControl();
    * using memory = openMemory(4096);
-   * using loop = new Loop(control.getUnbound());
+   * const loop = new Loop(control.getUnbound());
    * loop.setFd(memory.fd);
+   * const { diskSequence } = inspect(loop)!;
    * loop.clearFd();
    * loop.close();
+   * assertNotEquals(inspect(loop.minor)?.diskSequence, diskSequence);
    * ```
    */
   clearFd(): void {
@@ -334,22 +362,25 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `LOOP_CHANGE_FD`: exchanges the backing file of a read-only device, in use or
-   * not, for another of the same size. Offset, limit, flags and reference stay, and
-   * the device stays read-only whatever the new descriptor allows. The disk sequence
-   * number rises.
+   * Exchanges the backing file of a read-only device for another of the same size, even
+   * while it is in use (`LOOP_CHANGE_FD`). Offset, limit, flags and reference are kept,
+   * and the device stays read-only whatever the new descriptor allows. The disk
+   * sequence number rises.
    *
-   * Partitions of the old file are removed; the kernel looks for those of the new one
-   * where `partscan` is on and it can read the table, {@linkcode partitions} everywhere.
+   * Partitions of the old file are removed. The kernel scans for those of the new file
+   * if `partscan` is on and it can read the table; {@linkcode partitions} creates them
+   * on any kernel.
    *
-   * @param fd The descriptor of the new file. It stays yours and may be closed afterwards.
-   * @throws {LoopError} `EINVAL` when the device is not read-only or the size
-   * differs; `EBUSY` when a partition is in use; `ENXIO` when nothing is bound; `EBADF`
-   * for a closed descriptor or a cycle
+   * @param fd The descriptor of the new file. It stays yours and may be closed
+   * afterwards.
+   * @throws {LoopError} If the device is not read-only or the size differs (`EINVAL`),
+   * if a partition is in use (`EBUSY`), if no file is attached (`ENXIO`), or if the
+   * descriptor is closed or the file leads back to the device (`EBADF`).
    *
-   * @example
+   * @example Exchange the file of a device in use
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using control = new LoopControl();
    * using first = openMemory(4096);
@@ -357,6 +388,9 @@ export class Loop implements Disposable {
    * using loop = new Loop(control.getUnbound());
    * loop.configure(first.fd, { readOnly: true, autoclear: true });
    * loop.changeFd(second.fd);
+   * const sector = new Uint8Array(512);
+   * loop.read(sector, 0);
+   * assertEquals(sector[0], 1);
    * ```
    */
   changeFd(fd: number): void {
@@ -364,16 +398,17 @@ export class Loop implements Disposable {
     const what = "change the backing file of";
     const change = () =>
       this.#value("LOOP_CHANGE_FD", LOOP_CHANGE_FD, BigInt(fd), what, {
-        [EINVAL]: "the device must be read-only and the new file of that size",
+        [EINVAL]:
+          "the device must be read-only and the new file must have the same size",
         [EBADF]: "the file leads back to this device",
       });
     this.#withoutPartitions(this.#fd, what, change);
   }
 
-  /** Makes a change after which partitions would show other bytes: they are removed first. */
+  /** Removes the partitions before a change that would make them show other bytes. */
   #withoutPartitions(fd: number, what: string, change: () => void): void {
     const { minor, path } = this;
-    // Without sysfs nobody tells which partitions there are.
+    // Without sysfs, the existing partitions cannot be determined.
     if (!hasSysfs() || !hasPartitions(minor)) return change();
     const restore = removePartitions({ fd, minor, path }, what);
     try {
@@ -385,12 +420,12 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `LOOP_SET_CAPACITY`: takes over the present size of the backing file. Call it
-   * after the file has grown.
+   * Resizes the device to the current size of its backing file (`LOOP_SET_CAPACITY`).
+   * Call it after the file has grown.
    *
-   * @throws {LoopError} `ENXIO` when nothing is bound
+   * @throws {LoopError} If no file is attached (`ENXIO`).
    *
-   * @example
+   * @example Grow a device
    * ```ts
    * import { Loop, LoopControl, openFile } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -412,22 +447,25 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `LOOP_SET_DIRECT_IO` (Linux 4.4): bypasses the page cache of the backing file, or
-   * uses it again. Takes some 16 ms when it changes.
+   * Turns direct I/O to the backing file on or off (`LOOP_SET_DIRECT_IO`, Linux 4.4).
+   * Direct I/O bypasses the page cache of the file. A change takes about 16 ms.
    *
-   * @param enable `true` when left out.
-   * @throws {LoopError} `EINVAL` when direct I/O is not possible: the file system has
-   * none, or offset or block size do not fit its blocks; `ENXIO` when nothing is bound
+   * @param enable `true` to turn it on, which is the default.
+   * @throws {LoopError} If direct I/O is not possible, because the file system does not
+   * support it or the offset or block size is not a multiple of its blocks (`EINVAL`),
+   * or if no file is attached (`ENXIO`).
    *
-   * @example
+   * @example Turn direct I/O off
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using control = new LoopControl();
    * using memory = openMemory(4096);
    * using loop = new Loop(control.getUnbound());
-   * loop.configure(memory.fd, { autoclear: true });
+   * loop.configure(memory.fd, { directIo: true, autoclear: true });
    * loop.setDirectIo(false);
+   * assertEquals(loop.getStatus().directIo, false);
    * ```
    */
   setDirectIo(enable = true): void {
@@ -439,23 +477,23 @@ export class Loop implements Disposable {
       `turn direct I/O ${enable ? "on" : "off"} for`,
       {
         [EINVAL]:
-          "the backing file has no direct I/O, or offset or block size are not multiples of its block size",
+          "the backing file does not support direct I/O, or the offset or block size is not a multiple of its block size",
       },
     );
   }
 
   /**
-   * `LOOP_SET_BLOCK_SIZE` (Linux 4.14): sets the logical block size. Cached pages are
-   * written back first. A device that somebody holds exclusively (mounted, swap,
-   * device-mapper) is refused: a file system would break.
+   * Sets the logical block size (`LOOP_SET_BLOCK_SIZE`, Linux 4.14). Cached pages are
+   * written back first. A device held exclusively (mounted, swap, device-mapper) is
+   * refused, because a new block size would break a file system in use.
    *
-   * @param bytes A power of two from 512 to the page size, to 65536 from Linux 6.15
+   * @param bytes A power of two from 512 to the page size, or to 65536 from Linux 6.15
    * on.
-   * @throws {RangeError} for any other size
-   * @throws {LoopError} `EBUSY` when the device is mounted or held exclusively;
-   * `ENXIO` when nothing is bound
+   * @throws {RangeError} If the size is none of these.
+   * @throws {LoopError} If the device is mounted or held exclusively (`EBUSY`), or if
+   * no file is attached (`ENXIO`).
    *
-   * @example
+   * @example Use blocks of 4096 bytes
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -482,21 +520,21 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `LOOP_CONFIGURE` (Linux 5.8): binds a backing file with all properties in one
-   * step, in some microseconds. `LOOP_SET_FD` and `LOOP_SET_STATUS64` need 16 ms, and
-   * others may see the device half configured in between.
+   * Binds a backing file and sets all properties in one step (`LOOP_CONFIGURE`, Linux
+   * 5.8). Takes a few microseconds. `LOOP_SET_FD` followed by `LOOP_SET_STATUS64` takes
+   * 16 ms, and other processes can see the half-configured device in between.
    *
-   * @param fd The descriptor of a regular file or block device. It stays yours and
-   * may be closed afterwards.
-   * @param options What to set.
-   * @throws {LoopError} `EBUSY` when the device is bound already or held exclusively;
-   * `EBADF` for a closed descriptor, or a file that leads back to this device;
-   * `EISDIR`, `EINVAL` for other kinds of files; `EINVAL` before Linux 5.8, where
-   * {@linkcode Loop.setFd} and {@linkcode Loop.setStatus} remain
-   * @throws {TypeError} for `readOnly: false` on a device opened `readOnly`
-   * @throws {RangeError} for a bad offset, limit, block size or reference
+   * @param fd The descriptor of a regular file or block device. It stays yours and may
+   * be closed afterwards.
+   * @param options The properties to set.
+   * @throws {LoopError} If the device is already bound or held exclusively (`EBUSY`),
+   * if the descriptor is closed or the file leads back to the device (`EBADF`), if it
+   * is another kind of file (`EISDIR`, `EINVAL`), or before Linux 5.8 (`EINVAL`), where
+   * {@linkcode Loop.setFd} and {@linkcode Loop.setStatus} still work.
+   * @throws {TypeError} If `readOnly: false` is given for a device opened `readOnly`.
+   * @throws {RangeError} If the offset, limit, block size or reference is out of range.
    *
-   * @example
+   * @example Bind a file from an offset on
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -515,7 +553,7 @@ export class Loop implements Disposable {
       throw new TypeError(
         `Cannot attach a file for writing to ${
           quote(this.path)
-        }: it was opened with readOnly`,
+        }: it was opened readOnly`,
       );
     }
     this.#checkBacking(fd, "LOOP_CONFIGURE");
@@ -524,18 +562,19 @@ export class Loop implements Disposable {
     try {
       fitPageCache(this, this.getBlockSize());
     } catch (error) {
-      this.clearFd(); // ours beyond doubt: this descriptor has been open since
+      this.clearFd(); // certainly ours: this descriptor has been open since
       throw error;
     }
   }
 
   /**
-   * `LOOP_GET_STATUS64`: the structure as the kernel gives it, with every value exact.
+   * Returns the status structure exactly as the kernel provides it
+   * (`LOOP_GET_STATUS64`).
    *
    * @returns A copy of the structure.
-   * @throws {LoopError} `ENXIO` when nothing is bound
+   * @throws {LoopError} If no file is attached (`ENXIO`).
    *
-   * @example
+   * @example Read an exact limit
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -561,14 +600,14 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `LOOP_GET_STATUS64`, decoded.
+   * Returns the decoded status of the device (`LOOP_GET_STATUS64`).
    *
-   * @returns Plain data; sizes and offsets are bytes.
-   * @throws {LoopError} `ENXIO` when nothing is bound
-   * @throws {RangeError} for an offset or limit above `Number.MAX_SAFE_INTEGER`, which
-   * {@linkcode Loop.getInfo} still gives exactly
+   * @returns Plain data. Sizes and offsets are in bytes.
+   * @throws {LoopError} If no file is attached (`ENXIO`).
+   * @throws {RangeError} If the offset or limit is above `Number.MAX_SAFE_INTEGER`;
+   * {@linkcode Loop.getInfo} returns such values exactly.
    *
-   * @example
+   * @example Read the reference of a device
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -595,22 +634,23 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `LOOP_SET_STATUS64`: changes a bound device. What is absent or `undefined` stays
-   * as it is; `0` and `false` are values and are set. It reads, modifies and writes
-   * (about 16 ms), which is not atomic: somebody else's change in between is lost.
+   * Changes a bound device (`LOOP_SET_STATUS64`). Fields that are absent or `undefined`
+   * keep their value; `0` and `false` are set. The status is read, modified and written
+   * (about 16 ms), which is not atomic: a change by another process in between is lost.
    *
-   * A change of offset or limit is refused with `EBUSY` when the device is mounted or
-   * otherwise held exclusively: the file system would be ruined. With the offset
-   * partitions would move to other bytes, so they are removed.
+   * A change of offset or limit is refused with `EBUSY` if the device is mounted or
+   * held exclusively, because it would corrupt the file system. A change of the offset
+   * removes the partitions, because they would show other bytes.
    *
-   * @param changes What to change.
-   * @throws {LoopError} `ENXIO` when nothing is bound; `EBUSY` as above, and from
-   * Linux 6.19 on for every change of a mounted device
-   * @throws {TypeError} for `partscan: false` on a device that has it, which the kernel
-   * would ignore in silence
-   * @throws {RangeError} for a bad offset, limit or reference
+   * @param changes The fields to change.
+   * @throws {LoopError} If no file is attached (`ENXIO`); if the device is mounted or
+   * held exclusively and the offset or limit would change, or from Linux 6.19 on
+   * anything (`EBUSY`).
+   * @throws {TypeError} If `partscan: false` is given for a device that has it, which
+   * the kernel would silently ignore.
+   * @throws {RangeError} If the offset, limit or reference is out of range.
    *
-   * @example
+   * @example Move the start of a device
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -667,18 +707,18 @@ export class Loop implements Disposable {
       this.#failure("LOOP_SET_STATUS64", what, {
         ...NOT_BOUND,
         [EBUSY]:
-          "from Linux 6.19 on that is refused while the disk or a partition is mounted or held exclusively",
+          "from Linux 6.19 on, this is refused while the disk or a partition is mounted or held exclusively",
       }),
     );
   }
 
   /**
-   * `BLKGETSIZE64`: the size of the device in bytes; 0 when nothing is bound.
+   * Returns the size of the device in bytes (`BLKGETSIZE64`); 0 if no file is attached.
    *
-   * @returns Bytes.
-   * @throws {RangeError} for a size above `Number.MAX_SAFE_INTEGER`
+   * @returns The size in bytes.
+   * @throws {RangeError} If the size is above `Number.MAX_SAFE_INTEGER`.
    *
-   * @example
+   * @example Read the size of a device
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -695,10 +735,11 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `BLKSSZGET`: the logical block size in bytes.
+   * Returns the logical block size in bytes (`BLKSSZGET`).
    *
-   * @returns Bytes.
-   * @example
+   * @returns The block size in bytes.
+   *
+   * @example Read the block size of a device
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -715,13 +756,14 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `BLKGETDISKSEQ` (Linux 5.15): a number that rises whenever a file is bound,
-   * exchanged or unbound. Two equal numbers mean the same binding.
+   * Returns the disk sequence number (`BLKGETDISKSEQ`, Linux 5.15), which rises
+   * whenever a file is bound, exchanged or unbound. Two equal numbers mean the same
+   * binding.
    *
-   * @returns The number.
-   * @throws {LoopError} `EINVAL` before Linux 5.15
+   * @returns The disk sequence number.
+   * @throws {LoopError} If the kernel is older than Linux 5.15 (`EINVAL`).
    *
-   * @example
+   * @example Notice that a file was bound
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assert } from "@std/assert";
@@ -742,11 +784,12 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `BLKROGET`: whether the device cannot be written, because it was bound read-only
-   * or was made so by `blockdev --setro`.
+   * Returns `true` if the device cannot be written to (`BLKROGET`), because it was
+   * bound read-only or `blockdev --setro` was applied to it.
    *
-   * @returns Whether writing is refused.
-   * @example
+   * @returns `true` if writes are refused.
+   *
+   * @example Check that a device is read-only
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assert } from "@std/assert";
@@ -763,16 +806,18 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `pread`: reads bytes of the device through the page cache. `Deno.open` would want
-   * `--allow-all` for a device. {@linkcode Attachment.read} does it off the event loop.
+   * Reads bytes of the device through its page cache (`pread`). Reading a device with
+   * `Deno.open` requires `--allow-all`. {@linkcode Attachment.read} does not block the
+   * event loop.
    *
-   * @param buffer Where the bytes go; as many are read as it has room for.
-   * @param position Where to begin, in bytes.
-   * @returns How many bytes were read: fewer than asked for only at the end of the device.
-   * @throws {LoopError} `EIO` when the backing file cannot be read
-   * @throws {RangeError} for a negative or fractional position
+   * @param buffer The buffer to fill.
+   * @param position The offset on the device to start at, in bytes.
+   * @returns The number of bytes read, which is less than requested only at the end of
+   * the device.
+   * @throws {LoopError} If the backing file cannot be read (`EIO`).
+   * @throws {RangeError} If the position is negative or fractional.
    *
-   * @example The first sector
+   * @example Read the first sector
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -791,17 +836,18 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `pwrite`: writes bytes to the device through the page cache. They are in the backing
-   * file after {@linkcode Loop.sync}, or when the device is detached.
+   * Writes bytes to the device through its page cache (`pwrite`). They are in the
+   * backing file after {@linkcode Loop.sync}, or once the device is detached.
    *
-   * @param bytes What is written.
-   * @param position Where to begin, in bytes.
-   * @returns How many bytes were written: fewer than given only at the end of the device.
-   * @throws {LoopError} `ENOSPC` past the end of the device; `EPERM`, `EBADF` when it is
-   * read-only, or was opened so
-   * @throws {RangeError} for a negative or fractional position
+   * @param bytes The bytes to write.
+   * @param position The offset on the device to start at, in bytes.
+   * @returns The number of bytes written, which is less than requested only at the end
+   * of the device.
+   * @throws {LoopError} If the position is past the end of the device (`ENOSPC`), or
+   * the device is read-only or was opened read-only (`EPERM`, `EBADF`).
+   * @throws {RangeError} If the position is negative or fractional.
    *
-   * @example Writing a sector
+   * @example Write the second sector
    * ```ts
    * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -828,21 +874,26 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `fsync`: writes back what was written through the device, into the backing file
-   * and onto its disk.
+   * Writes everything written through the device to the backing file and its disk
+   * (`fsync`).
    *
-   * @throws {LoopError} `EIO`, `ENOSPC` when that fails
+   * @throws {LoopError} If writing back fails (`EIO`, `ENOSPC`).
    *
-   * @example
+   * @example Write to the backing file
    * ```ts
-   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { Loop, LoopControl, openFile } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
+   * const path = await Deno.makeTempFile();
+   * await Deno.truncate(path, 4096);
    * using control = new LoopControl();
-   * using memory = openMemory(4096);
+   * using file = openFile(path);
    * using loop = new Loop(control.getUnbound());
-   * loop.configure(memory.fd, { autoclear: true });
+   * loop.configure(file.fd, { autoclear: true });
    * loop.write(new Uint8Array(512).fill(1), 0);
    * loop.sync();
+   * assertEquals((await Deno.readFile(path))[511], 1);
+   * await Deno.remove(path);
    * ```
    */
   sync(): void {
@@ -853,20 +904,30 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `BLKFLSBUF`: writes back and drops the cached pages, so that the next reader sees
-   * what was written to the backing file directly. Requires `CAP_SYS_ADMIN`.
+   * Writes back and drops the cached pages of the device (`BLKFLSBUF`), so that the
+   * next reader sees changes made directly to the backing file. Requires
+   * `CAP_SYS_ADMIN`.
    *
-   * @throws {LoopError} `EACCES` without the capability
+   * @throws {LoopError} If the process lacks the capability (`EACCES`).
    *
-   * @example
+   * @example See a change of the backing file
    * ```ts
-   * import { Loop, LoopControl, openMemory } from "@loopdev/loopdev";
+   * import { Loop, LoopControl, openFile } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
+   * const path = await Deno.makeTempFile();
+   * await Deno.truncate(path, 4096);
    * using control = new LoopControl();
-   * using memory = openMemory(4096);
+   * using file = openFile(path);
    * using loop = new Loop(control.getUnbound());
-   * loop.configure(memory.fd, { autoclear: true });
+   * loop.configure(file.fd, { autoclear: true });
+   * const sector = new Uint8Array(512);
+   * loop.read(sector, 0); // caches the old content
+   * await Deno.writeFile(path, new Uint8Array(4096).fill(1), { create: false });
    * loop.flushBuffers();
+   * loop.read(sector, 0);
+   * assertEquals(sector[0], 1);
+   * await Deno.remove(path);
    * ```
    */
   flushBuffers(): void {
@@ -874,20 +935,25 @@ export class Loop implements Disposable {
   }
 
   /**
-   * `flock` on a second descriptor of the device: udev leaves a device alone that is
-   * locked exclusively. Held until {@linkcode Loop.unlock} or {@linkcode Loop.close};
-   * locking again changes the mode. It does not wait.
+   * Locks the device (`flock` on a second descriptor). udev leaves a device alone while
+   * it is locked exclusively. The lock is held until {@linkcode Loop.unlock} or
+   * {@linkcode Loop.close}; locking again changes the mode. Does not wait.
    *
-   * @param mode `"exclusive"` keeps udev away; `"shared"` is what udev takes itself.
-   * @returns `false` when somebody else holds a lock that excludes this one.
+   * @param mode `"exclusive"` keeps udev away; `"shared"` is the mode that udev itself
+   * uses.
+   * @returns `true` if the device is locked, `false` if another process holds a
+   * conflicting lock.
    *
-   * @example
+   * @example Keep udev away from a device
    * ```ts
    * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using control = new LoopControl();
    * using loop = new Loop(control.getUnbound());
-   * if (loop.lock("exclusive")) loop.unlock();
+   * using other = new Loop(loop.minor);
+   * assertEquals(loop.lock("exclusive"), true);
+   * assertEquals(other.lock("exclusive"), false);
    * ```
    */
   lock(mode: "shared" | "exclusive"): boolean {
@@ -903,7 +969,7 @@ export class Loop implements Disposable {
       this.#lock = lock;
       return true;
     }
-    // A lock that was held before is lost by a failed change of its mode.
+    // A failed change of the mode loses the lock that was held before.
     this.#lock = undefined;
     lock.close();
     if (result === -EAGAIN) return false;
@@ -912,17 +978,20 @@ export class Loop implements Disposable {
   }
 
   /**
-   * Gives back the lock of {@linkcode Loop.lock}, by closing its descriptor: udev
-   * looks at the device again. Without a lock it does nothing.
+   * Releases the lock of {@linkcode Loop.lock} by closing its descriptor, upon which
+   * udev examines the device again. Does nothing if the device is not locked.
    *
-   * @example
+   * @example Release a lock
    * ```ts
    * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using control = new LoopControl();
    * using loop = new Loop(control.getUnbound());
-   * loop.lock("shared");
+   * using other = new Loop(loop.minor);
+   * loop.lock("exclusive");
    * loop.unlock();
+   * assertEquals(other.lock("exclusive"), true);
    * ```
    */
   unlock(): void {
@@ -937,26 +1006,29 @@ export class Loop implements Disposable {
   }
 
   /**
-   * Makes a second node of this device, with its name, in another directory. A node
-   * that is left behind gives access to whatever is bound to that number later: remove
-   * it when it is not needed any more. Requires `CAP_MKNOD`.
+   * Creates another node of this device, with the same name, in a directory. A node
+   * that is left over gives access to whatever is bound to that number later, so remove
+   * it when it is no longer needed. Requires `CAP_MKNOD`.
    *
-   * In a directory that others may write to, only the node that was made here gets the
-   * mode; where they exchange it meanwhile, that is an error.
+   * In a directory that other users can write to, only the node created here gets the
+   * mode; if another user replaces it during the call, an error is thrown.
    *
-   * @param options Where, and with which permissions.
-   * @throws {LoopError} `EEXIST` when the name is taken, `EPERM` without the
-   * capability
+   * @param options The directory and the permissions.
+   * @throws {LoopError} If the name exists (`EEXIST`) or the process lacks the
+   * capability (`EPERM`).
    *
-   * @example
+   * @example Create a node in another directory
    * ```ts
    * import { Loop, LoopControl, openDirectory } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * const path = await Deno.makeTempDir();
    * using control = new LoopControl();
    * using directory = openDirectory(path);
    * using loop = new Loop(control.getUnbound());
    * loop.mknod({ dirFd: directory.fd, mode: 0o660 });
+   * using same = Loop.open(`${path}/${loop.name}`);
+   * assertEquals(same.minor, loop.minor);
    * await Deno.remove(path, { recursive: true });
    * ```
    */
@@ -972,11 +1044,11 @@ export class Loop implements Disposable {
   }
 
   /**
-   * Closes the descriptor, and with it the lock. Doing it again does nothing. It never
-   * detaches by itself; the kernel does when this was the last descriptor and
-   * `autoclear` is set.
+   * Closes the descriptor and releases the lock. A second call does nothing. This
+   * method does not detach the file, but the kernel does if this was the last
+   * descriptor and `autoclear` is set.
    *
-   * @example
+   * @example Close a device
    * ```ts
    * import { Loop, LoopControl } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -994,12 +1066,12 @@ export class Loop implements Disposable {
     if (fd !== -1) new FileDescriptor(fd).close();
   }
 
-  /** The same as {@linkcode Loop.close}. */
+  /** Closes the descriptor, like {@linkcode Loop.close}. */
   [Symbol.dispose](): void {
     this.close();
   }
 
-  /** The descriptor, if it is open. */
+  /** Returns the descriptor, or throws if it is closed. */
   #open(operation: string): number {
     if (this.#fd !== -1) return this.#fd;
     throw new LoopError(`Cannot use ${quote(this.path)}`, {
@@ -1010,7 +1082,10 @@ export class Loop implements Disposable {
     });
   }
 
-  /** A descriptor that nobody can mount beside: the kernel refuses it when the disk or a partition is in use. */
+  /**
+   * Opens the device again with O_EXCL, which fails with EBUSY while it or a partition
+   * is mounted or held exclusively.
+   */
   #exclusive(what: string): FileDescriptor {
     const access = this.#readOnly ? O_RDONLY : O_RDWR;
     return reopen(this, access | O_EXCL, what);
@@ -1040,7 +1115,7 @@ export class Loop implements Disposable {
     );
   }
 
-  /** A number that a `number` holds exactly. */
+  /** Converts a bigint to a number, or throws if that would round it. */
   #safe(value: bigint, field: string): number {
     if (value <= Number.MAX_SAFE_INTEGER) return Number(value);
     throw new RangeError(
@@ -1070,8 +1145,8 @@ const NOT_BOUND = { [ENXIO]: "no file is attached to it" };
 const status = new LoopInfo64();
 
 /**
- * `LOOP_GET_STATUS64` as `Loop.getInfo()`, valid until the next call: to make a structure
- * takes longer than to fill one.
+ * Reads `LOOP_GET_STATUS64` into a shared structure, valid only until the next call.
+ * Saves allocating a structure, which takes longer than filling one.
  */
 export function currentInfo(loop: Loop): LoopInfo64 {
   const { fd, path } = loop;
@@ -1087,7 +1162,7 @@ export function currentInfo(loop: Loop): LoopInfo64 {
   return status;
 }
 
-/** One of the `BLK*GET*`: a number of 32 or 64 bits. */
+/** Issues one of the `BLK*GET*` ioctls, which return a number of 32 or 64 bits. */
 function readNumber(loop: Loop, operation: string, request: number): bigint {
   const { fd, path } = loop;
   const hint = fd === -1 ? "it is closed" : undefined;
@@ -1101,15 +1176,16 @@ function readNumber(loop: Loop, operation: string, request: number): bigint {
   return u64View.getBigUint64(0, true);
 }
 
-/** The size of an open device in bytes, exactly. */
+/** Returns the exact size of an open device in bytes. */
 export function exactSize(loop: Loop): bigint {
   return readNumber(loop, "BLKGETSIZE64", BLKGETSIZE64);
 }
 
 /**
- * Has the page cache of a device use blocks that are no smaller than its logical ones.
- * It chose their size when the device was opened, at most a page; from Linux 6.15 on a
- * logical block may be larger, and all that is written would fail with `EIO`.
+ * Makes the blocks of a device's page cache at least as large as its logical blocks.
+ * The kernel chooses their size when the device is opened, up to the page size. From
+ * Linux 6.15 on, a logical block may be larger, and every write would then fail with
+ * `EIO`.
  */
 export function fitPageCache(
   loop: Loop,
@@ -1134,12 +1210,12 @@ export function fitPageCache(
   unwrap(pageCacheBlockSize(loop) >= blockSize ? 0 : -EIO, () => failure);
 }
 
-/** The block size of the page cache of an open device, in bytes. */
+/** Returns the block size of the page cache of an open device, in bytes. */
 export function pageCacheBlockSize(loop: Loop): number {
   return Number(readNumber(loop, "BLKBSZGET", BLKBSZGET));
 }
 
-/** Another open file description of the same device, whatever its path leads to by now. */
+/** Opens the same device again, even if its path now leads elsewhere. */
 export function reopen(
   loop: Loop,
   flags: number,
@@ -1162,17 +1238,17 @@ export function reopen(
   );
 }
 
-/** What it means when a file cannot be bound. */
+/** Hints for the errors of binding a file. */
 const BINDING_HINTS: Record<number, string> = {
-  [EBUSY]: "it is attached already or held exclusively",
+  [EBUSY]: "it is already attached or held exclusively",
   [EBADF]: "the file leads back to this device",
-  // Some kernels want `write_iter` of the file whenever the device was opened for
-  // writing; iso9660 has none.
+  // Some kernels require the file to have `write_iter` if the device was opened for
+  // writing; iso9660 does not.
   [EINVAL]:
-    "the file is a loop device without a backing file, or its file system cannot back a loop device; Linux 6.12.29, 6.14.7 and 6.15 bind files of some read-only file systems, as iso9660, only to a device that was opened with readOnly",
+    "the file is a loop device without a backing file, or its file system cannot back a loop device; Linux 6.12.29, 6.14.7 and 6.15 bind files on some read-only file systems, such as iso9660, only to a device opened readOnly",
 };
 
-/** Binds a file to a device that is open: `LOOP_CONFIGURE`. */
+/** Binds a file to an open device (`LOOP_CONFIGURE`). */
 export function bind(loop: Loop, config: LoopConfig, file: string): void {
   const result = ioctlPointer(loop.fd, LOOP_CONFIGURE, config.bytes);
   if (result >= 0) return;
@@ -1183,24 +1259,33 @@ export function bind(loop: Loop, config: LoopConfig, file: string): void {
     path: loop.path,
     hint: canConfigure(loop, errno)
       ? BINDING_HINTS[errno]
-      : "this kernel has no LOOP_CONFIGURE (Linux 5.8); setFd() and setStatus() remain",
+      : "this kernel has no LOOP_CONFIGURE (Linux 5.8); use setFd() and setStatus()",
   });
 }
 
-/** Whether the kernel knows `LOOP_CONFIGURE`, which has failed with that error. */
+/**
+ * Returns `true` if the kernel supports `LOOP_CONFIGURE`, after it failed with the
+ * given error.
+ */
 function canConfigure(loop: Loop, errno: number): boolean {
   const unknown = [EINVAL, ENOTTY, ENOSYS];
   return !unknown.includes(errno) || !unknown.includes(-configureNothing(loop));
 }
 
-/** The answer to `LOOP_CONFIGURE` with a descriptor that is none: `-EBADF` where the kernel knows it. Nothing is changed. */
+/**
+ * Probes for LOOP_CONFIGURE with an invalid descriptor. Returns -EBADF if the kernel
+ * supports it; changes nothing.
+ */
 export function configureNothing(loop: Loop): number {
   const nothing = new LoopConfig();
-  nothing.fd = 0xffffffff; // -1, as the structure has it
+  nothing.fd = 0xffffffff; // -1 as an unsigned number
   return ioctlPointer(loop.fd, LOOP_CONFIGURE, nothing.bytes);
 }
 
-/** Calls until the answer is not `EAGAIN`, which Linux 5.0 to 5.18 gives while others read the device. */
+/**
+ * Calls until the result is not `EAGAIN`, which Linux 5.0 to 5.18 return while another
+ * process reads the device.
+ */
 function repeatWhileAgain(call: () => number, fd: number): number {
   let result = call();
   for (let tries = 1; result === -EAGAIN && tries < MAX_AGAIN; tries++) {
@@ -1210,7 +1295,7 @@ function repeatWhileAgain(call: () => number, fd: number): number {
   return result;
 }
 
-/** Opens the node that the caller of the constructor means. */
+/** Opens the node for the constructor. */
 function openNodeOf(minor: number, options: LoopOptions): OpenedNode {
   checkOptions(options, ["dirFd", "readOnly"]);
   const name = `loop${checkMinor(minor)}`;
@@ -1221,7 +1306,7 @@ function openNodeOf(minor: number, options: LoopOptions): OpenedNode {
   return openLoopNode(minor, placeIn(dirFd, name), readOnly);
 }
 
-/** Opens the whole loop device that a node stands for. */
+/** Opens the whole loop device that a node represents. */
 export function openNode(
   node: FilePath,
   { readOnly = false }: LoopOpenOptions,

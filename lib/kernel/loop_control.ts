@@ -1,4 +1,4 @@
-/** `/dev/loop-control`: adding, removing and finding loop devices. */
+/** Controls `/dev/loop-control`, which adds, removes and finds loop devices. */
 import {
   checkDescriptor,
   checkMinor,
@@ -17,19 +17,21 @@ import {
   LOOP_CTL_REMOVE,
 } from "../sys/loop_uapi.ts";
 
-/** How {@linkcode LoopControl} opens its node. */
+/** Options of the {@linkcode LoopControl} constructor. */
 export interface LoopControlOptions {
-  /** A descriptor of the directory that holds `loop-control`; without it `/dev`. 0 is a valid descriptor. */
+  /**
+   * Descriptor of the directory that holds `loop-control`. 0 is a valid descriptor. By
+   * default, the node is in `/dev`.
+   */
   dirFd?: number | undefined;
 }
 
 /**
- * The open `/dev/loop-control` (Linux 3.1). Each method is one ioctl of
- * `linux/loop.h`.
+ * The open `/dev/loop-control` (Linux 3.1). Each method is one ioctl of `linux/loop.h`.
  *
  * Closing or disposing closes the descriptor. Requires `--allow-ffi` and root.
  *
- * @example Adding a device, and removing it again
+ * @example Add a device and remove it again
  * ```ts
  * import { LoopControl } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -44,20 +46,22 @@ export class LoopControl implements Disposable {
   #descriptor: FileDescriptor | undefined;
 
   /**
-   * Opens `/dev/loop-control`, or the node of that name in `dirFd`. Opening it loads
-   * the loop module where that is one.
+   * Opens `/dev/loop-control`, or the node of that name in `dirFd`. If the loop driver
+   * is a module, opening the node loads it.
    *
-   * @param options Where the node is.
-   * @throws {LoopError} `ENOENT` without a node, `EACCES` without permission, `ENODEV`
-   * without a loop driver
-   * @throws {UnexpectedDevice} when the node is something else
+   * @param options The directory of the node.
+   * @throws {LoopError} If the node does not exist (`ENOENT`) or may not be opened
+   * (`EACCES`), or there is no loop driver (`ENODEV`).
+   * @throws {UnexpectedDevice} If the node is not loop-control.
    *
-   * @example
+   * @example Open loop-control through a directory
    * ```ts
-   * import { LoopControl } from "@loopdev/loopdev";
+   * import { LoopControl, openDirectory } from "@loopdev/loopdev";
+   * import { assert } from "@std/assert";
    *
-   * using control = new LoopControl();
-   * console.log(control.fd);
+   * using dev = openDirectory("/dev");
+   * using control = new LoopControl({ dirFd: dev.fd });
+   * assert(control.getUnbound() >= 0);
    * ```
    */
   constructor(options: LoopControlOptions = {}) {
@@ -72,20 +76,25 @@ export class LoopControl implements Disposable {
   }
 
   /**
-   * `LOOP_CTL_ADD`: adds a loop device, to which no file is attached.
+   * Adds a loop device without a file (`LOOP_CTL_ADD`).
    *
-   * @param minor Its number; without one, or -1, the lowest that does not exist.
-   * (Linux 5.10 refuses -1 while another device is unbound: there the numbers are
-   * tried one after the other.)
-   * @returns The number.
-   * @throws {LoopError} `EEXIST` when there is one of that number
+   * @param minor The number of the new device. By default, or with -1, the lowest
+   * number that does not exist. (Linux 5.10 refuses -1 while another device is unbound,
+   * so there the numbers are tried in turn.)
+   * @returns The number of the device.
+   * @throws {LoopError} If the device already exists (`EEXIST`).
    *
-   * @example
+   * @example Add a device
    * ```ts
-   * import { LoopControl } from "@loopdev/loopdev";
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using control = new LoopControl();
    * const minor = control.add();
+   * {
+   *   using loop = new Loop(minor);
+   *   assertEquals(loop.getSize(), 0);
+   * }
    * control.remove(minor);
    * ```
    */
@@ -102,7 +111,7 @@ export class LoopControl implements Disposable {
       operation: "LOOP_CTL_ADD",
       path: this.#path,
       hint: {
-        [EEXIST]: "it exists",
+        [EEXIST]: "it already exists",
         [EINVAL]: "the number is too high for this kernel",
       },
     }));
@@ -114,22 +123,24 @@ export class LoopControl implements Disposable {
   }
 
   /**
-   * `LOOP_CTL_REMOVE`: removes a loop device to which no file is attached and which
-   * nobody has open. Takes about 44 ms.
+   * Removes a loop device that has no file attached and is not open
+   * (`LOOP_CTL_REMOVE`). Takes about 44 ms.
    *
-   * @param minor Its number; without one, or -1, the lowest in sysfs that can be
-   * removed. (The kernel itself refuses -1.)
-   * @returns The number.
-   * @throws {LoopError} `EBUSY` when a file is attached or somebody has it open;
-   * `ENODEV` when there is no such device
+   * @param minor The number of the device. By default, or with -1, the lowest one in
+   * sysfs that can be removed. (The kernel itself refuses -1.)
+   * @returns The number of the removed device.
+   * @throws {LoopError} If a file is attached or the device is open (`EBUSY`), or there
+   * is no such device (`ENODEV`).
    *
-   * @example
+   * @example Remove a device
    * ```ts
-   * import { LoopControl } from "@loopdev/loopdev";
+   * import { LoopControl, LoopError } from "@loopdev/loopdev";
+   * import { assertThrows } from "@std/assert";
    *
    * using control = new LoopControl();
    * const minor = control.add();
    * control.remove(minor);
+   * assertThrows(() => control.remove(minor), LoopError, "ENODEV");
    * ```
    */
   remove(minor = -1): number {
@@ -146,7 +157,7 @@ export class LoopControl implements Disposable {
         return candidate;
       } catch (error) {
         if (!(error instanceof LoopError)) throw error;
-        // In use, or gone since it was listed.
+        // In use, or removed since it was listed.
         if (error.errno !== EBUSY && error.errno !== ENODEV) throw error;
       }
     }
@@ -163,24 +174,25 @@ export class LoopControl implements Disposable {
       LOOP_CTL_REMOVE,
       minor,
       `remove loop${minor}`,
-      { [EBUSY]: "a file is attached to it, or somebody has it open" },
+      { [EBUSY]: "a file is attached to it, or a process has it open" },
     );
   }
 
   /**
-   * `LOOP_CTL_GET_FREE`: the number of a device to which no file is attached; the
-   * kernel adds one when there is none. Nothing is reserved: somebody may take it
+   * Returns the number of a device without a file (`LOOP_CTL_GET_FREE`). The kernel
+   * adds one if there is none. The device is not reserved: another process may take it
    * before you bind it. {@linkcode attach} handles that.
    *
-   * @returns The number.
+   * @returns The number of the device.
    *
-   * @example
+   * @example Open a free device
    * ```ts
-   * import { LoopControl } from "@loopdev/loopdev";
-   * import { assert } from "@std/assert";
+   * import { Loop, LoopControl } from "@loopdev/loopdev";
+   * import { assertEquals } from "@std/assert";
    *
    * using control = new LoopControl();
-   * assert(control.getUnbound() >= 0);
+   * using loop = new Loop(control.getUnbound());
+   * assertEquals(loop.name, `loop${loop.minor}`);
    * ```
    */
   getUnbound(): number {
@@ -193,9 +205,9 @@ export class LoopControl implements Disposable {
   }
 
   /**
-   * Closes the descriptor. Doing it again does nothing.
+   * Closes the descriptor. A second call does nothing.
    *
-   * @example
+   * @example Close loop-control
    * ```ts
    * import { LoopControl } from "@loopdev/loopdev";
    * import { assertEquals } from "@std/assert";
@@ -209,7 +221,7 @@ export class LoopControl implements Disposable {
     this.#descriptor?.close();
   }
 
-  /** The same as {@linkcode LoopControl.close}. */
+  /** Closes the descriptor, like {@linkcode LoopControl.close}. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -241,7 +253,7 @@ export class LoopControl implements Disposable {
 
 const CONTROL = placeIn(AT_FDCWD, "loop-control");
 
-/** Opens the node that the caller of the constructor means. */
+/** Opens the node for the constructor. */
 function openNodeOf(options: LoopControlOptions): OpenedNode {
   checkOptions(options, ["dirFd"]);
   const dirFd = options.dirFd === undefined

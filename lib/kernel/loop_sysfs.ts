@@ -1,4 +1,4 @@
-/** What sysfs says of loop devices, without opening them. */
+/** Reads the state of loop devices from sysfs, without opening them. */
 import { makedev, statAt } from "../sys/stat.ts";
 import { LoopError, quote } from "../errors.ts";
 import { ENODEV, ENOENT, ENXIO } from "../sys/errno.ts";
@@ -7,19 +7,22 @@ import { hasEntry, listDirectory, readBytes, readText } from "../sys/sysfs.ts";
 
 const encoder = new TextEncoder();
 
-/** All virtual block devices. The path through `/sys/block` takes twice as long. */
+/**
+ * Directory of all virtual block devices. Lookups through `/sys/block` take twice as
+ * long.
+ */
 export const BLOCK = "/sys/devices/virtual/block";
 
 /** `LOOP_MAJOR`, linux/major.h. */
 export const LOOP_MAJOR = 7;
 
-/** What a read says of a device that was detached or removed meanwhile. */
+/** Errors of reading a device that was detached or removed during the call. */
 export const GONE: readonly number[] = [ENOENT, ENODEV, ENXIO];
 
-/** A sector of sizes in sysfs, whatever the block size is. */
+/** Unit of sizes in sysfs, whatever the block size is. */
 const SECTOR = 512;
 
-/** Throws an error number, unless it is one of those that mean something to the caller. */
+/** Throws an error number, unless it is one of those that the caller handles. */
 export function throwUnless(
   known: readonly number[],
   result: number,
@@ -40,15 +43,15 @@ function exists(path: string): boolean {
   return false;
 }
 
-/** Whether there is a sysfs: a container may have none. */
+/** Returns `true` if sysfs is mounted, which it may not be in a container. */
 export function hasSysfs(): boolean {
   return exists("/sys/dev/block");
 }
 
 /**
- * The device number of a loop device, as `st_rdev` has it; `undefined` when the
- * kernel has no such device. With the module parameter `max_part` it is not 7:minor.
- * Without sysfs it is taken to be that.
+ * Returns the device number of a loop device, as in `st_rdev`, or `undefined` if the
+ * kernel has no such device. With the module parameter `max_part`, it is not 7:minor.
+ * Without sysfs, it is assumed to be.
  */
 export function rdevOf(minor: number): number | undefined {
   const rdev = readRdev(`${BLOCK}/loop${minor}/dev`);
@@ -71,7 +74,7 @@ function readRdev(path: string): number | undefined {
 
 const COLON = ":".charCodeAt(0);
 
-/** The number that these digits are. */
+/** Parses decimal digits. */
 function decimal(digits: Uint8Array, start: number, end: number): number {
   let value = 0;
   for (let at = start; at < end; at++) value = value * 10 + digits[at]! - 48;
@@ -80,13 +83,15 @@ function decimal(digits: Uint8Array, start: number, end: number): number {
 
 /** A partition of a loop device, as the kernel has it. */
 export interface KernelPartition {
-  /** 1 for `loop3p1`. */
+  /** The number of the partition: 1 for `loop3p1`. */
   readonly number: number;
-  /** `loop3p1` */
+  /** The name of the partition: `loop3p1`. */
   readonly name: string;
 }
 
-/** Whether the kernel has partitions for a device: as `partitionsOf`, but faster. */
+/**
+ * Returns `true` if the kernel has partitions for a device. Faster than `partitionsOf`.
+ */
 export function hasPartitions(minor: number): boolean {
   const path = `${BLOCK}/loop${minor}`;
   const found = hasEntry(path, encoder.encode(`loop${minor}p`));
@@ -95,7 +100,10 @@ export function hasPartitions(minor: number): boolean {
   return false;
 }
 
-/** The partitions that the kernel has for a device, in order. An unbound device may have some of its last owner. */
+/**
+ * Returns the kernel's partitions of a device, in order. An unbound device may have
+ * some left over from its previous file.
+ */
 export function partitionsOf(minor: number): KernelPartition[] {
   const path = `${BLOCK}/loop${minor}`;
   const names = listDirectory(path);
@@ -112,7 +120,10 @@ export function partitionsOf(minor: number): KernelPartition[] {
     .sort((a, b) => a.number - b.number);
 }
 
-/** Where a partition is on the disk, in bytes; `undefined` when it has gone. */
+/**
+ * Returns the position of a partition on the disk in bytes, or `undefined` if it no
+ * longer exists.
+ */
 export function extentOf(
   minor: number,
   { name }: KernelPartition,
@@ -131,7 +142,10 @@ export function extentOf(
     : { start, size };
 }
 
-/** The device number of a partition, as `st_rdev` has it; `undefined` when it has gone. */
+/**
+ * Returns the device number of a partition, as in `st_rdev`, or `undefined` if it no
+ * longer exists.
+ */
 export function rdevOfPartition(
   minor: number,
   { name }: KernelPartition,
@@ -139,16 +153,16 @@ export function rdevOfPartition(
   return readRdev(`${BLOCK}/loop${minor}/${name}/dev`);
 }
 
-/** Whether a file is attached to a device. That it is being detached does not count as free. */
+/** Returns `true` if a file is attached to a device, even if it is being detached. */
 export function isBound(minor: number): boolean {
   return exists(`${BLOCK}/loop${minor}/loop`);
 }
 
 /**
- * What tells the binding of a device from those before and after it, on every kernel: the
- * inode of `loop/` in sysfs, which is made when a file is bound and removed at the
- * detach. Unlike the disk sequence number it stays when the file is exchanged.
- * `undefined` when no file is attached, or there is no sysfs.
+ * Identifies the binding of a device on every kernel, by the inode of `loop/` in sysfs,
+ * which is created when a file is bound and removed when it is detached. Unlike the
+ * disk sequence number, it does not change when the file is exchanged. Returns
+ * `undefined` if no file is attached or there is no sysfs.
  */
 export function bindingOf(minor: number): bigint | undefined {
   const path = `${BLOCK}/loop${minor}/loop`;
@@ -158,7 +172,10 @@ export function bindingOf(minor: number): bigint | undefined {
   return undefined;
 }
 
-/** The disk sequence number of a device; `undefined` before Linux 5.15, and when there is no such device. */
+/**
+ * Returns the disk sequence number of a device, or `undefined` before Linux 5.15 or if
+ * there is no such device.
+ */
 export function diskSequenceOf(minor: number): number | undefined {
   const path = `${BLOCK}/loop${minor}/diskseq`;
   const text = readText(path);
@@ -167,11 +184,11 @@ export function diskSequenceOf(minor: number): number | undefined {
   return undefined;
 }
 
-/** The numbers of the loop devices that exist, in order. */
+/** Returns the numbers of the existing loop devices, in order. */
 export function existingMinors(): number[] {
   const names = listDirectory(BLOCK);
   if (typeof names !== "number") return minorsAmong(names);
-  // There may be no virtual block device; but there must be sysfs.
+  // There may be no virtual block device, but sysfs must exist.
   const missing = names === -ENOENT;
   if (missing && hasSysfs() && !exists(BLOCK)) return [];
   throw new LoopError("Cannot list the loop devices", {
@@ -182,7 +199,7 @@ export function existingMinors(): number[] {
   });
 }
 
-/** The numbers of the names that loop devices have, in order. */
+/** Returns the numbers in names of loop devices, in order. */
 export function minorsAmong(names: readonly string[]): number[] {
   return names
     .map((name) => /^loop(0|[1-9]\d*)$/.exec(name)?.[1])

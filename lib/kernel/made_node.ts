@@ -1,4 +1,7 @@
-/** Device nodes that are made here. Others may write to the directory: what is at their names is looked at before it is touched. */
+/**
+ * Creates and removes device nodes in directories that other users may write to,
+ * checking each name before touching it.
+ */
 import {
   AT_SYMLINK_NOFOLLOW,
   S_IFMT,
@@ -27,8 +30,8 @@ import { pathOf } from "./found_file.ts";
 const PERMISSIONS = 0o7777;
 
 /**
- * Makes a node of the type and with exactly the permissions of `mode`, whatever the
- * umask is. Gives what tells it from all other files.
+ * Creates a node with exactly the type and permissions of `mode`, regardless of the
+ * umask. Returns its identity.
  */
 export function makeNode(
   directory: number,
@@ -36,15 +39,16 @@ export function makeNode(
   mode: number,
   rdev: number,
 ): Stat {
-  const action = `Cannot make node ${quote(node.text)}`;
+  const action = `Cannot create node ${quote(node.text)}`;
   const failure = (operation: string) => (): Failure => ({
     action,
     operation,
     path: node.text,
     hint: {
-      [EEXIST]: "there is something else of that name",
+      [EEXIST]: "something else has that name",
       ...operation === "chmod" && {
-        [ENOENT]: "the umask takes some of the mode, and /proc is not mounted",
+        [ENOENT]:
+          "the umask clears some bits of the mode, and /proc is not mounted",
       },
     },
   });
@@ -74,8 +78,8 @@ export function makeNode(
 }
 
 /**
- * Removes a node that was made here, if that is still what the name stands for; `unlinkat`
- * knows names only, so that an exchange at that very moment goes unnoticed. Gives 0, or a
+ * Removes a node created here, if the name still refers to it. Because `unlinkat` takes
+ * only a name, a replacement at that very moment is not noticed. Returns 0 or a
  * negative error number.
  */
 export function removeNode(

@@ -1,8 +1,8 @@
 /**
- * What processes have mapped, read on another thread and given up when it takes long.
+ * Reads the mappings of processes on another thread, with a time limit.
  *
- * The kernel locks the address space of a process for that. A process that unmaps a file
- * of a file server holds the lock until the server answers, which may be never.
+ * The kernel locks the address space of the process for that. A process that unmaps a
+ * file of a file server holds the lock until the server answers, which may be never.
  */
 import { AT_STATX_DONT_SYNC, type Stat, statOf } from "../sys/stat.ts";
 import {
@@ -16,20 +16,20 @@ import { sleep, within } from "../waiting.ts";
 import type { FileDescriptor } from "./file_descriptor.ts";
 import { hasWaiting } from "./processes.ts";
 
-/** So long one call may take, in milliseconds. */
+/** Time limit for one call, in milliseconds. */
 const PATIENCE = 300;
-/** Between two looks at a process, in milliseconds. */
+/** Time between two checks of a process, in milliseconds. */
 const PAUSE = 10;
-/** So many threads may be waiting for processes that do not let go, of all searches. */
+/** Maximum number of threads that may be blocked by processes, over all searches. */
 const MAX_STUCK = 16;
 let stuck = 0;
 
-/** What was not to be had in time. */
+/** Result of a call that took too long. */
 export const STUCK: unique symbol = Symbol("stuck");
 
 /**
- * The result of a call on another thread, or that it takes too long: `late` is called
- * when the thread has done with it, or at once where it was not begun.
+ * Returns the result of a call on another thread, or `STUCK` if it takes too long.
+ * Calls `late` when the thread has finished, or at once if it was not started.
  */
 async function patiently<T>(
   call: () => Promise<T>,
@@ -48,9 +48,9 @@ async function patiently<T>(
 }
 
 /**
- * Whether a process waits for something that is not to be had in time, by its directory,
- * which this takes over. Reading what it has mapped might wait with it, and keep this
- * process from ending: no signal wakes a thread there.
+ * Returns `true` if a process is blocked in the kernel for longer than the time limit.
+ * Takes ownership of its directory. Reading its mappings might block too and keep this
+ * process from exiting, because no signal wakes such a thread.
  */
 export async function isHung(directory: FileDescriptor): Promise<boolean> {
   using process = directory;
@@ -63,8 +63,8 @@ export async function isHung(directory: FileDescriptor): Promise<boolean> {
 }
 
 /**
- * The lines of `/proc/PID/maps`, some at a time, without their newlines. It takes over
- * the descriptor. -1 where they cannot be read.
+ * Reads the lines of `/proc/PID/maps`, a chunk at a time, without their newlines. Takes
+ * ownership of the descriptor. Yields -1 if they cannot be read.
  */
 export async function* readMappings(
   fd: number,
@@ -79,7 +79,7 @@ export async function* readMappings(
         () => close(fd),
       );
       if (size === STUCK) {
-        isOurs = false; // it is closed when the thread is done
+        isOurs = false; // the thread closes it when it has finished
         return yield STUCK;
       }
       if (size < 0) return yield -1;
@@ -102,11 +102,14 @@ export async function* readMappings(
   }
 }
 
-// The kernel gives a page of lines at a time.
+// The kernel returns a page of lines at a time.
 const CHUNK = 1 << 16;
 const NEWLINE = 10;
 
-/** The file of a mapping, by its range in `map_files`; `undefined` where it cannot be examined. */
+/**
+ * Examines the file of a mapping, by its range in `map_files`. Returns `undefined` if
+ * it cannot be examined.
+ */
 export async function mappedFile(
   pid: number,
   range: string,

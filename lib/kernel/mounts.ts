@@ -1,23 +1,23 @@
-/** The tables of mounts in `/proc`. */
+/** Reads tables of mounts in `/proc`. */
 import { throwUnless } from "./loop_sysfs.ts";
 import { makedev } from "../sys/stat.ts";
 import { openLines } from "../sys/sysfs.ts";
 
-/** A line of `mountinfo`, as bytes: proc(5). Its fields are looked for when they are asked for. */
+/** A line of `mountinfo` as bytes, see proc(5). Fields are located on access. */
 export class MountLine {
   readonly #bytes: Uint8Array;
 
-  /** A view of the bytes: valid as long as they are. */
+  /** Creates a view of the bytes, valid as long as they are. */
   constructor(bytes: Uint8Array) {
     this.#bytes = bytes;
   }
 
-  /** The number of the mount: no other has it, in any namespace. */
+  /** The ID of the mount, unique over all mount namespaces. */
   get id(): number {
     return decimal(this.#bytes, 0);
   }
 
-  /** The device number of its file system. */
+  /** The device number of the mounted file system. */
   get device(): number {
     const start = this.#field(2);
     const colon = this.#bytes.indexOf(COLON, start);
@@ -27,12 +27,12 @@ export class MountLine {
     );
   }
 
-  /** Where it is mounted. */
+  /** The mount point. */
   get target(): string {
     return decoder.decode(this.targetBytes);
   }
 
-  /** The same as bytes. */
+  /** The mount point as bytes. */
   get targetBytes(): Uint8Array {
     return unescapeBytes(this.#text(this.#field(4)));
   }
@@ -47,14 +47,17 @@ export class MountLine {
     return decoder.decode(this.#text(this.#afterSeparator(0)));
   }
 
-  /** What was mounted, as it was named: whoever mounts most file systems may choose that. */
+  /**
+   * The mount source as the user named it. For most file systems, that is an arbitrary
+   * text.
+   */
   get source(): string {
     return decoder.decode(
       unescapeBytes(this.#text(this.#afterSeparator(1))),
     );
   }
 
-  /** Where a field begins. */
+  /** Returns the start of a field. */
   #field(index: number, from = 0): number {
     let at = from;
     for (let field = 0; field < index; field++) {
@@ -65,7 +68,7 @@ export class MountLine {
     return at;
   }
 
-  /** Where a field begins that stands after the optional ones, which end in a dash. */
+  /** Returns the start of a field after the optional ones, which end in a dash. */
   #afterSeparator(index: number): number {
     let at = this.#field(6);
     while (at < this.#bytes.length) {
@@ -101,13 +104,14 @@ function decimal(bytes: Uint8Array, start: number): number {
   return value;
 }
 
-/** So many mounts of a namespace are looked at. */
+/** Maximum number of mounts to read from a namespace. */
 export const MAX_MOUNTS = 100_000;
 
 /**
- * The mounts that this process sees, at most `MAX_MOUNTS`. Each is valid until the next.
+ * Reads the mounts that this process sees, up to `MAX_MOUNTS`. Each one is valid until
+ * the next.
  *
- * @throws {LoopError} when they cannot be read
+ * @throws {LoopError} If they cannot be read.
  */
 export function* ownMounts(): Generator<MountLine> {
   const path = "/proc/self/mountinfo";
@@ -126,7 +130,10 @@ export function* ownMounts(): Generator<MountLine> {
 
 const encoder = new TextEncoder();
 
-/** Blanks, newlines and backslashes stand as `\040` in the tables of `/proc`. */
+/**
+ * Decodes blanks, newlines and backslashes, which the tables of `/proc` write as
+ * `\040`.
+ */
 export function unescapeOctal(text: string): string {
   return decoder.decode(unescapeBytes(encoder.encode(text)));
 }

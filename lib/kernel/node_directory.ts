@@ -1,4 +1,4 @@
-/** Directories in which device nodes are made for others. */
+/** Directories in which device nodes are created for other programs. */
 import {
   AT_STATX_DONT_SYNC,
   AT_SYMLINK_NOFOLLOW,
@@ -27,7 +27,10 @@ import {
 } from "../sys/libc.ts";
 import { readLink } from "../sys/sysfs.ts";
 
-/** A directory in which nodes are made for others, and removed again. It is held by its descriptor: whoever moves it does not lead us elsewhere. */
+/**
+ * A directory in which nodes are created for other programs, and removed again. It is
+ * held by its descriptor, so that moving it cannot redirect us.
+ */
 export class NodeDirectory implements Disposable {
   readonly #path: string;
   readonly #isPrivate: boolean;
@@ -41,7 +44,7 @@ export class NodeDirectory implements Disposable {
     descriptor: FileDescriptor,
     isPrivate: boolean,
   ) {
-    const action = `Cannot make nodes in ${quote(path)}`;
+    const action = `Cannot create nodes in ${quote(path)}`;
     this.#identity = unwrapStat(statOf(descriptor.fd), action, path);
     this.#path = absolute(path).replace(/\/+$/, "");
     this.#descriptor = descriptor;
@@ -49,14 +52,14 @@ export class NodeDirectory implements Disposable {
   }
 
   /**
-   * Opens a directory of the caller's.
+   * Opens a directory of the caller.
    *
-   * @throws {LoopError} `ENOENT`, `ENOTDIR` …; `EINVAL` on a devtmpfs, where nodes are
-   * the kernel's and udev's
-   * @throws {TypeError} for a name that is not UTF-8: the paths of nodes are text
+   * @throws {LoopError} If it cannot be opened (`ENOENT`, `ENOTDIR` …), or is on a
+   * devtmpfs (`EINVAL`), where nodes belong to the kernel and udev.
+   * @throws {TypeError} If its name is not UTF-8, because the paths of nodes are text.
    */
   static open({ text, bytes }: FilePath): NodeDirectory {
-    const action = `Cannot make nodes in ${quote(text)}`;
+    const action = `Cannot create nodes in ${quote(text)}`;
     const encoded = cString(text);
     const isText = encoded.length === bytes.length &&
       encoded.every((byte, index) => byte === bytes[index]);
@@ -74,7 +77,7 @@ export class NodeDirectory implements Disposable {
         errno: EINVAL,
         operation: "stat",
         path: text,
-        hint: "it is on a devtmpfs, where the kernel makes the nodes itself",
+        hint: "it is on a devtmpfs, where the kernel creates the nodes itself",
       });
     } catch (error) {
       descriptor.close();
@@ -82,7 +85,10 @@ export class NodeDirectory implements Disposable {
     }
   }
 
-  /** Makes a directory for the nodes of one device, with its node, where that can be opened. It is removed with the nodes. */
+  /**
+   * Creates a directory for the nodes of one device, with its node, in a place where
+   * that node can be opened. It is removed together with the nodes.
+   */
   static makePrivate(name: string, rdev: number): NodeDirectory {
     let failure: unknown;
     for (const parent of PARENTS) {
@@ -106,22 +112,22 @@ export class NodeDirectory implements Disposable {
         failure = error; // EACCES: mounted with the option nodev
       }
     }
-    throw failure ?? new LoopError(`Cannot make a node of ${name}`, {
+    throw failure ?? new LoopError(`Cannot create a node of ${name}`, {
       errno: ENOENT,
       operation: "mkdir",
       path: `/dev/${name}`,
-      hint: `there is none in /dev, and no directory can be made for one in ${
+      hint: `/dev has none, and no directory for one can be created in ${
         PARENTS.join(", ")
       }`,
     });
   }
 
-  /** The path of a node in this directory. */
+  /** Returns the path of a node in this directory. */
   pathOf(name: string): string {
     return `${this.#path}/${name}`;
   }
 
-  /** Makes a node, unless there is one of that device: that is used as it is, whoever made it. */
+  /** Creates a node, or uses an existing node of that device as it is. */
   add(name: string, rdev: number): void {
     const directory = this.#open();
     const node = this.#node(name);
@@ -139,16 +145,19 @@ export class NodeDirectory implements Disposable {
     );
   }
 
-  /** Opens the node of that name for reading: a descriptor, or a negative error number as of {@linkcode openDevNode}. */
+  /**
+   * Opens the node of that name for reading. Returns a descriptor, or a negative error
+   * number as {@linkcode openDevNode} does.
+   */
   openNode(name: string, rdev: number): number {
     const { bytes } = this.#node(name);
     return openNode(FoundFile.findName(this.#open(), bytes), rdev);
   }
 
   /**
-   * Removes what was made, where it is still that, and lets go of the directory: nothing
-   * can be added any more. Gives the error of what could not be removed, which the next
-   * call tries again.
+   * Removes the nodes created here, unless something else has replaced them, and closes
+   * the directory. Returns the error of a node that could not be removed; the next call
+   * tries it again.
    */
   removeAll(): LoopError | undefined {
     let failure: LoopError | undefined;
@@ -171,13 +180,13 @@ export class NodeDirectory implements Disposable {
     }
   }
 
-  /** Lets go of the directory, and leaves the nodes. */
+  /** Closes the directory, and leaves the nodes. */
   close(): void {
     this.#descriptor?.close();
     this.#descriptor = undefined;
   }
 
-  /** Removes what was made, as far as it can be. */
+  /** Removes the nodes created here, as far as possible. */
   [Symbol.dispose](): void {
     this.removeAll();
   }
@@ -188,7 +197,7 @@ export class NodeDirectory implements Disposable {
 
   #open(): number {
     if (this.#descriptor !== undefined) return this.#descriptor.fd;
-    throw new LoopError(`Cannot make nodes in ${quote(this.#path)}`, {
+    throw new LoopError(`Cannot create nodes in ${quote(this.#path)}`, {
       errno: EBADF,
       operation: "mknod",
       path: this.#path,
@@ -202,7 +211,7 @@ export class NodeDirectory implements Disposable {
       action: `Cannot remove node ${quote(path)}`,
       operation: "unlink",
       path,
-      hint: "it gives access to later devices of that number: remove it",
+      hint: "it gives access to later devices of that number; remove it",
     }));
     this.#made.delete(name);
   }
@@ -218,7 +227,10 @@ export class NodeDirectory implements Disposable {
     this.#isRemoved = true;
   }
 
-  /** The directory, to remove from it; `undefined` when there is nothing to be removed, or it has gone. */
+  /**
+   * Returns the directory to remove nodes from, or `undefined` if there is nothing to
+   * remove or it no longer exists.
+   */
   #takeBack(): FileDescriptor | undefined {
     const held = this.#descriptor;
     this.#descriptor = undefined;
@@ -230,7 +242,7 @@ export class NodeDirectory implements Disposable {
       action: `Cannot remove the nodes in ${quote(path)}`,
       operation: "open",
       path,
-      hint: { [ESTALE]: "it is another directory by now" },
+      hint: { [ESTALE]: "another directory has its name now" },
     };
     const fd = openAt(AT_FDCWD, cString(path), O_PATH | O_DIRECTORY);
     if (fd === -ENOENT) return undefined;
@@ -251,7 +263,7 @@ function isNodeOf(stat: Stat, rdev: number): boolean {
   return isBlockDevice(stat) && stat.rdev === rdev;
 }
 
-/** Opens a node, if it is one of that device. */
+/** Opens a node if it is one of that device. */
 function openNode(found: FoundFile | number, rdev: number): number {
   if (typeof found === "number") return found;
   using node = found;
@@ -259,21 +271,25 @@ function openNode(found: FoundFile | number, rdev: number): number {
 }
 
 /**
- * Opens the node that a device should have in `/dev` for reading: a descriptor, or the
- * negative error number; `-ENOENT` also when the node is one of another device.
+ * Opens the node that a device should have in `/dev` for reading. Returns a descriptor
+ * or a negative error number, which is `-ENOENT` also if the node is one of another
+ * device.
  */
 export function openDevNode(name: string, rdev: number): number {
   return openNode(FoundFile.find(AT_FDCWD, cString(`/dev/${name}`)), rdev);
 }
 
-/** Whether the node that a device should have in `/dev` is there, and can be opened. */
+/**
+ * Returns `true` if the node that a device should have in `/dev` exists and can be
+ * opened.
+ */
 export function hasNode(name: string, rdev: number): boolean {
   const fd = openDevNode(name, rdev);
   if (fd >= 0) new FileDescriptor(fd).close();
   return fd >= 0;
 }
 
-/** Throws why a node cannot be opened: `EACCES` on a mount with the option nodev. */
+/** Throws if a node cannot be opened, as on a mount with the option nodev (`EACCES`). */
 function checkOpens(directory: number, { text, bytes }: FilePath): void {
   const failure = {
     action: `Cannot open ${quote(text)}`,
@@ -287,20 +303,26 @@ function checkOpens(directory: number, { text, bytes }: FilePath): void {
   new FileDescriptor(unwrap(found.open(O_RDONLY), () => failure)).close();
 }
 
-/** The working directory may be another when the path is used. */
+/**
+ * Makes a path absolute, because the working directory may change before the path is
+ * used.
+ */
 function absolute(path: string): string {
   if (path.startsWith("/")) return path;
   const directory = readLink("/proc/self/cwd");
   if (typeof directory !== "string") return path;
   if (!directory.includes("\ufffd")) return `${directory}/${path}`;
   throw new TypeError(
-    `Cannot make nodes in ${
+    `Cannot create nodes in ${
       quote(path)
     }: the name of the working directory must be UTF-8`,
   );
 }
 
-/** Whether a file system is a devtmpfs. A tmpfs has the same magic number, so that statfs(2) does not tell. */
+/**
+ * Returns `true` if a file system is a devtmpfs. statfs(2) cannot distinguish it from a
+ * tmpfs, which has the same magic number.
+ */
 function isDevtmpfs(device: number): boolean {
   return ownMounts().some((mount) =>
     mount.device === device && mount.type === "devtmpfs"

@@ -1,4 +1,4 @@
-/** Opening devices also where `/dev` has no nodes: in a container. */
+/** Opens devices even if `/dev` has no nodes, as in a container. */
 import { S_IFBLK, S_IFCHR } from "../sys/stat.ts";
 import { checkMinor } from "../arguments.ts";
 import { locate } from "../device_ref.ts";
@@ -24,7 +24,7 @@ import {
 } from "./opened_node.ts";
 import { makePrivateDirectory, PARENTS } from "./private_directory.ts";
 
-/** Opens a device by number; when there is no node of it in `/dev`, through one of our own that is gone afterwards. */
+/** Opens a device by number. If `/dev` has no node, a temporary one is used. */
 export function openLoop(
   minor: number,
   { readOnly = false }: LoopOpenOptions,
@@ -32,7 +32,10 @@ export function openLoop(
   return new Loop(minor, openAnyNode(minor, readOnly));
 }
 
-/** Like {@linkcode openLoop}, also for a name or path. `loop3` and `/dev/loop3` mean the device, so its node may be missing. */
+/**
+ * Opens a device like {@linkcode openLoop}, but also accepts a name or path. `loop3`
+ * and `/dev/loop3` identify the device, so its node may be missing.
+ */
 export function openDevice(
   device: string | number,
   options: LoopOpenOptions,
@@ -45,9 +48,10 @@ export function openDevice(
 }
 
 /**
- * Opens the node of a device, or one of our own for the moment of opening.
+ * Opens the node of a device, or a temporary one.
  *
- * @param recalledRdev The device number that it had, as in {@linkcode NodePlace}.
+ * @param recalledRdev The device number the device last had, as in
+ * {@linkcode NodePlace}.
  */
 export function openAnyNode(
   minor: number,
@@ -59,7 +63,8 @@ export function openAnyNode(
     const place = placeIn(AT_FDCWD, name);
     return openLoopNode(minor, { ...place, recalledRdev }, readOnly);
   } catch (error) {
-    // Without sysfs nobody tells whether the device exists, and a node creates it.
+    // Without sysfs we cannot tell whether the device exists, and opening a node would
+    // create it.
     const rdev = isMissing(error) && hasSysfs() ? rdevOf(minor) : undefined;
     if (rdev === undefined) throw error;
     return throughOwnNode(
@@ -70,7 +75,7 @@ export function openAnyNode(
   }
 }
 
-/** Opens `/dev/loop-control`; when it is missing, through a node of our own that is gone afterwards. */
+/** Opens `/dev/loop-control`. If it is missing, a temporary node is used. */
 export function openControl(): LoopControl {
   try {
     return new LoopControl();
@@ -90,7 +95,10 @@ function isMissing(error: unknown): boolean {
     error.operation === "open";
 }
 
-/** Opens a node in a directory that exists only for that. When it cannot, `missing` is thrown, which says that there is none in `/dev`. */
+/**
+ * Opens a node in a temporary directory. If that fails, throws `missing`, which says
+ * that `/dev` has no node.
+ */
 function throughOwnNode(
   { name, mode, rdev }: { name: string; mode: number; rdev: number },
   open: (place: NodePlace) => OpenedNode,
@@ -116,7 +124,7 @@ function throughOwnNode(
   throw missing;
 }
 
-/** Whether a node cannot be opened where it is: on a mount with the option nodev. */
+/** Returns `true` if the error means that the mount has the option nodev. */
 function isNodev(error: unknown): boolean {
   return error instanceof LoopError && error.errno === EACCES;
 }

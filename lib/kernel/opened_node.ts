@@ -1,4 +1,4 @@
-/** Device nodes that are examined, and then opened: that very node, and no other. */
+/** Examines device nodes, and then opens exactly the node that was examined. */
 import {
   isBlockDevice,
   makedev,
@@ -26,21 +26,21 @@ import { FoundFile, pathOf } from "./found_file.ts";
 import { rdevOf } from "./loop_sysfs.ts";
 
 /**
- * A node that is open. Who takes it over closes its descriptor. Internal callers give it
- * to the constructors of `Loop` and `LoopControl` in place of their options.
+ * An open node. The receiver closes its descriptor. Internal callers pass it to the
+ * constructors of `Loop` and `LoopControl` in place of their options.
  */
 export class OpenedNode {
-  /** It has no meaning here; options have it. */
+  /** Unused; present because it is an option of the constructors. */
   readonly dirFd: undefined;
   /** The loop number; -1 for loop-control. */
   readonly minor: number;
-  /** For messages: not always that of the node. */
+  /** Path for messages, which is not always that of the node. */
   readonly path: string;
   readonly fd: number;
-  /** As in `st_rdev`. */
+  /** The device number, as in `st_rdev`. */
   readonly rdev: number;
   readonly readOnly: boolean;
-  /** It was made for the moment of opening, since `/dev` has none. */
+  /** `true` if the node was created only for opening, because `/dev` has none. */
   readonly isTemporary: boolean;
 
   constructor(
@@ -62,21 +62,21 @@ export class OpenedNode {
   }
 }
 
-/** Where a node is. */
+/** Location of a node. */
 export interface NodePlace {
   /** The directory that holds it, or `AT_FDCWD`. */
   readonly dirFd: number;
-  /** The path that messages have, and the one that is opened, relative to the directory. */
+  /** Path for messages, and for opening relative to the directory. */
   readonly node: FilePath;
   readonly isTemporary?: boolean;
   /**
-   * The device number of the device when it was last seen, from callers who ask
-   * `isVacant` once it is open. Without it sysfs is read before.
+   * The device number when the device was last seen, for callers that check `isVacant`
+   * once it is open. Without it, sysfs is read first.
    */
   readonly recalledRdev?: number | undefined;
 }
 
-/** The place of a name in `/dev`, or in the directory of a descriptor. */
+/** Returns the location of a name in `/dev`, or in the directory of a descriptor. */
 export function placeIn(dirFd: number, name: string): NodePlace {
   if (dirFd === AT_FDCWD) {
     const text = `/dev/${name}`;
@@ -104,7 +104,7 @@ export function openLoopNode(
   return openFoundNode(minor, node, { ...place, readOnly });
 }
 
-/** Opens a node that was found already. */
+/** Opens a node that was already found. */
 export function openFoundNode(
   minor: number,
   found: FoundFile,
@@ -120,7 +120,7 @@ export function openFoundNode(
     action: `Cannot open ${quote(path)}`,
     operation: "open",
     path,
-    hint: { [EACCES]: "root and the group of the node may open it" },
+    hint: { [EACCES]: "only root and the group of the node may open it" },
   }));
   return new OpenedNode({ minor, path, fd, rdev, readOnly, isTemporary });
 }
@@ -129,10 +129,10 @@ function whyMissing(minor: number): string {
   const name = `loop${minor}`;
   return rdevOf(minor) === undefined
     ? `there is no ${name}; LoopControl.add(${minor}) adds it`
-    : `the kernel has ${name}, but there is no node for it here`;
+    : `the kernel has ${name}, but it has no node here`;
 }
 
-/** Throws unless a node is that of a loop device. */
+/** Throws if a node is not that of the expected loop device. */
 function expectLoopDevice(
   minor: number,
   path: string,
@@ -145,12 +145,12 @@ function expectLoopDevice(
   if (isBlock) {
     hint = expected === undefined
       ? `the kernel has no loop${minor}`
-      : `it is a node of another device`;
+      : `it is the node of another device`;
   }
   throw new UnexpectedDevice(minor, rdev, mode, { path, hint });
 }
 
-/** Throws unless an open device is the loop device of that number. */
+/** Throws if an open device is not the loop device with that number. */
 export function expectOpenLoopDevice(
   { fd, minor, path }: { fd: number; minor: number; path: string },
 ): void {
@@ -165,8 +165,8 @@ export const CONTROL_DEVICE: number = makedev(10, 237);
 export function openControlNode({ dirFd, node }: NodePlace): OpenedNode {
   const path = node.text;
   if (dirFd === AT_FDCWD) {
-    // In /dev only root can have put something else in its place, which need not be
-    // examined before it is opened.
+    // In /dev, only root can have replaced the node, so it need not be examined before
+    // it is opened.
     const fd = openAt(dirFd, node.bytes, O_RDWR | O_NONBLOCK | O_NOCTTY);
     if (fd >= 0) return examineControl(fd, path);
   }
@@ -177,7 +177,7 @@ export function openControlNode({ dirFd, node }: NodePlace): OpenedNode {
     hint: {
       [ENOENT]: "load the driver with modprobe loop",
       [ENODEV]: "this kernel has no loop driver",
-      [EACCES]: "root and the group of the node may open it",
+      [EACCES]: "only root and the group of the node may open it",
     },
   };
   using found = unwrapFound(FoundFile.find(dirFd, node.bytes), () => failure);

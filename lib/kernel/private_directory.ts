@@ -1,4 +1,4 @@
-/** Directories of our own for device nodes, where `/dev` has none. */
+/** Creates private directories for device nodes, for systems where `/dev` has none. */
 import { FileDescriptor } from "./file_descriptor.ts";
 import {
   AT_FDCWD,
@@ -11,16 +11,20 @@ import {
   removeDirectoryAt,
 } from "../sys/libc.ts";
 
-/** Where they are tried: some places do not allow device nodes. */
+/** Places to try, because some do not allow device nodes. */
 export const PARENTS: readonly string[] = ["/run", "/tmp", "/dev", "/dev/shm"];
 
-/** A new directory that nobody else can write to, held by its descriptor. */
+/** A new directory that only this user can write to, held by its descriptor. */
 export interface PrivateDirectory {
   readonly path: string;
   readonly descriptor: FileDescriptor;
 }
 
-/** Makes one with a random name: `prefix` `loopdev-` for the nodes of a device, or `.loopdev-` for a moment. `undefined` where none can be made. */
+/**
+ * Creates a directory with a random name. The prefix is `loopdev-` for the nodes of a
+ * device, or `.loopdev-` for a temporary node. Returns `undefined` if none can be
+ * created.
+ */
 export function makePrivateDirectory(
   parent: string,
   prefix: "loopdev-" | ".loopdev-",

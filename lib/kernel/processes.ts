@@ -1,4 +1,4 @@
-/** The processes in `/proc`, one after the other, without stopping the event loop. */
+/** Enumerates the processes in `/proc` without blocking the event loop. */
 import { statAt } from "../sys/stat.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
 import { throwUnless } from "./loop_sysfs.ts";
@@ -7,32 +7,35 @@ import { AT_FDCWD, cString, shareFiles } from "../sys/libc.ts";
 import { namesIn, openDirectoryAt, readLink, readText } from "../sys/sysfs.ts";
 import { Slices } from "../waiting.ts";
 
-/** So long a search may take, in milliseconds: others decide how much there is to look at. */
+/**
+ * Time limit of a search in milliseconds: other users decide how much there is to
+ * examine.
+ */
 const MAX_TIME = 3000;
-/** How long a search goes on, and when it lets others run. */
+/** Limits the time of a search, and lets the event loop run in between. */
 export class Pace extends Slices {
   readonly #deadline = performance.now() + MAX_TIME;
 
-  /** Whether the time is up. */
+  /** `true` if the time is up. */
   get isOver(): boolean {
     return performance.now() > this.#deadline;
   }
 }
 
-/** A process to look into. */
+/** A process to examine. */
 export class Process {
   readonly pid: number;
-  /** The descriptor of its directory in `/proc`, or of that of a thread. */
+  /** Descriptor of its directory in `/proc`, or of that of a thread. */
   readonly directory: number;
   #command: string | undefined;
 
-  /** The directory stays the caller's. */
+  /** The caller keeps ownership of the directory. */
   constructor(pid: number, directory: number) {
     this.pid = pid;
     this.directory = directory;
   }
 
-  /** Its command, at most 15 bytes of it. */
+  /** The command name, up to 15 bytes. */
   get command(): string {
     if (this.#command === undefined) {
       const text = readText("comm", this.directory);
@@ -41,7 +44,7 @@ export class Process {
     return this.#command;
   }
 
-  /** Whether it has ended, and its parent knows. */
+  /** `true` if the process has exited and its parent has noticed. */
   get hasGone(): boolean {
     const text = readText("comm", this.directory);
     return text === -ENOENT || text === -ESRCH;
@@ -49,10 +52,10 @@ export class Process {
 }
 
 /**
- * The processes that can be seen, this one first, and negative error numbers of those
- * that cannot. Each is valid until the next.
+ * Enumerates the visible processes, this one first, and the negative error numbers of
+ * those that are not accessible. Each one is valid until the next.
  *
- * @throws {LoopError} when there is no `/proc`
+ * @throws {LoopError} If there is no `/proc`.
  */
 export async function* allProcesses(
   pace: Pace,
@@ -60,7 +63,7 @@ export async function* allProcesses(
   const fd = openDirectoryAt("/proc");
   if (fd < 0) return throwUnless([], fd, "/proc");
   using proc = new FileDescriptor(fd);
-  // The first process is hidden (hidepid=2): those of other users are.
+  // If the first process is hidden (hidepid=2), so are those of other users.
   if (statAt(AT_FDCWD, cString("/proc/1")) === -ENOENT) yield -EACCES;
   const own = readLink("self", proc.fd);
   if (typeof own === "string") yield* processOf(own, proc.fd);
@@ -84,14 +87,15 @@ function* processOf(name: string, proc: number): Generator<Process | number> {
   yield* threadsOf(pid, directory.fd, hasFirst);
 }
 
-/** Whether a process or thread has let go of all it had, and is only to be waited for. */
+/** Returns `true` if a process or thread is a zombie, which holds nothing. */
 function hasEnded(directory: number): boolean {
   return readLink("cwd", directory) === -ENOENT;
 }
 
 /**
- * Whether a thread of a process waits where no signal wakes it (`D`), as for a disk or a
- * file server. Threads of the kernel do so for long, and mean nothing.
+ * Returns `true` if a thread of a process is in an uninterruptible wait (`D`), such as
+ * for a disk or a file server. Kernel threads are ignored, because for them this is
+ * normal.
  */
 export function hasWaiting(directory: number): boolean {
   const fd = openDirectoryAt("task", directory);
@@ -113,15 +117,15 @@ export function hasWaiting(directory: number): boolean {
   return false;
 }
 
-/** A thread of the kernel (`linux/sched.h`). */
+/** Flag of kernel threads (`linux/sched.h`). */
 const PF_KTHREAD = 0x200000;
 
-/** So many threads of a process are looked at. */
+/** Maximum number of threads of a process to examine. */
 const MAX_THREADS = 10_000;
 
 /**
- * The threads that have descriptors or directories of their own. A process lives on in
- * another thread when its first one has ended: then one of them all.
+ * Enumerates the threads that have their own descriptors or directories. A process
+ * whose first thread has exited lives on in another one, so one of them is included.
  */
 function* threadsOf(
   pid: number,
@@ -138,7 +142,7 @@ function* threadsOf(
       const id = Number(name);
       if (id === pid) continue;
       if (++count > MAX_THREADS) return yield -EAGAIN;
-      // Where that cannot be told, each is looked at.
+      // If that cannot be determined, every thread is examined.
       if (known !== 0 && shareFiles(known, id) === true) continue;
       const fd = openDirectoryAt(name, tasks.fd);
       if (fd < 0) continue;

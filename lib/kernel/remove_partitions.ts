@@ -1,4 +1,4 @@
-/** Partitions that the kernel has for a device, and that show bytes of its backing file. */
+/** Removes the kernel's partitions of a device before its bytes change. */
 import { LoopError, quote } from "../errors.ts";
 import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
 import { EBUSY, ENXIO } from "../sys/errno.ts";
@@ -12,10 +12,11 @@ interface Device {
 }
 
 /**
- * Removes the partitions of a device, which would show other bytes than before, and gives
- * what puts them back.
+ * Removes the partitions of a device, which would otherwise show other bytes than
+ * before. Returns a function that restores them.
  *
- * @throws {LoopError} `EBUSY` when one of them is in use, with all of them still there
+ * @throws {LoopError} If one of them is in use (`EBUSY`); all of them are then still
+ * there.
  */
 export function removePartitions(device: Device, action: string): () => void {
   const { fd, minor, path } = device;

@@ -1,20 +1,20 @@
-/** Reading and writing bytes of a device, at once or on another thread. */
+/** Reads and writes bytes of a device, on this thread or another one. */
 import { checkPosition } from "../arguments.ts";
 import { quote, unwrap } from "../errors.ts";
 import { EBADF, ENOSPC } from "../sys/errno.ts";
 import { pread, preadAsync, pwrite, pwriteAsync } from "../sys/libc.ts";
 
-/** Where bytes come from, or go to. */
+/** Bytes to read or write, and their place on the device. */
 export interface Transfer {
   readonly fd: number;
-  /** For messages. */
+  /** Path of the device, for messages. */
   readonly path: string;
   readonly bytes: Uint8Array;
-  /** In bytes. */
+  /** Offset on the device in bytes. */
   readonly position: number;
 }
 
-/** Checks the arguments of a transfer before any system call. */
+/** Validates the arguments of a transfer before any system call. */
 export function checkTransfer(bytes: unknown, position: unknown): void {
   if (!(bytes instanceof Uint8Array)) {
     throw new TypeError("Cannot use the buffer: it must be a Uint8Array");
@@ -22,10 +22,13 @@ export function checkTransfer(bytes: unknown, position: unknown): void {
   checkPosition(position);
 }
 
-/** A system call that moves some of the bytes: how many, or a negative error number. */
+/**
+ * A system call that moves some of the bytes. Returns their number, or a negative error
+ * number.
+ */
 type Call = (fd: number, bytes: Uint8Array, position: number) => number;
 
-/** How to read. */
+/** System calls for reading. */
 export const READ = {
   call: pread,
   callAsync: preadAsync,
@@ -33,7 +36,7 @@ export const READ = {
   verb: "read",
 } as const satisfies Direction;
 
-/** How to write. */
+/** System calls for writing. */
 export const WRITE = {
   call: pwrite,
   callAsync: pwriteAsync,
@@ -48,7 +51,10 @@ interface Direction {
   readonly verb: string;
 }
 
-/** Moves the bytes: how many, which is fewer only at the end of the device. */
+/**
+ * Moves the bytes. Returns their number, which is lower than requested only at the end
+ * of the device.
+ */
 export function transfer(direction: Direction, work: Transfer): number {
   const { fd, bytes, position } = work;
   let done = 0;
@@ -60,10 +66,13 @@ export function transfer(direction: Direction, work: Transfer): number {
   return done;
 }
 
-/** So much of a call that has failed is repeated: a medium may take long to fail. */
+/** Number of bytes of a failed call to repeat: a medium may take long to fail. */
 const MAX_REPEATED = 4096;
 
-/** Moves the bytes on another thread. A call that fails there is repeated here, which tells why. */
+/**
+ * Moves the bytes on another thread. A call that fails there is repeated on this
+ * thread, which can read the error.
+ */
 export async function transferAsync(
   direction: Direction,
   work: Transfer,
@@ -83,7 +92,7 @@ export async function transferAsync(
   return done;
 }
 
-/** Nothing more to read, or no more room for the rest of what is written. */
+/** Returns `true` if there is nothing left to read, or no room left to write. */
 function isEnd(count: number, done: number): boolean {
   return count === 0 || (count === -ENOSPC && done > 0);
 }
@@ -100,8 +109,8 @@ function checkTransferred(
     operation,
     path,
     hint: {
-      [ENOSPC]: "they are past the end of the device",
-      [EBADF]: "it is closed, or open for reading only",
+      [ENOSPC]: "the position is past the end of the device",
+      [EBADF]: "the device is closed, or open for reading only",
     },
   }));
 }

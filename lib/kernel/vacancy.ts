@@ -1,27 +1,38 @@
-/** Recognizing devices that nobody uses by one look at their directory in sysfs. */
+/** Recognizes unused devices by a single look at their directory in sysfs. */
 import { statAt, statOf } from "../sys/stat.ts";
 import { AT_FDCWD, close, transientCString } from "../sys/libc.ts";
 import { directoriesIn, openDirectoryAt } from "../sys/sysfs.ts";
 import { BLOCK, rdevOf } from "./loop_sysfs.ts";
 
-/** What stays the same for as long as a device exists. */
+/** Facts that do not change while a device exists. */
 interface Device {
-  /** Of its directory. A device that was removed and added again has another. */
+  /**
+   * Inode of its directory. A device that was removed and added again has another one.
+   */
   readonly inode: bigint;
-  /** As in `st_rdev`. */
+  /** The device number, as in `st_rdev`. */
   readonly rdev: number;
-  /** Links of the directory without a file and partitions: each directory in it is one. */
+  /**
+   * Link count of the directory without a file and partitions, because each
+   * subdirectory adds one.
+   */
   readonly links: number;
 }
 
 const devices = new Map<number, Device>();
 
-/** The device number that a device had when it was last seen. `isVacant` tells whether it is that device. */
+/**
+ * Returns the device number that a device had when it was last seen. `isVacant` checks
+ * that it is still that device.
+ */
 export function recallRdev(minor: number): number | undefined {
   return devices.get(minor)?.rdev;
 }
 
-/** Whether no file is attached to a device and it has no partitions. `false` also when that cannot be told so easily. */
+/**
+ * Returns `true` if a device has no file and no partitions, or `false` if it has or
+ * that cannot be determined this way.
+ */
 export function isVacant(minor: number): boolean {
   const path = `${BLOCK}/loop${minor}`;
   const device = devices.get(minor) ?? study(minor, path);
@@ -35,7 +46,7 @@ export function isVacant(minor: number): boolean {
   return false;
 }
 
-/** Finds out how to recognize a device. */
+/** Determines how to recognize a device. */
 function study(minor: number, path: string): Device | undefined {
   const rdev = rdevOf(minor);
   const directory = openDirectoryAt(path);

@@ -1,22 +1,22 @@
 /**
- * Text of which nobody knows the encoding: arguments, file names, what sysfs says. A
- * string in which each character is one byte, so that every byte comes out as it went in.
+ * Text of unknown encoding: arguments, file names, sysfs attributes. Each character of
+ * the string is one byte, so that every byte is output unchanged.
  */
 
-/** Each character is one byte. */
+/** A string in which each character is one byte. */
 export type ByteString = string;
 
-/** The bytes as text. */
+/** Converts bytes to text. */
 export function fromBytes(bytes: Uint8Array): ByteString {
   return Array.from(bytes, (byte) => String.fromCharCode(byte)).join("");
 }
 
-/** The text as bytes. */
+/** Converts text to bytes. */
 export function toBytes(text: ByteString): Uint8Array {
   return Uint8Array.from(text, (character) => character.charCodeAt(0));
 }
 
-/** The text as bytes for C. */
+/** Converts text to NUL-terminated bytes. */
 export function toCString(text: ByteString): Uint8Array {
   return toBytes(`${text}\0`);
 }
@@ -24,12 +24,12 @@ export function toCString(text: ByteString): Uint8Array {
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
-/** Unicode text as the bytes of its UTF-8. */
+/** Encodes Unicode text as UTF-8. */
 export function fromText(text: string): ByteString {
   return fromBytes(encoder.encode(text));
 }
 
-/** As Unicode, where it is UTF-8. */
+/** Decodes text as Unicode, where it is UTF-8. */
 export function toText(text: ByteString): string {
   return decoder.decode(toBytes(text));
 }

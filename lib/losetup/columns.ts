@@ -1,4 +1,4 @@
-/** The columns of losetup's tables. */
+/** Columns of the tables of losetup. */
 import { majorMinor } from "../sys/stat.ts";
 import type { ByteString } from "./byte_string.ts";
 import type { Device } from "./device.ts";
@@ -7,13 +7,16 @@ import { Failure } from "./failure.ts";
 /** A column. */
 export interface Column {
   readonly name: string;
-  /** What `--help` says of it. */
+  /** Description for `--help`. */
   readonly help: string;
-  /** What it is in JSON. */
+  /** Type of its values in JSON. */
   readonly type: "string" | "number" | "boolean";
-  /** Aligned at the right. */
+  /** `true` for right alignment. */
   readonly right: boolean;
-  /** What a device has there; `undefined` when it has nothing, or that cannot be told. */
+  /**
+   * Returns the value for a device, or `undefined` if it has none or it cannot be
+   * determined.
+   */
   cell(device: Device): ByteString | undefined;
 }
 
@@ -61,30 +64,30 @@ const ALL: readonly Column[] = [
   text("NAME", "path of the device", (device) => device.path),
   bit(
     "AUTOCLEAR",
-    "whether the kernel detaches at the last close",
+    "detached at the last close",
     (device) => device.autoclear,
   ),
   text("BACK-FILE", "path of the file", (device) => device.backingFile),
   number("BACK-INO", "inode of the file", (device) => device.info?.inode),
   text(
     "BACK-MAJ:MIN",
-    "number of the file system of the file",
+    "device number of the file system of the file",
     ({ backingDevice }) => pair(backingDevice, 8),
   ),
-  text("MAJ:MIN", "number of the device", ({ rdev }) => pair(rdev, 3)),
+  text("MAJ:MIN", "device number", ({ rdev }) => pair(rdev, 3)),
   number(
     "OFFSET",
-    "where in the file it begins",
+    "offset in the file at which it starts",
     (device) => device.offset,
   ),
-  bit("PARTSCAN", "whether partitions appear", (device) => device.partscan),
-  bit("RO", "whether it is read-only", (device) => device.readOnly),
-  number("SIZELIMIT", "how large it is at most", (device) => device.sizelimit),
-  bit("DIO", "whether it has direct I/O", (device) => device.directIo),
-  number("LOG-SEC", "its sector size", (device) => device.blockSize),
+  bit("PARTSCAN", "scanned for partitions", (device) => device.partscan),
+  bit("RO", "read-only", (device) => device.readOnly),
+  number("SIZELIMIT", "maximum size", (device) => device.sizelimit),
+  bit("DIO", "direct I/O to the file", (device) => device.directIo),
+  number("LOG-SEC", "logical sector size", (device) => device.blockSize),
 ];
 
-/** Those that later versions of util-linux have, which must be asked for by name. */
+/** Columns of later versions of util-linux, which are printed only if named. */
 const LATER: readonly Column[] = [
   text("REF", "text of --loop-ref", (device) => device.reference),
   number(
@@ -109,12 +112,15 @@ const LATER: readonly Column[] = [
   ),
 ];
 
-/** All that can be asked for by name. */
+/** All columns that can be named. */
 export const COLUMNS: readonly Column[] = [...ALL, ...LATER];
 
 const DEFAULT = "NAME,SIZELIMIT,OFFSET,AUTOCLEAR,RO,BACK-FILE,DIO,LOG-SEC";
 
-/** Which columns are to be printed: those of `--output`, with `+` behind those that were to be anyway. */
+/**
+ * Selects the columns to print: those of `--output`, appended to the default ones if
+ * the list starts with `+`.
+ */
 export function chooseColumns(
   output: ByteString | undefined,
   all: boolean,
@@ -131,7 +137,7 @@ function parseColumns(list: ByteString): Column[] {
   const columns: Column[] = [];
   for (let at = 0; at < list.length;) {
     const comma = list.indexOf(",", at);
-    // A comma at the very end is taken for a part of the name.
+    // A comma at the very end is treated as part of the name.
     const end = comma < 0 || comma === list.length - 1 ? list.length : comma;
     const name = list.slice(at, end);
     if (name === "") throw new Failure();

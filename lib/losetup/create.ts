@@ -1,4 +1,4 @@
-/** Attaching a file as losetup does, without the harm that a failure does there. */
+/** Attaches a file like losetup, but without damage after a failure. */
 import { LOOP_INFO64_OFFSETS } from "../sys/layouts.ts";
 import { isBlockDevice, S_IFDIR, S_IFMT, statAt } from "../sys/stat.ts";
 import { bindFirstFree } from "../attaching/allocation.ts";
@@ -40,10 +40,10 @@ import { findOverlap } from "./listing.ts";
 import { canonicalPath } from "./paths.ts";
 import type { Request } from "./request.ts";
 
-/** What is attached where: a {@linkcode Request} that has a file. */
+/** A {@linkcode Request} with a file to attach. */
 export type CreateRequest = Request & { readonly file: ByteString };
 
-/** Attaches, and gives the path of the device. */
+/** Attaches the file and returns the path of the device. */
 export async function create(request: CreateRequest): Promise<ByteString> {
   const { device, file, nooverlap } = request;
   if (device === undefined) {
@@ -58,7 +58,7 @@ export async function create(request: CreateRequest): Promise<ByteString> {
   return device;
 }
 
-/** What to warn of: the tail of the file that the device does not show. */
+/** Returns a warning if the device does not show the tail of the file. */
 export function sizeWarning(
   { file, offset = 0n, sizelimit = 0n }: CreateRequest,
 ): string | undefined {
@@ -66,7 +66,7 @@ export function sizeWarning(
   if (size === 0n) {
     const stat = statAt(AT_FDCWD, toCString(file));
     if (typeof stat === "number" || isBlockDevice(stat)) return;
-    // An offset behind the end wraps, and is seldom warned of.
+    // An offset past the end wraps around, and therefore rarely causes a warning.
     size = BigInt.asUintN(64, stat.size - offset);
   }
   if (size < 512n) {
@@ -83,7 +83,10 @@ function overlapping(
   return findOverlap(file, offset, sizelimit);
 }
 
-/** The device that shows these very bytes already, if there is one: it is kept from detaching itself. */
+/**
+ * Returns the device that already shows exactly these bytes, if any, and clears its
+ * autoclear.
+ */
 function reuse(request: CreateRequest): ByteString | undefined {
   const { file, readOnly } = request;
   const found = overlapping(request);
@@ -105,7 +108,10 @@ function reuse(request: CreateRequest): ByteString | undefined {
 
 const CANONICAL_NAME = /\/loop(0|[1-9]\d{0,6})$/;
 
-/** Adds the device of a name like `/dev/loop7`, when the kernel has none. Whether it may be a moment until its node is there. */
+/**
+ * Adds the device of a name like `/dev/loop7` if it does not exist. Returns `true` if
+ * its node may take a moment to appear.
+ */
 function addDevice(path: ByteString): boolean {
   const digits = CANONICAL_NAME.exec(path)?.[1];
   const minor = Number(digits);
@@ -121,7 +127,7 @@ function addDevice(path: ByteString): boolean {
   }
 }
 
-/** Attaches to a device that was named. */
+/** Attaches to the device that was named. */
 async function attachTo(
   device: ByteString,
   request: CreateRequest,
@@ -156,7 +162,10 @@ function errorOf(open: () => Loop): LoopError | undefined {
   }
 }
 
-/** Whether it is a file that can be opened, but takes no ioctl of a loop device. */
+/**
+ * Returns `true` if the path is an openable file that does not support the ioctls of a
+ * loop device.
+ */
 function isOtherFile(error: LoopError, device: ByteString): boolean {
   return error instanceof UnexpectedDevice && !isLoopNode(device) &&
     openErrno(error) !== EISDIR;
@@ -170,7 +179,10 @@ function openErrno(error: LoopError): number {
 
 const NODE_TIMEOUT = 400; // milliseconds
 
-/** The node of a device that was added comes, and gets its owner, a moment later. */
+/**
+ * Waits for the node of a device that was added, which appears and gets its owner a
+ * moment later.
+ */
 async function waitForNode(open: () => Loop): Promise<void> {
   await pollUntil(() => {
     const error = errorOf(open);
@@ -178,7 +190,7 @@ async function waitForNode(open: () => Loop): Promise<void> {
   }, { timeout: NODE_TIMEOUT, signal: undefined });
 }
 
-/** Attaches to the first device that can be had. */
+/** Attaches to the first device that can be bound. */
 async function attachAnywhere(request: CreateRequest): Promise<ByteString> {
   try {
     using backing = openBacking(request);
@@ -207,7 +219,7 @@ async function attachAnywhere(request: CreateRequest): Promise<ByteString> {
   }
 }
 
-/** The file, opened; for reading only where it cannot be opened for writing. */
+/** Opens the file, for reading only if it cannot be opened for writing. */
 function openBacking({ file, readOnly, directIo }: CreateRequest): Backing {
   if (file === "") throw refusal(ENOENT);
   const open = (readOnly: boolean): Backing => {
@@ -246,7 +258,7 @@ function bindFile(
   }
 }
 
-/** What the device is to be. */
+/** Returns the requested configuration of the device. */
 function wantedOf(backing: Backing, request: CreateRequest): Wanted {
   const readOnly = isReadOnly(backing);
   const config = encode(backing, request, readOnly);
@@ -270,7 +282,7 @@ function encode(
 ): LoopConfig {
   const config = new LoopConfig();
   config.fd = backing.fd;
-  // LOOP_CONFIGURE that fails for these has touched the device already.
+  // LOOP_CONFIGURE fails for these only after it has changed the device.
   const bytes = (size = 0n) => orErrno(EOVERFLOW, () => checkBytes(size, ""));
   config.info.offset = bytes(offset);
   config.info.sizelimit = bytes(sizelimit);

@@ -1,4 +1,4 @@
-/** A loop device by a path, as losetup looks at it. */
+/** Examines a loop device by its path, like losetup. */
 import { LOOP_INFO64_OFFSETS } from "../sys/layouts.ts";
 import { isBlockDevice, majorMinor, statAt } from "../sys/stat.ts";
 import { LoopError } from "../errors.ts";
@@ -13,18 +13,21 @@ import {
   toText,
 } from "./byte_string.ts";
 
-/** Opens the node of a whole loop device, whatever its path is. */
+/** Opens the node of a whole loop device, at any path. */
 export function openNode(path: ByteString, readOnly: boolean): Loop {
   const node = { text: toText(path), bytes: toCString(path) };
   return openLoopNode(node, { readOnly });
 }
 
-/** Whether a path leads to the node of a loop device, whether there is such a device or not. */
+/**
+ * Returns `true` if a path leads to the node of a loop device, even if the device does
+ * not exist.
+ */
 export function isLoopNode(path: ByteString): boolean {
   return deviceNumberAt(path) !== undefined;
 }
 
-/** The number of the loop device that a node is for. */
+/** Returns the number of the loop device that a node represents. */
 function deviceNumberAt(path: ByteString): number | undefined {
   const stat = statAt(AT_FDCWD, toCString(path));
   if (typeof stat === "number") return undefined;
@@ -32,9 +35,9 @@ function deviceNumberAt(path: ByteString): number | undefined {
   return majorMinor(stat.rdev)[0] === Loop.MAJOR ? stat.rdev : undefined;
 }
 
-/** What can be told of a device. It is looked at anew each time, but for its status. */
+/** Facts about a device. All except its status are read on each access. */
 export class Device {
-  /** The path that it goes by. */
+  /** The path by which it is listed. */
   readonly path: ByteString;
   #info: LoopInfo64 | undefined | null = null;
 
@@ -42,12 +45,12 @@ export class Device {
     this.path = path;
   }
 
-  /** As in `st_rdev`. */
+  /** The device number, as in `st_rdev`. */
   get rdev(): number | undefined {
     return deviceNumberAt(this.path);
   }
 
-  /** An attribute in sysfs, which is only looked for when the path begins with `/dev/`. */
+  /** Reads an attribute in sysfs, only if the path starts with `/dev/`. */
   #attribute(name: string): ByteString | undefined {
     const number = this.path.startsWith("/dev/") ? this.rdev : undefined;
     if (number === undefined) return undefined;
@@ -82,7 +85,10 @@ export class Device {
     return this.#attribute("loop/dio") === "1";
   }
 
-  /** When nothing tells, that kernels without the attribute show partitions. */
+  /**
+   * `true` if the kernel scans for partitions. Kernels without the attribute are
+   * assumed to.
+   */
   get partscan(): boolean {
     return (this.#attribute("loop/partscan") ?? "1") === "1";
   }
@@ -96,7 +102,7 @@ export class Device {
       this.#ask((loop) => BigInt(loop.getBlockSize()));
   }
 
-  /** The status, which only those get who may open the device. */
+  /** The status, available only to those who may open the device. */
   get info(): LoopInfo64 | undefined {
     if (this.#info === null) this.#info = this.#ask((loop) => loop.getInfo());
     return this.#info;
@@ -107,7 +113,9 @@ export class Device {
     return Number(this.info?.device ?? 0) || undefined;
   }
 
-  /** The text that was given to the device, which is the path of the file where none was. */
+  /**
+   * The reference text of the device, which is the path of the file if none was given.
+   */
   get reference(): ByteString | undefined {
     const { fileName } = LOOP_INFO64_OFFSETS;
     const bytes = this.info?.bytes.subarray(fileName, fileName + LO_NAME_SIZE);

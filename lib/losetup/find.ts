@@ -1,4 +1,4 @@
-/** Finding a device to which nothing is attached. */
+/** Finds an unused device. */
 import { LoopError } from "../errors.ts";
 import { LoopControl } from "../kernel/loop_control.ts";
 import { isBound, minorsAmong } from "../kernel/loop_sysfs.ts";
@@ -10,7 +10,7 @@ import { orFail, systemFailure } from "./failure.ts";
 
 const NONE = "cannot find an unused loop device";
 
-/** The path of the first device that is free, which the kernel adds when there is none. */
+/** Returns the path of the first free device. The kernel adds one if there is none. */
 export function findUnused(): ByteString {
   const node = findNodeWithoutControl();
   if (node !== undefined) return node;
@@ -20,7 +20,10 @@ export function findUnused(): ByteString {
   });
 }
 
-/** Where `/dev/loop-control` may not be used, the first node of a free device; `undefined` where it may. */
+/**
+ * Returns the first node of a free device if `/dev/loop-control` may not be used, or
+ * `undefined` if it may.
+ */
 export function findNodeWithoutControl(): ByteString | undefined {
   try {
     new LoopControl().close();

@@ -1,37 +1,40 @@
-/** Options as `getopt_long(3)` of glibc takes them. */
+/** Parses options like `getopt_long(3)` of glibc. */
 import type { ByteString } from "./byte_string.ts";
 
 /** An option with a long name. */
 export interface LongOption {
   readonly name: string;
-  /** What it is called in the result: its letter, where it has one. */
+  /** Name of the option in the result: its letter, if it has one. */
   readonly key: string;
   readonly argument: "none" | "required" | "optional";
-  /** Only what abbreviates no other option abbreviates this one. */
+  /** `true` if an abbreviation matches this option only when it matches no other. */
   readonly isLate?: boolean;
 }
 
-/** Which options there are. */
+/** The options of a program. */
 export interface Grammar {
-  /** Letters; those that take an argument with a colon behind. */
+  /** The option letters, each followed by a colon if it takes an argument. */
   readonly letters: string;
   readonly long: readonly LongOption[];
-  /** Whether an operand ends the options, as `POSIXLY_CORRECT` wants it. */
+  /** Returns `true` if an operand ends the options, as with `POSIXLY_CORRECT`. */
   stopsAtOperand(): boolean;
 }
 
-/** An option that was given. */
+/** An option on the command line. */
 export interface GivenOption {
   readonly key: string;
   readonly value: ByteString | undefined;
 }
 
-/** The command line is wrong. */
+/** Error thrown for an invalid command line. */
 export class GetoptError extends Error {
   override readonly name = "GetoptError";
 }
 
-/** The options one after the other, so that what comes first counts first. Operands are put aside. */
+/**
+ * Yields the options in order, so that the first error counts. Operands are collected
+ * separately.
+ */
 export function* getopt(
   args: readonly ByteString[],
   grammar: Grammar,
@@ -97,7 +100,7 @@ function longOption(
   return { key: option.key, value };
 }
 
-/** By its name, or the beginning of it where only one option begins so. */
+/** Finds an option by its name, or by an unambiguous abbreviation. */
 function findLong(
   name: ByteString,
   text: ByteString,

@@ -1,40 +1,40 @@
-/** What `--help` prints. */
+/** Text of `--help`. */
 import { COLUMNS } from "./columns.ts";
 
-/** The options, by what they are for. */
+/** Returns the help text, with the options grouped by purpose. */
 export function help(): string {
-  return `losetup: attach files to loop devices, list and detach them
+  return `losetup: attach files to loop devices, list and detach devices
 
-  losetup [-l] [DEV]                        list devices, or one of them
-  losetup [options] -f [FILE]               the first free device, or attach there
-  losetup [options] DEV FILE                attach
+  losetup [-l] [DEV]                        list all devices or one
+  losetup [options] -f [FILE]               find the first free device, or attach to it
+  losetup [options] DEV FILE                attach to DEV
   losetup -d DEV...                         detach
-  losetup [-b SIZE] [--direct-io[=off]] DEV change
-  losetup -j FILE [-o SIZE]                 the devices of a file
-  losetup -c DEV                            take over the size of the file
+  losetup [-b SIZE] [--direct-io[=off]] DEV change a device
+  losetup -j FILE [-o SIZE]                 list the devices of a file
+  losetup -c DEV                            resize to the size of the file
   losetup -D                                detach all devices
   losetup --remove DEV...                   remove free devices
 
 Attaching:
-  -f, --find                 to the first device that is free
-      --show                 print its name
-  -o, --offset SIZE          begin there in the file
-      --sizelimit SIZE       show at most that much
+  -f, --find                 attach to the first device that is free
+      --show                 print the name of the device
+  -o, --offset SIZE          start at this offset in the file
+      --sizelimit SIZE       limit the size of the device
   -b, --sector-size SIZE     logical sector size
-  -r, --read-only            for reading only
-  -P, --partscan             with partitions
-  -L, --nooverlap            never twice over the same bytes
-      --direct-io[=on|off]   around the page cache of the file
-      --loop-ref TEXT        a text to keep with the device
+  -r, --read-only            make the device read-only
+  -P, --partscan             scan for partitions
+  -L, --nooverlap            do not attach the same bytes twice
+      --direct-io[=on|off]   bypass the page cache of the file
+      --loop-ref TEXT        store a text with the device
 
 Listing:
-  -a, --all                  all devices
-  -j, --associated FILE      those of a file
-  -l, --list                 as a table
-  -O, --output LIST          with these columns; +LIST: with these too
-      --output-all           with all columns
-  -n, --noheadings           without headings
-  -J, --json   --raw         for programs
+  -a, --all                  list all devices
+  -j, --associated FILE      list those of a file
+  -l, --list                 list as a table
+  -O, --output LIST          print these columns; +LIST adds to the default
+      --output-all           print all columns
+  -n, --noheadings           omit the headings
+  -J, --json   --raw         output for programs
 
   -d, --detach   -D, --detach-all   -c, --set-capacity   --remove   -v
   -h, --help   -V, --version

@@ -1,4 +1,4 @@
-/** Which devices there are, and how they are told. */
+/** Lists devices and formats them. */
 import { type Stat, statAt } from "../sys/stat.ts";
 import { overlap } from "../attaching/overlap.ts";
 import { AT_FDCWD, cString } from "../sys/libc.ts";
@@ -9,7 +9,10 @@ import { Device, isLoopNode } from "./device.ts";
 import { canonicalPath } from "./paths.ts";
 import { formatTable, type TableStyle } from "./table.ts";
 
-/** The devices to which a file is attached, in the order in which sysfs has them. Those without a node are hidden. */
+/**
+ * Yields the attached devices in the order of sysfs. Devices without a node are not
+ * shown.
+ */
 export function* usedDevices(): Generator<Device> {
   const names = listDirectory("/sys/block");
   if (typeof names === "number") return;
@@ -23,7 +26,7 @@ export function* usedDevices(): Generator<Device> {
   }
 }
 
-/** The devices to which a file is attached, and at that offset where one is given. */
+/** Yields the devices a file is attached to, at the given offset if there is one. */
 export function* devicesOf(
   file: ByteString,
   offset: bigint | undefined,
@@ -35,7 +38,10 @@ export function* devicesOf(
   }
 }
 
-/** Tells the file by device and inode; where those are not known, by its name. */
+/**
+ * Returns a test for the backing file: by device and inode, or by name if those are
+ * unknown.
+ */
 function backingTest(
   file: ByteString,
   names: readonly ByteString[],
@@ -51,7 +57,10 @@ function backingTest(
   };
 }
 
-/** The device that shows some of the bytes already, the first that is found; and whether it shows exactly those. */
+/**
+ * Returns the first device that already shows some of the bytes, and whether it shows
+ * exactly those.
+ */
 export function findOverlap(
   file: ByteString,
   offset: bigint,
@@ -71,7 +80,7 @@ export function findOverlap(
   return undefined;
 }
 
-/** A line of the old format; `undefined` when no file is attached. */
+/** Formats a device in the old format. Returns `undefined` if no file is attached. */
 export function describe(device: Device): ByteString | undefined {
   const { path, backingFile, info, offset, sizelimit } = device;
   if (backingFile === undefined) return undefined;
@@ -83,7 +92,7 @@ export function describe(device: Device): ByteString | undefined {
     (sizelimit ? `, sizelimit ${sizelimit}` : "") + "\n";
 }
 
-/** The devices as a table. */
+/** Formats the devices as a table. */
 export function tabulate(
   devices: Iterable<Device>,
   columns: readonly Column[],

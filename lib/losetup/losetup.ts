@@ -1,4 +1,4 @@
-/** Does what the command line asks for. Where it deviates from util-linux, and why, is told in `losetup.ts`. */
+/** Runs the drop-in. `losetup.ts` lists where and why it deviates from util-linux. */
 import project from "../../deno.json" with { type: "json" };
 import { MAX_MINOR } from "../arguments.ts";
 import { quote, unwrap } from "../errors.ts";
@@ -17,22 +17,22 @@ import { help } from "./help.ts";
 import { describe, devicesOf, tabulate, usedDevices } from "./listing.ts";
 import { existingDevice, parseRequest, type Request } from "./request.ts";
 
-/** Where the output goes, and what is known of the surroundings. */
+/** Output streams and environment of the program. */
 export interface Surroundings {
-  /** Takes bytes for the standard output. */
+  /** Writes bytes to standard output. */
   stdout(bytes: Uint8Array): void;
-  /** Takes bytes for the standard error output. */
+  /** Writes bytes to standard error. */
   stderr(bytes: Uint8Array): void;
-  /** The value of an environment variable. */
+  /** Returns the value of an environment variable. */
   variable(name: string): string | undefined;
 }
 
 const NAME = "losetup";
 
-/** The version of util-linux whose losetup this is like. */
+/** The version of util-linux that this program imitates. */
 const DIALECT = "2.38.1";
 
-/** Runs losetup, and gives the exit status. */
+/** Runs losetup and returns the exit status. */
 export async function losetup(
   args: readonly ByteString[],
   surroundings: Surroundings,
@@ -56,7 +56,10 @@ class Run {
     this.#surroundings = surroundings;
   }
 
-  /** What went wrong, in the words of losetup. What is not expected keeps its stack. */
+  /**
+   * Prints an error in the words of losetup. Unexpected errors are printed with their
+   * stack.
+   */
   fail(error: unknown): void {
     this.status = 1;
     if (error instanceof Failure) {
@@ -67,7 +70,7 @@ class Run {
         toBytes(`Try '${NAME} --help' for more information.\n`),
       );
     } else if (
-      error instanceof RangeError || // a size that no number holds
+      error instanceof RangeError || // a size larger than any number
       error instanceof Deno.errors.NotCapable ||
       error instanceof Deno.errors.NotSupported
     ) {
@@ -126,7 +129,7 @@ class Run {
     }
   }
 
-  /** Does something to each, also after it has failed for one. */
+  /** Applies an action to each item, continuing after a failure. */
   #each<T>(items: Iterable<T>, action: (item: T) => void): void {
     for (const item of items) {
       try {
@@ -194,7 +197,10 @@ function detach(path: ByteString): void {
   change(path, "detach", (loop) => loop.clearFd());
 }
 
-/** 0 is the size that the kernel chooses. A number that it would cut to 32 bits is refused. */
+/**
+ * Sets the block size. 0 means the kernel's default. A number that losetup would
+ * truncate to 32 bits is refused.
+ */
 function setBlockSize(loop: Loop, size: bigint): void {
   const what = "change the block size of";
   using exclusive = reopen(loop, O_RDONLY | O_EXCL, what);
@@ -209,7 +215,7 @@ function setBlockSize(loop: Loop, size: bigint): void {
 
 const MAX_BLOCK_SIZE = 65536n;
 
-/** Removes a device of a name like `/dev/loop7`, which must be exactly that. */
+/** Removes a device, whose name must be exactly of the form `/dev/loop7`. */
 function remove(name: ByteString): void {
   const digits = /^(?:\/dev\/)?loop(0|[1-9]\d{0,6})$/.exec(name)?.[1];
   if (digits === undefined || Number(digits) > MAX_MINOR) {

@@ -1,9 +1,12 @@
-/** Paths. */
+/** Resolves paths. */
 import { AT_FDCWD, close, O_PATH, openAt } from "../sys/libc.ts";
 import { readLinkBytes } from "../sys/sysfs.ts";
 import { type ByteString, fromBytes, toCString } from "./byte_string.ts";
 
-/** The path without symbolic links, or the path itself when it leads to nothing. */
+/**
+ * Returns the path with symbolic links resolved, or the path itself if it does not
+ * exist.
+ */
 export function canonicalPath(path: ByteString): ByteString {
   const fd = openAt(AT_FDCWD, toCString(path), O_PATH);
   if (fd < 0) return path;

@@ -1,11 +1,14 @@
-/** losetup as a program: the arguments of the process, byte for byte, and its streams. */
+/** Runs losetup as a program: with the exact bytes of its arguments, and its streams. */
 import "../sys/open_on_use.ts";
 import { rawArguments } from "../sys/process_arguments.ts";
 import { readBytes } from "../sys/sysfs.ts";
 import { type ByteString, fromBytes, fromText } from "./byte_string.ts";
 import { losetup } from "./losetup.ts";
 
-/** Runs losetup with the last so many arguments of the process, and gives the exit status. */
+/**
+ * Runs losetup with the given number of last arguments of the process, and returns the
+ * exit status.
+ */
 export async function main(args: readonly string[]): Promise<number> {
   const output: Uint8Array[] = [];
   const status = await losetup(exactArguments(args), {
@@ -30,10 +33,13 @@ export async function main(args: readonly string[]): Promise<number> {
   }
 }
 
-/** What a shell says of a program that SIGPIPE has ended. */
+/** Exit status that a shell reports for a program killed by SIGPIPE. */
 const BROKEN_PIPE = 128 + 13;
 
-/** The arguments as they were given: `Deno.args` replaces bytes that are not UTF-8. */
+/**
+ * Returns the arguments exactly as given, because `Deno.args` replaces bytes that are
+ * not UTF-8.
+ */
 function exactArguments(args: readonly string[]): ByteString[] {
   if (!args.some((arg) => arg.includes("\ufffd"))) return args.map(fromText);
   const raw = rawArguments();
@@ -52,7 +58,7 @@ function write(
   }
 }
 
-/** The environment of the process. `Deno.env` would need a permission. */
+/** Reads the environment of the process, because `Deno.env` would need a permission. */
 function readEnvironment(): Map<string, string> {
   const bytes = readBytes("/proc/self/environ");
   const text = typeof bytes === "number" ? "" : fromBytes(bytes);

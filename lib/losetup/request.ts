@@ -1,4 +1,4 @@
-/** What the command line asks for. */
+/** Parses the command line into a request. */
 import { ENODEV } from "../sys/errno.ts";
 import type { ByteString } from "./byte_string.ts";
 import { chooseColumns, type Column } from "./columns.ts";
@@ -8,7 +8,7 @@ import { getopt, type LongOption } from "./getopt.ts";
 import { parseSize } from "./size.ts";
 import type { TableStyle } from "./table.ts";
 
-/** What is to be done. */
+/** The action to perform. */
 export type Action =
   | "help"
   | "version"
@@ -23,14 +23,14 @@ export type Action =
   | "set-direct-io"
   | "set-block-size";
 
-/** What the command line asks for. */
+/** A parsed command line. */
 export interface Request {
   readonly action: Action;
-  /** The device that is to be shown, changed, detached or attached to; without it any. */
+  /** The device to show, change, detach or attach to; any device if not given. */
   readonly device: ByteString | undefined;
-  /** The devices that are to be removed, or to be detached beside that one. */
+  /** Further devices to detach, or the devices to remove. */
   readonly devices: readonly ByteString[];
-  /** The file that is to be attached, or of which the devices are to be listed. */
+  /** The file to attach, or whose devices to list. */
   readonly file: ByteString | undefined;
   readonly offset: bigint | undefined;
   readonly sizelimit: bigint | undefined;
@@ -38,13 +38,13 @@ export interface Request {
   readonly directIo: boolean | undefined;
   readonly readOnly: boolean;
   readonly partscan: boolean;
-  /** Another device over the same bytes is used again, or refused. */
+  /** `true` to reuse a device with exactly these bytes, and refuse any other overlap. */
   readonly nooverlap: boolean;
-  /** The text for the device; without it the path of the file. */
+  /** The reference text of the device; the path of the file if not given. */
   readonly reference: ByteString | undefined;
-  /** The name of the device is to be printed. */
+  /** `true` to print the name of the device. */
   readonly show: boolean;
-  /** Devices are listed as a table, not in the old format. */
+  /** `true` to list devices as a table, not in the old format. */
   readonly table: boolean;
   readonly columns: readonly Column[];
   readonly format: TableStyle["format"];
@@ -88,19 +88,19 @@ const LONG: readonly LongOption[] = [
   none("show"),
   none("verbose", "v"),
   none("version", "V"),
-  // Of later versions: no abbreviation that scripts use becomes ambiguous.
+  // Options of later versions must not make abbreviations ambiguous that scripts use.
   { ...required("loop-ref"), isLate: true },
   { ...none("remove"), isLate: true },
 ];
 
-/** Of each row only one may be given. */
+/** Options of which only one in each row may be given. */
 const EXCLUSIVE: readonly string[][] = [
   ["D", "a", "c", "d", "f", "j"],
   ["D", "c", "d", "f", "l"],
   ["J", "raw"],
 ];
 
-/** Refuses options that exclude each other, as soon as the second comes. */
+/** Refuses options that exclude each other, as soon as the second one comes. */
 class Exclusion {
   readonly #seen = new Set<string>();
 
@@ -120,7 +120,7 @@ class Exclusion {
   }
 }
 
-/** The device of an option that takes one; relative names are those of `/dev`. */
+/** Returns the device argument of an option. Relative names are in `/dev`. */
 export function existingDevice(name: ByteString): ByteString {
   if (!isLoopNode(name)) {
     throw systemFailure(`${name}: failed to use device`, ENODEV);
@@ -135,7 +135,7 @@ function devicePath(name: ByteString): ByteString {
 const SETUP_ONLY =
   "the options --{sizelimit,partscan,read-only,show} are allowed during loop device setup only";
 
-/** Reads the arguments. */
+/** Parses the arguments. */
 export function parseRequest(
   args: readonly ByteString[],
   isPosix: () => boolean,
@@ -207,7 +207,7 @@ export function parseRequest(
   if (action === undefined) {
     const [name, file] = operands;
     if (name === undefined) throw new Failure("no loop device specified");
-    // Who wants a list of two devices must not attach one to the other.
+    // A request for a list of two devices must not attach one to the other.
     if (["l", "O", "J", "raw", "n", "output-all"].some(has)) {
       throw new Failure("unexpected arguments");
     }
@@ -248,7 +248,7 @@ function format(json: boolean, raw: boolean): TableStyle["format"] {
   return raw ? "raw" : "aligned";
 }
 
-/** Refuses options that do not belong to the action. */
+/** Refuses options that do not apply to the action. */
 function checkContext(
   action: Action,
   request: Omit<Request, "action" | "columns">,

@@ -1,4 +1,4 @@
-/** Sizes as losetup reads them. */
+/** Parses sizes like losetup. */
 import { EINVAL, ERANGE } from "../sys/errno.ts";
 import type { ByteString } from "./byte_string.ts";
 import { systemFailure } from "./failure.ts";
@@ -7,10 +7,10 @@ const MAX = 2n ** 64n - 1n;
 const UNITS = "KMGTPEZY";
 
 /**
- * A number of bytes: decimal, octal (`010`) or hexadecimal (`0x1000`), with `K` or `KiB`
- * (1024), `KB` (1000) and so on, and a fraction before such a unit.
+ * Parses a number of bytes: decimal, octal (`010`) or hexadecimal (`0x1000`), with `K`
+ * or `KiB` (1024), `KB` (1000) and so on, and a fraction before such a unit.
  *
- * @param what What to say in the message.
+ * @param what The beginning of the error message.
  */
 export function parseSize(text: ByteString, what: string): bigint {
   const failure = (errno: number) => systemFailure(`${what}: '${text}'`, errno);
@@ -36,9 +36,10 @@ export function parseSize(text: ByteString, what: string): bigint {
 }
 
 /**
- * The fraction of a unit, digit by digit. Images exist that were made with these very
- * numbers, so that they are kept: each digit `d` counts as the unit divided by the integer
- * part of `10^n / d`, and a last digit 1 behind which only zeros stand counts ten times.
+ * Computes the fraction of a unit as util-linux does, digit by digit, because existing
+ * images were made with these numbers. Each digit `d` counts as the unit divided by the
+ * integer part of `10^n / d`, and a last digit 1 followed only by zeros counts ten
+ * times.
  */
 function partOf(scale: bigint, fraction: string): bigint {
   const [, zeros, digits] = /^([.0]*)(\d*)$/.exec(fraction)!;

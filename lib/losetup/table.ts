@@ -1,4 +1,4 @@
-/** Tables as libsmartcols of util-linux prints them: aligned, raw, or JSON. */
+/** Formats tables like libsmartcols of util-linux: aligned, raw, or JSON. */
 import { unicodeWidth } from "@std/cli/unicode-width";
 import { type ByteString, fromText, toBytes } from "./byte_string.ts";
 
@@ -9,18 +9,18 @@ export interface TableColumn {
   readonly right: boolean;
 }
 
-/** A cell; `undefined` where there is nothing. */
+/** A cell; `undefined` if it is empty. */
 export type Cell = ByteString | undefined;
 
-/** How a table is printed. */
+/** Style of a table. */
 export interface TableStyle {
   readonly format: "aligned" | "raw" | "json";
   readonly headings: boolean;
-  /** The terminal shows UTF-8. */
+  /** `true` if the terminal displays UTF-8. */
   readonly isUtf8: boolean;
 }
 
-/** The lines of a table. Without rows there are none, but in JSON. */
+/** Returns the lines of a table. A table without rows has none, except in JSON. */
 export function formatTable(
   columns: readonly TableColumn[],
   rows: readonly (readonly Cell[])[],
@@ -35,7 +35,7 @@ export function formatTable(
   const formatted = style.format === "raw"
     ? lines.map((line) => line.map(escapeBlanks).join(" "))
     : align(columns, lines, style.isUtf8);
-  // Columns are as wide as their headings, also where those are left out.
+  // Columns are as wide as their headings, even if those are omitted.
   return formatted.slice(style.headings ? 0 : 1)
     .map((line) => `${line}\n`).join("");
 }
@@ -59,7 +59,7 @@ function align(
   );
 }
 
-/** What a terminal shows of a text: bytes it cannot show are spelled out. */
+/** Returns a text as the terminal can display it, with other bytes escaped. */
 function show(
   text: ByteString,
   isUtf8: boolean,
@@ -89,7 +89,7 @@ function show(
   return { text: shown, width };
 }
 
-/** The character of which the UTF-8 begins there. */
+/** Returns the character whose UTF-8 starts at a position. */
 function characterAt(text: ByteString, at: number): string | undefined {
   const first = text.charCodeAt(at);
   const length = first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
@@ -117,7 +117,7 @@ function hex(byte: string): string {
   return `\\x${byte.charCodeAt(0).toString(16).padStart(2, "0")}`;
 }
 
-/** A cell of a line that is split at blanks. */
+/** Escapes a cell of a line that is split at blanks. */
 function escapeBlanks(text: ByteString): ByteString {
   return text.replace(/[^!-[\]-~]/g, hex);
 }
@@ -152,7 +152,10 @@ const SHORT: Record<string, string> = {
   "\t": "\\t",
 };
 
-/** Bytes that are not UTF-8 stay as they are: a reader that takes bytes gets the very name. */
+/**
+ * Escapes a JSON string. Bytes that are not UTF-8 are kept, so that a reader of bytes
+ * gets the exact name.
+ */
 function escapeJson(text: ByteString): ByteString {
   return text.replace(
     // deno-lint-ignore no-control-regex

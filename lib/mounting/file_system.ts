@@ -1,9 +1,12 @@
-/** A file system, or what else fills a device, as its superblock names it. Plain data. */
+/**
+ * A file system, or other content of a device, as its superblock describes it. Plain
+ * data.
+ */
 export interface FileSystem {
-  /** As mount(8) and blkid name it: `ext4`, `vfat`, `crypto_LUKS`. */
+  /** The type as mount(8) and blkid name it: `ext4`, `vfat`, `crypto_LUKS`. */
   type: string;
-  /** Its label, unless it is empty. */
+  /** The label, if it is not empty. */
   label?: string;
-  /** Its UUID or serial number, as blkid writes it. */
+  /** The UUID or serial number, formatted as by blkid. */
   uuid?: string;
 }

@@ -1,4 +1,7 @@
-/** Partitions that appear, whether or not the kernel can read the table, and udev is there. */
+/**
+ * Creates the partitions of a device, even if the kernel cannot read the table or udev
+ * is missing.
+ */
 import { fileMark, isErrno } from "../attaching/release.ts";
 import { retryWhileHeld } from "../attaching/retry_while_held.ts";
 import { recycled } from "../device_ref.ts";
@@ -34,25 +37,25 @@ import type { Partition } from "./partition.ts";
 import { type PartitionTable, readTable } from "./table.ts";
 import { addProblem, shownExtent, type TableEntry } from "./table_entry.ts";
 
-/** What became of a table. */
+/** Result of creating the partitions of a table. */
 export interface ShownTable {
   /** The size of the device or file in bytes. */
   size: number;
   /** The partitions. */
   partitions: Partition[];
-  /** What is on a disk without a table. */
+  /** Content of a disk without a table. */
   fileSystem?: FileSystem;
-  /** What is wrong with entries that nobody can have, one line each. */
+  /** Faults of entries that no kernel can show, one line each. */
   unusable: string[];
 }
 
-/** A table as it is. */
+/** A table with the damage that prevents reading it. */
 export interface FoundTable extends ShownTable {
-  /** Why the table cannot be read. */
+  /** Reason why the table cannot be read. */
   damage?: string;
 }
 
-/** Makes the partitions of an open device appear, and tells what they are. */
+/** Creates the partitions of an open device and describes them. */
 export async function showTable(
   loop: Loop,
   waiting: WaitOptions,
@@ -60,8 +63,8 @@ export async function showTable(
 ): Promise<ShownTable> {
   const showing = new Showing(loop, nodes);
   showing.read();
-  // The kernel looks before we do, and drops them at the detach. Where there is no table
-  // it would drop those that somebody else has made.
+  // The kernel scans before we do, and removes its partitions on detaching. Without a
+  // table, it would remove partitions that other processes have added.
   let tries = 0;
   if (showing.hasTable || partitionsOf(loop.minor).length === 0) {
     try {
@@ -70,10 +73,10 @@ export async function showTable(
         loop.setStatus({ partscan: true });
       }, waiting);
     } catch (error) {
-      if (!isErrno(error, EBUSY)) throw error; // they are added without it
+      if (!isErrno(error, EBUSY)) throw error; // without partscan, they are added here
     }
   }
-  // A scan that somebody else has caused drops and returns all of them.
+  // A scan caused by another process removes and restores all of them.
   let isFirst = tries <= 1;
   const looks = await pollUntil(() => {
     if (!isFirst) showing.readAgain();
@@ -103,7 +106,10 @@ export function lookAt(loop: Loop): FoundTable {
   };
 }
 
-/** What is recognized in a range, as a property. What cannot be read is not. */
+/**
+ * Recognizes the file system in a range, as a property to spread. Empty if it cannot be
+ * read.
+ */
 export function fileSystemOn(
   source: DescriptorSource,
 ): { fileSystem?: FileSystem } {
@@ -120,7 +126,7 @@ function recognizeIn(source: DescriptorSource): FileSystem | undefined {
   }
 }
 
-/** Reads a table for the caller of the library. */
+/** Reads a table for a caller of the library. */
 export function readTableOf(
   source: DescriptorSource,
   name: string,
@@ -146,19 +152,19 @@ interface KnownPartition extends KernelPartition {
   readonly size: number;
 }
 
-/** The partitions of one device, on their way to appear. */
+/** The partitions of one device while they are being created. */
 class Showing {
   readonly #loop: Loop;
   readonly #nodes: NodeDirectory | undefined;
-  /** Of the binding whose partitions they are. */
+  /** Identity of the file whose partitions they are. */
   readonly #file: number | string;
   #size = 0;
   #sectorSize = 0;
-  /** What the disk has now, when we know what it is. */
+  /** The table of the disk, if its format is known. */
   #table: PartitionTable | undefined;
-  /** Those that the kernel does not take from us. */
+  /** Partitions that the kernel refuses to add. */
   readonly #refused = new Set<number>();
-  /** In use, and no longer in the table. */
+  /** Partitions in use that are no longer in the table. */
   readonly #left = new Set<number>();
   readonly #fileSystems = new Map<number, FileSystem | undefined>();
   #known: KnownPartition[] = [];
@@ -183,7 +189,7 @@ class Showing {
     );
   }
 
-  /** Reads the table of the same binding after others could run. */
+  /** Reads the table of the same binding again, after other processes could run. */
   readAgain(): void {
     this.#checkBinding();
     this.read();
@@ -198,7 +204,7 @@ class Showing {
     );
   }
 
-  /** Whether there is a table that we know. */
+  /** `true` if there is a table of a known format. */
   get hasTable(): boolean {
     return this.#table !== undefined;
   }
@@ -207,7 +213,7 @@ class Showing {
     return this.#table?.partitions ?? [];
   }
 
-  /** What became of the table. */
+  /** Returns the result for the table. */
   outcome(partitions: Partition[]): ShownTable {
     return {
       size: this.#size,
@@ -217,13 +223,16 @@ class Showing {
     };
   }
 
-  /** Others may have exchanged the file, or detached and attached another, while we waited. */
+  /**
+   * Throws if another process exchanged the file during the wait, or detached it and
+   * attached another.
+   */
   #checkBinding(): void {
     if (fileMark(this.#loop) === this.#file) return;
     throw recycled("show the partitions of", this.#loop.path);
   }
 
-  /** Does what is to be done; whether all is there. */
+  /** Does what is left to do. Returns `true` if all partitions are there. */
   async look(waiting: WaitOptions): Promise<boolean> {
     this.#known = knownPartitions(this.#loop.minor);
     const { inTheWay, stale } = this.#sortOut();
@@ -252,7 +261,7 @@ class Showing {
     return this.#missing.length === 0;
   }
 
-  /** Those that are there, as they are. */
+  /** Describes the existing partitions as they are. */
   present(): Partition[] {
     this.#known = knownPartitions(this.#loop.minor);
     for (const known of this.#known) this.#tryNode(known);
@@ -272,7 +281,10 @@ class Showing {
     });
   }
 
-  /** What must go: it is elsewhere, larger, or no longer in the table. */
+  /**
+   * Sorts out partitions to remove: those that are elsewhere, larger, or no longer in
+   * the table.
+   */
   #sortOut(): { inTheWay: KnownPartition[]; stale: KnownPartition[] } {
     if (!this.hasTable) return { inTheWay: [], stale: [] };
     const wanted = new Map(this.#entries.map((entry) => [entry.number, entry]));
@@ -297,7 +309,7 @@ class Showing {
     return shownExtent(entry, this.#sectorSize);
   }
 
-  /** Whether a partition is where it should be, or can be made to grow to that. */
+  /** Returns `true` if a partition is in place, or can be enlarged to its new size. */
   #begins(known: KnownPartition, entry: TableEntry): boolean {
     return known.start === entry.start &&
       known.size <= this.#shown(entry).size;
@@ -307,12 +319,12 @@ class Showing {
     if (this.#refused.has(entry.number)) return;
     const extent = { number: entry.number, ...this.#shown(entry) };
     if (known === undefined) {
-      this.#missing.push(this.#pathOf(entry.number)); // look again
+      this.#missing.push(this.#pathOf(entry.number)); // check again
       this.#check(entry, addPartition(this.#loop.fd, extent), "add");
     } else if (known.size < extent.size && !entry.isContainer) {
       this.#missing.push(this.#pathOf(entry.number));
-      // The kernel would make it smaller too, mounted or not, if somebody else has let it
-      // grow a moment ago.
+      // The kernel would also shrink it, mounted or not, if another process enlarged it
+      // a moment ago.
       const now = extentOf(this.#loop.minor, known);
       if (now?.start !== extent.start || now.size >= extent.size) return;
       this.#check(entry, resizePartition(this.#loop.fd, extent), "resize");
@@ -321,7 +333,7 @@ class Showing {
 
   #check(entry: TableEntry, result: number, action: string): void {
     if (result === -EBUSY && action === "add" && this.#isKnown(entry)) return;
-    if (result === -ENXIO && action === "resize") return; // it has gone: look again
+    if (result === -ENXIO && action === "resize") return; // it no longer exists: check again
     if (result === -EBUSY || result === -EINVAL) {
       this.#refused.add(entry.number);
       this.#missing.pop();
@@ -334,13 +346,16 @@ class Showing {
     }));
   }
 
-  /** The kernel may just have added it itself. */
+  /** Returns `true` if the kernel has the partition. It may just have added it itself. */
   #isKnown(entry: TableEntry): boolean {
     return partitionsOf(this.#loop.minor)
       .some(({ number }) => number === entry.number);
   }
 
-  /** Opens and closes the node of a partition, and looks what is in it: 0, or the negative error number. */
+  /**
+   * Opens and closes the node of a partition, and recognizes its content. Returns 0 or
+   * a negative error number.
+   */
   #tryNode(known: KnownPartition): number {
     const rdev = rdevOfPartition(this.#loop.minor, known);
     if (rdev === undefined) return -ENOENT;
@@ -349,7 +364,8 @@ class Showing {
     const result = this.#nodes?.openNode(name, rdev) ?? openDevNode(name, rdev);
     if (result < 0) return result;
     using node = new FileDescriptor(result);
-    // Through its own node: the disk has other cached pages.
+    // Read through the partition's own node, because the disk has separate cached
+    // pages.
     const path = quote(this.#pathOf(number));
     this.#fileSystems.set(
       number,
@@ -358,7 +374,10 @@ class Showing {
     return 0;
   }
 
-  /** Waits for a node that is not there, and not for one that may not be opened. */
+  /**
+   * Keeps waiting for a node that does not exist, but throws for one that may not be
+   * opened.
+   */
   #checkNode(known: KnownPartition): void {
     const path = this.#pathOf(known.number);
     const result = this.#tryNode(known);
@@ -373,7 +392,7 @@ class Showing {
       path,
       hint: {
         [EPERM]:
-          "a rule of the device cgroup forbids it: partitions have another major number than loop devices (docker run --device-cgroup-rule='b 259:* rwm', DeviceAllow= of systemd)",
+          "the device cgroup forbids it, because partitions have another major number than loop devices (docker run --device-cgroup-rule='b 259:* rwm', DeviceAllow= of systemd)",
         [EACCES]: Deno.uid() === 0
           ? "it is on a mount with the option nodev"
           : "run it as root",
@@ -399,7 +418,7 @@ class Showing {
     );
   }
 
-  /** What the table has, and what the kernel has besides. */
+  /** Describes the partitions of the table, and those that only the kernel has. */
   result(): Partition[] {
     const wanted = new Set(this.#entries.map(({ number }) => number));
     const others = this.#known.filter(({ number }) => !wanted.has(number));
@@ -424,8 +443,8 @@ class Showing {
       addProblem(
         entry,
         isThere
-          ? "this kernel does not let it grow here"
-          : "this kernel does not show it here",
+          ? "this kernel refuses to enlarge it"
+          : "this kernel refuses to add it",
       );
     }
     return {

@@ -1,4 +1,7 @@
-/** Sector 0: the boot record that an MBR, a protective MBR and some file systems share. */
+/**
+ * Reads sector 0: the boot record shared by MBRs, protective MBRs and some file
+ * systems.
+ */
 import { type ByteSource, readFully, viewOf } from "./byte_source.ts";
 
 const SIZE = 512;
@@ -7,29 +10,32 @@ const SLOTS = 446;
 const SLOT_SIZE = 16;
 const SIGNATURE = 510;
 
-/** One of the four slots of a boot record; offsets and sizes are sectors. */
+/** One of the four slots of a boot record. Offsets and sizes are in sectors. */
 export interface Slot {
-  /** 0x80 when a PC boots from it, otherwise 0. */
+  /** 0x80 for the partition a PC boots from, otherwise 0. */
   readonly bootFlag: number;
-  /** What is in the partition; 0 in an unused slot. */
+  /** The type of the partition; 0 in an unused slot. */
   readonly type: number;
-  /** The first sector, counted from a place that depends on the record. */
+  /** The first sector, relative to a position that depends on the record. */
   readonly start: number;
-  /** How many sectors; 0 in an unused slot. */
+  /** The number of sectors; 0 in an unused slot. */
   readonly count: number;
 }
 
-/** A boot record: the slots, and the bytes for everything else. */
+/** A boot record, as slots and as bytes. */
 export interface BootRecord {
   /** The four slots. */
   readonly slots: readonly Slot[];
-  /** A number that tells disks apart; 0 where nobody set it. */
+  /** A number that identifies the disk; 0 if none was set. */
   readonly diskId: number;
   /** All of its 512 bytes. */
   readonly bytes: Uint8Array;
 }
 
-/** The boot record at a byte offset; `undefined` when its signature, 0x55 0xAA, is not there. */
+/**
+ * Reads the boot record at a byte offset. Returns `undefined` if its signature, 0x55
+ * 0xAA, is missing.
+ */
 export function readBootRecord(
   source: ByteSource,
   offset: number,
@@ -52,23 +58,25 @@ export function readBootRecord(
   return { slots, diskId: view.getUint32(DISK_ID, true), bytes };
 }
 
-/** The type of the slot by which an MBR says that the disk has a GPT. */
+/** Slot type by which an MBR declares that the disk has a GPT. */
 const GPT_PROTECTIVE = 0xee;
 
-/** Whether the disk has a GPT, whatever else the record lists (a hybrid MBR). */
+/**
+ * Returns `true` if the disk has a GPT, whatever else the record lists (a hybrid MBR).
+ */
 export function isProtective({ slots }: BootRecord): boolean {
   return slots.some(({ type }) => type === GPT_PROTECTIVE);
 }
 
 const FAT_SECTOR_SIZES = [512, 1024, 2048, 4096];
-/** The names that file systems without a FAT put where one has the maker's name. */
+/** Names that non-FAT file systems store where a FAT stores the maker's name. */
 const NAMES = ["NTFS    ", "EXFAT   ", "-FVE-FS-"];
 
 const decoder = new TextDecoder();
 
 /**
- * Whether the record begins as the boot sector of a FAT, NTFS, exFAT or BitLocker
- * file system does. These have the signature of an MBR.
+ * Returns `true` if the record starts like the boot sector of a FAT, NTFS, exFAT or
+ * BitLocker file system. These have the signature of an MBR.
  */
 export function isFileSystem({ bytes }: BootRecord): boolean {
   if (NAMES.includes(decoder.decode(bytes.subarray(3, 11)))) return true;

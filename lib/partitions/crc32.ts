@@ -1,12 +1,11 @@
-/** The checksum of the GPT. */
+/** Computes the checksum of the GPT. */
 
 /** The polynomial of CRC-32, lowest bit first. */
 const POLYNOMIAL = 0xedb88320;
 
 /**
- * The checksums of the 256 bytes, with 0, 1, 2 and 3 zero bytes after them. With four
- * tables a loop takes four bytes at a time, six times faster: a hostile table has
- * megabytes of entries.
+ * Checksums of the 256 bytes followed by 0, 1, 2 and 3 zero bytes. Four tables process
+ * four bytes at a time, six times faster; a hostile table has megabytes of entries.
  */
 const [ALONE, BEFORE_1, BEFORE_2, BEFORE_3] = makeTables();
 
@@ -24,7 +23,7 @@ function makeTables(): [Uint32Array, Uint32Array, Uint32Array, Uint32Array] {
   return [alone, before1, before2, before2.map(addZero)];
 }
 
-/** The CRC-32 of some bytes, as UEFI, zlib and Ethernet compute it. */
+/** Returns the CRC-32 of some bytes, as UEFI, zlib and Ethernet compute it. */
 export function crc32(bytes: Uint8Array): number {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const whole = bytes.length - bytes.length % 4;

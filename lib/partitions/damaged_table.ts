@@ -1,8 +1,8 @@
 /**
- * There is a partition table, but it contradicts itself or the disk.
+ * Error thrown when a partition table contradicts itself or the disk.
  *
- * The message says what is damaged, so that it can follow a colon: `primary GPT
- * header at byte 512 does not match its checksum`.
+ * The message describes the damage so that it can follow a colon:
+ * `primary GPT header at byte 512 does not match its checksum`.
  */
 export class DamagedTable extends Error {
   /** The name of the class. */

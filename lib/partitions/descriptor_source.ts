@@ -1,9 +1,9 @@
-/** An open file or device as the source of a partition table. */
+/** Reads a partition table from an open file or device. */
 import { unwrap } from "../errors.ts";
 import { pread } from "../sys/libc.ts";
 import type { ByteSource } from "./byte_source.ts";
 
-/** The bytes of a descriptor from `start` on. */
+/** The bytes of an open file from `start` on. */
 export class DescriptorSource implements ByteSource {
   readonly size: number;
   readonly #fd: number;

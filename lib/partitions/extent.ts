@@ -1,29 +1,29 @@
-/** Ranges of sectors, on the disk or not. */
+/** Ranges of sectors, on the disk or beyond it. */
 
-/** Neighbouring sectors of a disk. */
+/** Consecutive sectors of a disk. */
 export interface Extent {
-  /** What they are, for messages: `partition 3`. */
+  /** Name of the range for messages: `partition 3`. */
   readonly what: string;
   /** The first sector. */
   readonly start: number;
-  /** How many there are. */
+  /** The number of sectors. */
   readonly count: number;
 }
 
-/** The disk as a table sees it. */
+/** A disk in units of sectors. */
 export interface Disk {
-  /** Bytes in a sector. */
+  /** Size of a sector in bytes. */
   readonly sectorSize: number;
-  /** How many whole sectors there are. */
+  /** The number of whole sectors. */
   readonly sectors: number;
 }
 
-/** A disk of so many bytes. */
+/** Describes a disk of the given size in bytes. */
 export function diskOf(size: number, sectorSize: number): Disk {
   return { sectorSize, sectors: Math.floor(size / sectorSize) };
 }
 
-/** For messages: `partition 3 (sectors 34 to 2047)`. */
+/** Describes sectors for messages: `partition 3 (sectors 34 to 2047)`. */
 export function describe(
   what: string,
   first: number | bigint,
@@ -34,17 +34,17 @@ export function describe(
     : `${what} (sectors ${first} to ${last})`;
 }
 
-/** For messages: `the disk, which has 2048 sectors of 512 bytes`. */
+/** Describes the disk for messages: `the disk, which has 2048 sectors of 512 bytes`. */
 export function describeDisk({ sectors, sectorSize }: Disk): string {
   return `the disk, which has ${sectors} sectors of ${sectorSize} bytes`;
 }
 
-/** For messages, with the sectors. */
+/** Describes a range for messages, with its sectors. */
 export function describeExtent({ what, start, count }: Extent): string {
   return describe(what, start, start + count - 1);
 }
 
-/** How many of the sectors are on the disk. */
+/** Returns the number of its sectors that are on the disk. */
 export function countOn(disk: Disk, { start, count }: Extent): number {
   return Math.max(0, Math.min(count, disk.sectors - start));
 }

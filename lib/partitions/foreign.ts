@@ -1,10 +1,13 @@
-/** Partitions inside of partitions, which the kernel reads and we do not. */
+/** Recognizes partitions inside partitions, whose tables only the kernel reads. */
 import { FIRST_LOGICAL, type TableEntry } from "./table_entry.ts";
 
 /** MBR types of partitions with a table of their own: Unixware, Minix, Solaris (old and new), FreeBSD, OpenBSD, NetBSD. */
 const SLICED = ["0x63", "0x81", "0x82", "0xbf", "0xa5", "0xa6", "0xa9"];
 
-/** Whether a partition that the kernel has, and the MBR has not, may be a slice of one that it has. */
+/**
+ * Returns `true` if a partition that only the kernel has may be a slice of one in the
+ * MBR.
+ */
 export function isSlice(
   partition: { number: number; start: number; size: number },
   entries: readonly TableEntry[],

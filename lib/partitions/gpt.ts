@@ -1,4 +1,7 @@
-/** The GPT: a header with an array of entries behind the boot record, and a backup of both at the end. */
+/**
+ * Reads the GPT: a header and an array of entries after the boot record, and a backup
+ * of both at the end.
+ */
 import { type ByteSource, readFully, viewOf } from "./byte_source.ts";
 import { crc32 } from "./crc32.ts";
 import { DamagedTable } from "./damaged_table.ts";
@@ -17,13 +20,19 @@ const SIGNATURE = 0x5452415020494645n;
 const MAJOR_REVISION = 1;
 const MIN_HEADER_SIZE = 92;
 const MIN_ENTRY_SIZE = 128;
-/** As in the kernel: 32768 entries. No tool makes more, and a header with a valid checksum can ask for 2^64 bytes. */
+/**
+ * Limit of the kernel: 32768 entries. No tool makes more, but a header with a valid
+ * checksum can ask for 2^64 bytes.
+ */
 const MAX_ARRAY_SIZE = 4 << 20;
-/** Bytes of entries that one look reads: two copies of the largest table. Hostile headers for every sector size would ask for more. */
+/**
+ * Limit for all entries read in one call: two copies of the largest table. Hostile
+ * headers for every sector size would ask for more.
+ */
 const MAX_READ = 2 * MAX_ARRAY_SIZE;
 const PRIMARY_SECTOR = 1;
 
-/** Where the fields of a header are. */
+/** Offsets of the fields of a header. */
 const HEADER = {
   signature: 0,
   revision: 8,
@@ -39,35 +48,35 @@ const HEADER = {
   arrayChecksum: 88,
 } as const;
 
-/** Where the fields of an entry are. */
+/** Offsets of the fields of an entry. */
 const ENTRY = { type: 0, uuid: 16, first: 32, last: 40, name: 56 } as const;
 const NAME_SIZE = 72;
 
-/** One copy of the table, whose checksums are right. */
+/** A copy of the table with correct checksums. */
 export interface Gpt {
-  /** Bytes in a sector. */
+  /** Size of a sector in bytes. */
   readonly sectorSize: number;
-  /** The first sector that a partition may have. */
+  /** First sector that a partition may use. */
   readonly firstUsable: bigint;
-  /** The last sector that a partition may have. */
+  /** Last sector that a partition may use. */
   readonly lastUsable: bigint;
-  /** Bytes in an entry. */
+  /** Size of an entry in bytes. */
   readonly entrySize: number;
-  /** The entries, one after the other. */
+  /** All entries in sequence. */
   readonly array: Uint8Array;
 }
 
-/** What there is to find on a disk with a protective MBR. */
+/** Tables found on a disk with a protective MBR. */
 export interface FoundGpts {
-  /** A usable table for each sector size that has one. */
+  /** The usable table for each sector size that has one. */
   readonly tables: readonly Gpt[];
-  /** What is damaged, when there is none. */
+  /** Description of the damage, if there is no usable table. */
   readonly damage: string;
 }
 
 /**
- * The tables on a disk, looked for at each of the sector sizes. The backups count
- * only when no primary is usable: they may be left from an earlier table.
+ * Finds the tables on a disk, for each of the sector sizes. Backups are used only if no
+ * primary is usable, because they may be left over from an earlier table.
  */
 export function findGpts(
   source: ByteSource,
@@ -89,11 +98,11 @@ export function findGpts(
   return {
     tables: backups.filter(isUsable),
     damage: damage.filter((text) => text !== "").join("; ") ||
-      "the protective MBR announces a GPT, but there is no header of one behind it or at the end of the disk",
+      "the protective MBR announces a GPT, but no header follows it or is at the end of the disk",
   };
 }
 
-/** Reads the entries of all copies that one look considers, up to a limit. */
+/** Reads the entries of all candidate copies, up to a total limit. */
 class EntryReader {
   readonly #source: ByteSource;
   #left = MAX_READ;
@@ -102,11 +111,13 @@ class EntryReader {
     this.#source = source;
   }
 
-  /** The bytes, or why there are none. */
+  /** Returns the bytes, or the reason why they cannot be read. */
   read(offset: number, length: number): Uint8Array | string {
-    if (length > this.#left) return "is one of too many with large tables";
+    if (length > this.#left) {
+      return "exceeds the limit for the size of all tables";
+    }
     const bytes = readFully(this.#source, offset, length);
-    if (bytes === undefined) return "has its entries outside the disk";
+    if (bytes === undefined) return "has entries outside the disk";
     this.#left -= length;
     return bytes;
   }
@@ -114,9 +125,9 @@ class EntryReader {
 
 /** A copy that cannot be used. */
 interface Unusable {
-  /** Why: `header at byte 512 does not match its checksum`. */
+  /** Fault of the copy: `header at byte 512 does not match its checksum`. */
   readonly fault: string;
-  /** Whether it is a header at all. */
+  /** `true` if it has the signature of a header. */
   readonly hasSignature: boolean;
 }
 
@@ -133,7 +144,10 @@ function describeDamage(
   return `the primary GPT ${primary.fault}, and the backup ${backup.fault}`;
 }
 
-/** The backup whose header is in the last sector, or where the primary header says. */
+/**
+ * Reads the backup whose header is in the last sector, or where the primary header
+ * points.
+ */
 function readBackup(
   source: ByteSource,
   entries: EntryReader,
@@ -145,7 +159,7 @@ function readBackup(
   if (isUsable(last) || header === undefined || !hasSignature(header)) {
     return last;
   }
-  // A backup has a checksum of its own, so the primary may point to it even when it is damaged itself.
+  // The backup has its own checksum, so even a damaged primary header may point to it.
   const sector = viewOf(header).getBigUint64(HEADER.otherSector, true);
   if (sector <= PRIMARY_SECTOR || sector >= sectors - 1) return last;
   const other = readCopy(source, entries, sectorSize, Number(sector));
@@ -156,7 +170,7 @@ function hasSignature(header: Uint8Array): boolean {
   return viewOf(header).getBigUint64(HEADER.signature, true) === SIGNATURE;
 }
 
-/** The copy whose header is in the given sector. */
+/** Reads the copy whose header is in the given sector. */
 function readCopy(
   source: ByteSource,
   entries: EntryReader,
@@ -199,12 +213,12 @@ function readCopy(
   };
 }
 
-/** What is wrong with a header that has the signature, if anything is. */
+/** Returns the fault of a header that has the signature, if any. */
 function headerFault(bytes: Uint8Array, sector: number): string | undefined {
   const view = viewOf(bytes);
   const size = view.getUint32(HEADER.size, true);
   if (size < MIN_HEADER_SIZE || size > bytes.length) {
-    return `says that it has ${size} bytes`;
+    return `claims a size of ${size} bytes`;
   }
   const summed = bytes.slice(0, size);
   summed.fill(0, HEADER.checksum, HEADER.checksum + 4);
@@ -217,30 +231,31 @@ function headerFault(bytes: Uint8Array, sector: number): string | undefined {
   }
   const own = view.getBigUint64(HEADER.sector, true);
   if (own !== BigInt(sector)) {
-    return `is in sector ${sector}, and says it is in sector ${own}`;
+    return `is in sector ${sector}, but claims to be in sector ${own}`;
   }
   const firstUsable = view.getBigUint64(HEADER.firstUsable, true);
   const lastUsable = view.getBigUint64(HEADER.lastUsable, true);
   if (firstUsable <= PRIMARY_SECTOR || lastUsable < firstUsable) {
-    return `says that the usable sectors are ${firstUsable} to ${lastUsable}`;
+    return `claims that sectors ${firstUsable} to ${lastUsable} are usable`;
   }
   const entrySize = view.getUint32(HEADER.entrySize, true);
   const isPowerOfTwo = (entrySize & (entrySize - 1)) === 0;
   if (entrySize < MIN_ENTRY_SIZE || !isPowerOfTwo) {
-    return `says that an entry has ${entrySize} bytes`;
+    return `claims ${entrySize} bytes for an entry`;
   }
   const count = view.getUint32(HEADER.entryCount, true);
   if (count === 0 || count * entrySize > MAX_ARRAY_SIZE) {
-    return `says that there are ${count} entries of ${entrySize} bytes`;
+    return `claims ${count} entries of ${entrySize} bytes`;
   }
   return undefined;
 }
 
 /**
- * The partitions in a table. As in the kernel an entry that is not wholly on the disk is
- * none, and one outside the usable sectors is.
+ * Reads the partitions in a table. As in the kernel, an entry that is not entirely on
+ * the disk is ignored, but one outside the usable sectors is not.
  *
- * @throws {DamagedTable} when the usable sectors are not on the disk: no kernel takes that table
+ * @throws {DamagedTable} If the usable sectors are not on the disk; no kernel accepts
+ * such a table.
  */
 export function readEntries(gpt: Gpt, diskSize: number): TableEntries {
   const { sectorSize, entrySize, array } = gpt;
@@ -271,7 +286,7 @@ function isUnused(entry: DataView): boolean {
     entry.getBigUint64(ENTRY.type + 8) === 0n;
 }
 
-/** Why no kernel shows an entry; `undefined` when they do. */
+/** Returns the reason why no kernel shows an entry, or `undefined` if kernels do. */
 function faultOf(
   entry: DataView,
   number: number,
@@ -286,7 +301,7 @@ function faultOf(
   return `${described} lies outside ${describeDisk(disk)}`;
 }
 
-/** An entry of which both ends are on the disk. */
+/** Reads an entry that lies entirely on the disk. */
 function readEntry(entry: DataView, number: number, gpt: Gpt): TableEntry {
   const { sectorSize, firstUsable, lastUsable } = gpt;
   const first = entry.getBigUint64(ENTRY.first, true);
@@ -307,10 +322,12 @@ function readEntry(entry: DataView, number: number, gpt: Gpt): TableEntry {
   };
 }
 
-// A name may begin with a byte order mark like any other character.
+// A byte order mark at the start of a name is part of the name.
 const decoder = new TextDecoder("utf-16le", { ignoreBOM: true });
 
-/** The name of an entry, up to the first NUL; half a surrogate pair becomes U+FFFD. */
+/**
+ * Returns the name of an entry, up to the first NUL. Unpaired surrogates become U+FFFD.
+ */
 function readName(entry: DataView): string {
   const bytes = new Uint8Array(
     entry.buffer,
@@ -320,7 +337,7 @@ function readName(entry: DataView): string {
   return decoder.decode(bytes).split("\0", 1)[0]!;
 }
 
-/** A GUID: its first three numbers are little-endian. */
+/** Reads a GUID, whose first three numbers are little-endian. */
 function readGuid(view: DataView, offset: number): string {
   return [
     hex(view.getUint32(offset, true), 8),

@@ -1,4 +1,7 @@
-/** The partition table of an image file: nothing is attached, and no right is needed but to read it. */
+/**
+ * Reads the partition table of an image file, without attaching it. Needs no privileges
+ * beyond reading the file.
+ */
 import { checkPath, type FilePath } from "../arguments.ts";
 import { type DeviceRef, locate } from "../device_ref.ts";
 import { quote, unwrap } from "../errors.ts";
@@ -11,7 +14,10 @@ import { DescriptorSource } from "./descriptor_source.ts";
 import type { Partition } from "./partition.ts";
 import { fileSystemOn, readTableOf, type ShownTable } from "./appear.ts";
 
-/** What the table of a file says; `undefined` when the reference leads to no regular file. */
+/**
+ * Reads the table of a file. Returns `undefined` if the reference does not lead to a
+ * regular file.
+ */
 export async function readImage(
   device: DeviceRef | URL,
 ): Promise<ShownTable | undefined> {
@@ -19,7 +25,7 @@ export async function readImage(
   if (path === undefined) return undefined;
   const { text, bytes } = path;
   const found = FoundFile.find(AT_FDCWD, bytes);
-  // Whoever opens it as a device says what is wrong.
+  // Opening it as a device reports what is wrong.
   if (typeof found === "number") return undefined;
   using file = found;
   if (!isRegularFile(file.stat)) return undefined;
@@ -52,7 +58,7 @@ export async function readImage(
   };
 }
 
-/** The path in a reference to a device or a file, if it is not the name of a device. */
+/** Returns the path in a reference to a device or file, unless it is the name of a device. */
 function pathIn(device: DeviceRef | URL): FilePath | undefined {
   if (device instanceof URL) return checkPath(device);
   if (typeof device !== "string") return undefined;
@@ -60,7 +66,10 @@ function pathIn(device: DeviceRef | URL): FilePath | undefined {
   return "minor" in place ? undefined : place.node;
 }
 
-/** As the kernel and sfdisk name partitions: `disk.img1`, `disk2p1`. There is no such file. */
+/**
+ * Returns the name that the kernel and sfdisk give to a partition: `disk.img1`,
+ * `disk2p1`. No such file exists.
+ */
 function partitionPath(path: string, number: number): string {
   return `${path}${/\d$/.test(path) ? "p" : ""}${number}`;
 }

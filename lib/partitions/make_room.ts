@@ -1,4 +1,4 @@
-/** Removing partitions of an earlier table, all or none of them. */
+/** Removes partitions of an earlier table, all or none of them. */
 import { describeHolders } from "../describe_holder.ts";
 import { LoopBusyError, quote, unwrap } from "../errors.ts";
 import type { Loop } from "../kernel/loop.ts";
@@ -7,7 +7,7 @@ import { addPartition, deletePartition } from "../sys/blk_uapi.ts";
 import { EBUSY, ENXIO } from "../sys/errno.ts";
 import { BRIEF_USE, pollUntil, type WaitOptions } from "../waiting.ts";
 
-/** A partition that is to go. */
+/** A partition to be removed. */
 interface Doomed {
   readonly number: number;
   readonly name: string;
@@ -16,10 +16,11 @@ interface Doomed {
 }
 
 /**
- * Removes partitions: those in the way of others all or none, stale ones where they are
- * not in use. Gives the numbers of stale ones that stay.
+ * Removes partitions: those in the way of others all or none, stale ones if they are
+ * not in use. Returns the numbers of the stale ones that remain.
  *
- * @throws {LoopBusyError} when one in the way is in use, with all of them still there
+ * @throws {LoopBusyError} If one in the way is in use; all of them are then still
+ * there.
  */
 export async function makeRoom(
   loop: Loop,
@@ -32,7 +33,8 @@ export async function makeRoom(
   let busy: Doomed | undefined;
   try {
     const looks = await pollUntil(() => {
-      // First the one that was in use: then nothing has to be put back.
+      // Start with the one that was in use, so that nothing has to be restored if it
+      // still is.
       const order = busy === undefined ? inTheWay : [busy, ...inTheWay];
       busy = order.find((one) =>
         !removed.includes(one) && !remove(loop, one, removed)
@@ -51,7 +53,10 @@ export async function makeRoom(
     .map(({ number }) => number);
 }
 
-/** Whether it has gone, or is not what it was any more; not when it is in use. */
+/**
+ * Removes a partition. Returns `true` if it is gone or has changed, `false` if it is in
+ * use.
+ */
 function remove(loop: Loop, doomed: Doomed, removed: Doomed[]): boolean {
   const now = extentOf(loop.minor, doomed);
   if (now?.start !== doomed.start || now.size !== doomed.size) return true;
@@ -67,7 +72,7 @@ function remove(loop: Loop, doomed: Doomed, removed: Doomed[]): boolean {
   return true;
 }
 
-/** Puts partitions back; what has taken their place meanwhile stays. */
+/** Restores partitions, except where others have taken their place. */
 function restore(loop: Loop, removed: Doomed[]): void {
   for (const one of removed.splice(0)) addPartition(loop.fd, one);
 }
@@ -85,7 +90,7 @@ async function busyError(loop: Loop, busy: Doomed): Promise<LoopBusyError> {
     path,
     holders: ours,
     hint: [
-      "it is in use where the table had it before, and nothing was changed",
+      "it is in use at its old position; nothing was changed",
       ...names,
     ].join("; "),
   });

@@ -1,4 +1,7 @@
-/** The MBR: four primary partitions, and logical ones in a chain of extended boot records. */
+/**
+ * Reads the MBR: four primary partitions, and logical ones in a chain of extended boot
+ * records.
+ */
 import {
   type BootRecord,
   isFileSystem,
@@ -25,32 +28,32 @@ import {
   type TableEntry,
 } from "./table_entry.ts";
 
-/** The types of extended partitions: of DOS, of Windows, of Linux. */
+/** Types of extended partitions: of DOS, Windows and Linux. */
 const EXTENDED = [0x05, 0x0f, 0x85];
 const DYNAMIC_DISK = 0x42;
-/** Where the database of a dynamic disk begins, in bytes. */
+/** Offset of the database of a dynamic disk, in bytes. */
 const LDM_HEADER = 6 * 512;
 const LDM_SIGNATURE = "PRIVHEAD";
 const latin1 = new TextDecoder("latin1");
-/** As in the kernel: deleted partitions leave records in the chain, but not without end. */
+/** Limit of the kernel: deleted partitions leave empty records in the chain. */
 const MAX_EMPTY_RECORDS = 100;
-/** The whole chain must not stop the event loop. */
+/** Maximum length of the whole chain, so that it cannot block the event loop. */
 const MAX_RECORDS = 1024;
 
-/** A partition as the table has it, in sectors from the beginning of the disk. */
+/** A partition in the table, in sectors from the start of the disk. */
 interface Partition extends Extent {
   readonly number: number;
   readonly type: number;
-  /** What is wrong with the chain of an extended partition. */
+  /** Fault in the chain of an extended partition. */
   readonly problem?: string | undefined;
 }
 
 /**
- * The partitions of an MBR whose boot record was read, as the kernel shows them: also of
- * type 0, overlapping, or cut off at the end of the disk.
+ * Reads the partitions of an MBR as the kernel shows them, including those that have
+ * type 0, overlap, or are cut off at the end of the disk.
  *
- * @returns `undefined` when the record is not one of a partition table, but of a file
- * system, of boot code, or of a table that only the kernel reads
+ * @returns The partitions, or `undefined` if the record belongs to a file system, boot
+ * code, or a table that only the kernel reads.
  */
 export function readMbr(
   source: ByteSource,
@@ -91,7 +94,10 @@ export function readMbr(
   return { partitions, unusable };
 }
 
-/** A dynamic disk of Windows (LDM): the kernel shows the volumes of its database instead. */
+/**
+ * Returns `true` for a dynamic disk of Windows (LDM), of which the kernel shows the
+ * volumes in its database instead.
+ */
 function isDynamicDisk(source: ByteSource, primaries: Partition[]): boolean {
   if (!primaries.some(({ type }) => type === DYNAMIC_DISK)) return false;
   const header = readFully(source, LDM_HEADER, LDM_SIGNATURE.length);
@@ -133,7 +139,7 @@ function entryOf(
   if (shown < count) {
     addProblem(
       entry,
-      `cut off at the end of the disk: the table has it end in sector ${
+      `cut off at the end of the disk: according to the table it ends in sector ${
         start + count - 1
       }`,
     );
@@ -151,7 +157,10 @@ function isWithin(inner: Extent, outer: Extent): boolean {
     inner.start + inner.count <= outer.start + outer.count;
 }
 
-/** A file system fills the disk; a table has partitions, behind itself. */
+/**
+ * Returns `true` if partitions start after the table. A file system fills the whole
+ * disk instead.
+ */
 function arePlausible(partitions: Partition[], disk: Disk): boolean {
   return partitions.length > 0 &&
     partitions.every((partition) =>
@@ -162,13 +171,13 @@ function arePlausible(partitions: Partition[], disk: Disk): boolean {
 
 /** The logical partitions in an extended one. */
 interface Chain {
-  /** In the order of the chain. */
+  /** The partitions in the order of the chain. */
   readonly partitions: Partition[];
-  /** The first thing that is wrong with it. What comes before that is there. */
+  /** The first fault of the chain. Partitions before it are usable. */
   readonly problem: string | undefined;
 }
 
-/** Follows the extended boot records as the kernel does: as far as they lead. */
+/** Follows the extended boot records as far as they lead, as the kernel does. */
 function readChain(
   source: ByteSource,
   container: Partition,
@@ -186,9 +195,9 @@ function readChain(
       problem: problem ?? `its chain of logical partitions ends: ${fault}`,
     });
     const place = describeExtent({ ...here, count: 1 });
-    if (seen.has(here.start)) return end(`${place} comes twice`);
+    if (seen.has(here.start)) return end(`${place} occurs twice`);
     if (seen.size === MAX_RECORDS || emptyRecords === MAX_EMPTY_RECORDS) {
-      return end(`${place} is one too many`);
+      return end(`${place} exceeds the limit`);
     }
     seen.add(here.start);
     const record = readBootRecord(source, here.start * disk.sectorSize);
@@ -199,7 +208,7 @@ function readChain(
       );
     }
     if (!isWithin({ ...here, count: 1 }, container)) {
-      problem ??= `${place} lies outside of it`;
+      problem ??= `${place} lies outside it`;
     }
     const slots = dataSlots(record, here, container);
     for (const slot of slots) {
@@ -208,7 +217,7 @@ function readChain(
       const start = here.start + slot.start;
       const partition = partitionOf(number, slot.type, start, slot.count);
       if (!isWithin(partition, container)) {
-        problem ??= `${describeExtent(partition)} lies outside of it`;
+        problem ??= `${describeExtent(partition)} lies outside it`;
       }
       partitions.push(partition);
     }
@@ -224,7 +233,7 @@ function readChain(
   }
 }
 
-/** The partitions of an extended boot record: usually one, in the first slot. */
+/** Returns the partitions of an extended boot record: usually one, in the first slot. */
 function dataSlots(
   record: BootRecord,
   here: Extent,

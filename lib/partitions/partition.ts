@@ -1,23 +1,35 @@
 import type { FileSystem } from "../mounting/file_system.ts";
 
-/** A partition of a loop device or of an image: plain data. */
+/** A partition of a loop device or of an image, as plain data. */
 export interface Partition {
   /** The number of the partition: 1 for `/dev/loop3p1`. */
   number: number;
-  /** The path of its node: `/dev/loop3p1`. Of an image, the name that sfdisk gives it: `disk.img1`. */
+  /**
+   * The path of its node: `/dev/loop3p1`. For an image, the name that sfdisk uses:
+   * `disk.img1`.
+   */
   path: string;
-  /** Where it begins on the disk, in bytes. */
+  /** The offset on the disk at which it starts, in bytes. */
   start: number;
-  /** Its size in bytes, as far as it is on the disk. Of an extended partition, which Linux shows only in part, its full size. */
+  /**
+   * Its size in bytes, up to the end of the disk. For an extended partition, which
+   * Linux shows only in part, its full size.
+   */
   size: number;
-  /** GPT: the type GUID, in upper case. MBR: `"0x83"`. Absent where only the kernel can read the table. */
+  /**
+   * GPT: the type GUID, in upper case. MBR: `"0x83"`. Absent if only the kernel can
+   * read the table.
+   */
   type?: string;
-  /** GPT: its name, when it has one. */
+  /** GPT: its name, if it has one. */
   name?: string;
-  /** GPT: its GUID, in upper case. MBR: disk id and number, `"1234abcd-01"`. */
+  /** GPT: its GUID, in upper case. MBR: the disk ID and the number, `"1234abcd-01"`. */
   uuid?: string;
-  /** What is in it, when it is recognized. */
+  /** The file system in it, if it is recognized. */
   fileSystem?: FileSystem;
-  /** Why it is not as the table says, or not there: `overlaps partition 2`, in one line. */
+  /**
+   * Reason why it differs from the table or is missing, in one line:
+   * `overlaps partition 2`.
+   */
   problem?: string;
 }

@@ -1,4 +1,7 @@
-/** Partitions that appear: whether or not the kernel can read the table, and udev is there. */
+/**
+ * Creates the partitions of a device, even if the kernel cannot read the table or udev
+ * is missing.
+ */
 import { DEFAULT_TIMEOUT, type WaitOptions } from "../waiting.ts";
 import { checkOptions, checkSignal, checkTimeout } from "../arguments.ts";
 import type { DeviceRef } from "../device_ref.ts";
@@ -6,55 +9,66 @@ import { openAttached } from "../attaching/open_attached.ts";
 import type { Partition } from "./partition.ts";
 import type { ShownTable } from "./appear.ts";
 
-/** How {@linkcode partitions} waits. */
+/** Options of {@linkcode partitions}. */
 export interface PartitionsOptions {
   /**
-   * How many milliseconds to wait until the nodes are there.
+   * Time in milliseconds to wait for the nodes to appear.
    *
    * @default {5000}
    */
   timeout?: number | undefined;
-  /** Ends the waiting. */
+  /** Signal used to abort the wait. The promise rejects with its reason. */
   signal?: AbortSignal | undefined;
 }
 
 /**
- * Makes the partitions of a device appear, and tells what they are. Their paths can be
- * opened when it resolves.
+ * Creates the partitions of a device and describes them. Their paths can be opened once
+ * the promise resolves.
  *
- * The table, GPT or MBR, is read here, entry by entry as the kernel does: what is odd
- * about one is its `problem`. What the kernel has not found, because it has no parser or
- * has lost a race, is added (`BLKPG_ADD_PARTITION`); `partscan` is turned on, so that the
- * kernel drops them when the device is detached, however that happens. Partitions of an
- * earlier table are moved, and those that grew where they are become larger, mounted or
- * not. Partitions whose table only the kernel can read (BSD, Sun, Apple …) are listed
- * without a type. A device without a table has no partitions, which is no error.
+ * The library reads the table (GPT or MBR) entry by entry, as the kernel does. Anything
+ * odd about an entry is reported as its `problem`. Partitions that the kernel did not
+ * find, because it has no parser or lost a race, are added (`BLKPG_ADD_PARTITION`).
+ * `partscan` is turned on, so that the kernel removes them when the device is detached,
+ * however that happens. Partitions of an earlier table are moved, and those that have
+ * grown in place are enlarged, mounted or not. Partitions whose table only the kernel
+ * can read (BSD, Sun, Apple …) are listed without a type. A device without a table has
+ * no partitions, which is not an error.
  *
- * The path of a regular file is read as an image: nothing is attached, and its
- * partitions, for whoever attaches at their offsets, have the names that sfdisk gives them
- * (`disk.img1`, `disk2p1`), of which no file need exist. A table for sectors of another
- * size than 512 bytes is read for that size when it is a GPT.
+ * The path of a regular file is read as an image, without attaching it. Its partitions
+ * have the names that sfdisk uses (`disk.img1`, `disk2p1`); no such files need to
+ * exist. If the GPT of an image was written for another sector size than 512 bytes,
+ * that size is used.
  *
- * Requires `--allow-ffi`, and for devices root.
+ * Requires `--allow-ffi`, and root for devices.
  *
- * @param device The device, or the path of an image. With what {@linkcode list} gave its
- * identity is checked.
- * @param options How long to wait for nodes.
+ * @param device The device, or the path of an image. If it is a row of
+ * {@linkcode list}, its identity is checked.
+ * @param options Limits for waiting for the nodes.
  * @returns The partitions, by number.
- * @throws {LoopError} `EUCLEAN` when nothing in the table can be used: the message says
- * why; `ETIMEDOUT` when a node does not appear in time: it says which; `EPERM` or `EACCES`
- * when one may not be opened; `ENXIO` when no file is attached
- * @throws {LoopBusyError} when one that would have to move is in use: nothing was changed
- * @throws {StaleDeviceError} when the device is bound to something else by now
+ * @throws {LoopError} If nothing in the table can be used (`EUCLEAN`; the message says
+ * why), if a node does not appear in time (`ETIMEDOUT`; the message says which), if a
+ * node may not be opened (`EPERM`, `EACCES`), or if no file is attached (`ENXIO`).
+ * @throws {LoopBusyError} If a partition that would have to move is in use; nothing was
+ * changed.
+ * @throws {StaleDeviceError} If the device is now bound to another file.
  *
- * @example The partitions of an image
+ * @example List the partitions of an image
  * ```ts
- * import { attach, openMemory, partitions } from "@loopdev/loopdev";
+ * import { partitions } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
  *
- * using memory = openMemory(1 << 20); // without a table
- * await using device = await attach(memory, { partscan: true });
- * assertEquals(await partitions(device), []);
+ * const disk = new Uint8Array(4 << 20);
+ * disk.set([0x55, 0xaa], 510); // an MBR
+ * disk[450] = 0x83; // with one Linux partition
+ * new DataView(disk.buffer).setUint32(454, 2048, true); // from sector 2048
+ * new DataView(disk.buffer).setUint32(458, 4096, true); // of 4096 sectors
+ * const path = await Deno.makeTempFile({ suffix: ".img" });
+ * await Deno.writeFile(path, disk);
+ *
+ * const [partition] = await partitions(path); // no root needed
+ * assertEquals(partition?.path, `${path}1`);
+ * assertEquals(partition?.size, 2 << 20);
+ * await Deno.remove(path);
  * ```
  */
 export async function partitions(
@@ -65,13 +79,16 @@ export async function partitions(
   return (await partitionTable(device, options)).partitions;
 }
 
-/** As {@linkcode partitions}, with what cannot be shown, and the size of the disk. */
+/**
+ * Reads the partitions like {@linkcode partitions}, with the entries that cannot be
+ * shown and the size of the disk.
+ */
 export async function partitionTable(
   device: DeviceRef,
   options: PartitionsOptions = {},
 ): Promise<ShownTable> {
   const waiting = checkPartitionsOptions(options);
-  // Read when it is needed: most programs have no partitions.
+  // Loaded on demand: most programs have no partitions.
   const { readImage } = await import("./image_file.ts");
   const image = await readImage(device);
   if (image !== undefined) return image;
@@ -80,7 +97,10 @@ export async function partitionTable(
   return await showTable(loop, waiting);
 }
 
-/** An `Attachment` is a reference too, with nodes of its own where there are none in `/dev`. */
+/**
+ * Returns `true` for an `Attachment`, which has its own nodes if there are none in
+ * `/dev`.
+ */
 function isAttachment(device: DeviceRef): device is DeviceRef & {
   partitions(options: PartitionsOptions): Promise<Partition[]>;
 } {
@@ -88,7 +108,7 @@ function isAttachment(device: DeviceRef): device is DeviceRef & {
     "partitions" in device && typeof device.partitions === "function";
 }
 
-/** Checks the options. An abort that has happened already is thrown. */
+/** Validates the options. Throws if the signal is already aborted. */
 export function checkPartitionsOptions(
   options: PartitionsOptions,
 ): WaitOptions {

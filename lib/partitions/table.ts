@@ -1,4 +1,4 @@
-/** The partition table of a disk, whichever of the two it is. */
+/** Reads the partition table of a disk, either GPT or MBR. */
 import { isProtective, readBootRecord } from "./boot_record.ts";
 import type { ByteSource } from "./byte_source.ts";
 import { DamagedTable } from "./damaged_table.ts";
@@ -6,32 +6,33 @@ import { findGpts, type Gpt, readEntries } from "./gpt.ts";
 import { readMbr } from "./mbr.ts";
 import type { TableEntries } from "./table_entry.ts";
 
-/** What is at the beginning of a partitioned disk. */
+/** A partition table. */
 export interface PartitionTable extends TableEntries {
-  /** Which kind of table; a GPT with a hybrid MBR is a GPT. */
+  /** Kind of table. A GPT with a hybrid MBR is a GPT. */
   kind: "gpt" | "mbr";
-  /** The sector size that the table is for, in bytes. */
+  /** The sector size the table was written for, in bytes. */
   sectorSize: number;
 }
 
-/** How to read a table. */
+/** Options for reading a table. */
 export interface TableOptions {
   /**
-   * The sector size of the disk in bytes. Without it a GPT shows its own, and an
-   * MBR is read as one for 512.
+   * The sector size of the disk in bytes. By default, a GPT determines its own, and an
+   * MBR is read for 512 bytes.
    */
   sectorSize?: number;
 }
 
-/** The sector sizes that a GPT is looked for at. */
+/** Sector sizes to try for a GPT. */
 const SECTOR_SIZES = [512, 1024, 2048, 4096];
 const MBR_SECTOR_SIZE = 512;
 
 /**
  * Reads the partition table of a disk.
  *
- * @returns `undefined` when there is none: a file system without a table, zeros
- * @throws {DamagedTable} when there is one of which nothing can be used
+ * @returns The table, or `undefined` if there is none: a file system without a table,
+ * or zeros.
+ * @throws {DamagedTable} If there is a table of which nothing can be used.
  */
 export function readTable(
   source: ByteSource,
@@ -45,10 +46,10 @@ export function readTable(
   return table;
 }
 
-/** So many entries are named in a message. */
+/** Maximum number of entries named in a message. */
 const MAX_NAMED = 5;
 
-/** Entries that cannot be used, in one line. */
+/** Describes unusable entries in one line. */
 export function describeUnusable(unusable: readonly string[]): string {
   const rest = unusable.length - MAX_NAMED;
   return [
@@ -77,8 +78,8 @@ function readAny(
 }
 
 /**
- * The sector size of the GPT of a disk; `undefined` when there is none, or several
- * for different sizes. An MBR does not say for which size it is.
+ * Returns the sector size of the GPT of a disk, or `undefined` if there is none or
+ * there are several for different sizes. An MBR does not record its sector size.
  */
 export function probeSectorSize(source: ByteSource): number | undefined {
   const record = readBootRecord(source, 0);
@@ -102,6 +103,6 @@ function chooseGpt(source: ByteSource, sectorSize?: number): Gpt {
   throw new DamagedTable(
     actual === undefined
       ? damage
-      : `the GPT is for sectors of ${actual} bytes, and the disk has ${sectorSize}`,
+      : `the GPT is for sectors of ${actual} bytes, but those of the disk have ${sectorSize}`,
   );
 }

@@ -1,22 +1,28 @@
-/** What a partition table says of a partition. Plain data. */
+/** A partition as its table describes it. Plain data. */
 export interface TableEntry {
-  /** The number of the partition, from 1 on; logical partitions of an MBR from 5 on. */
+  /**
+   * The number of the partition, starting at 1; logical partitions of an MBR start at
+   * 5.
+   */
   number: number;
-  /** Where it begins on the disk, in bytes. */
+  /** The offset on the disk at which it starts, in bytes. */
   start: number;
-  /** Its size in bytes, as far as it is on the disk. */
+  /** Its size in bytes, up to the end of the disk. */
   size: number;
   /** GPT: the type GUID in upper case, as sfdisk prints it. MBR: `"0x83"`, `"0xc"`. */
   type: string;
-  /** GPT: the name, unless it is empty. */
+  /** GPT: the name, if it is not empty. */
   name?: string;
-  /** GPT: the GUID of the partition, in upper case. MBR: disk id and number, `"1234abcd-01"`, unless the disk has no id. */
+  /**
+   * GPT: the GUID of the partition, in upper case. MBR: the disk ID and the number,
+   * `"1234abcd-01"`, unless the disk has no ID.
+   */
   uuid?: string;
-  /** What is odd about it, in one line. */
+  /** Anything odd about it, in one line. */
   problem?: string;
   /**
-   * Set for the extended partition of an MBR, of which the logical ones are parts.
-   * The size is its full size; Linux shows only its first sectors as a device.
+   * Set for the extended partition of an MBR, which contains the logical ones. The size
+   * is its full size; Linux shows only its first sectors as a device.
    */
   isContainer?: true;
 }
@@ -25,14 +31,14 @@ export interface TableEntry {
 export interface TableEntries {
   /** The partitions, by number. */
   partitions: TableEntry[];
-  /** What is wrong with those that no kernel shows, one line each. */
+  /** Faults of entries that no kernel shows, one line each. */
   unusable: string[];
 }
 
-/** The highest number of a partition: Linux has minor numbers for no more. */
+/** The highest partition number: Linux has no more minor numbers. */
 export const MAX_NUMBER = 255;
 
-/** What is wrong with a partition of a higher number. */
+/** Describes the fault of a partition with a higher number. */
 export function beyondMaximum(number: number): string {
   return `partition ${number} cannot be shown: the highest number in Linux is ${MAX_NUMBER}`;
 }
@@ -40,10 +46,13 @@ export function beyondMaximum(number: number): string {
 /** The first number of a logical partition. */
 export const FIRST_LOGICAL = 5;
 
-/** Linux shows two sectors of an extended partition, enough for a boot loader. */
+/**
+ * Size that Linux shows of an extended partition: two sectors, enough for a boot
+ * loader.
+ */
 const CONTAINER_SIZE = 1024;
 
-/** Where the device of a partition begins, and its size in bytes. */
+/** Returns the start and size of the device of a partition, in bytes. */
 export function shownExtent(
   { start, size, isContainer }: TableEntry,
   sectorSize: number,
@@ -52,14 +61,17 @@ export function shownExtent(
   return { start, size: Math.min(size, Math.max(CONTAINER_SIZE, sectorSize)) };
 }
 
-/** Adds to what is odd about an entry. */
+/** Adds a problem to an entry. */
 export function addProblem(entry: TableEntry, problem: string): void {
   entry.problem = entry.problem === undefined
     ? problem
     : `${entry.problem}; ${problem}`;
 }
 
-/** Says of each entry which others it overlaps. The kernel's parsers show these too. */
+/**
+ * Adds a problem to each entry that overlaps others. The kernel's parsers show these
+ * too.
+ */
 export function noteOverlaps(
   entries: readonly TableEntry[],
   sectorSize: number,
@@ -74,7 +86,10 @@ export function noteOverlaps(
   }
 }
 
-/** Logical partitions lie in an extended one, behind its first record. */
+/**
+ * Returns `true` if two entries overlap. Logical partitions lie inside an extended one,
+ * after its first record.
+ */
 function doOverlap(a: TableEntry, b: TableEntry, sectorSize: number): boolean {
   const end = (entry: TableEntry, other: TableEntry): number =>
     entry.start +

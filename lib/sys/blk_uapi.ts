@@ -1,25 +1,31 @@
 /**
- * `<linux/fs.h>` and `<linux/blkpg.h>`: what every block device understands. Numbers of
- * 64-bit architectures.
+ * Ioctls that every block device supports: `<linux/fs.h>` and `<linux/blkpg.h>`. The
+ * numbers are those of 64-bit architectures.
  */
 import { BLKPG_IOCTL_ARG, BLKPG_PARTITION } from "./layouts.ts";
 import { addressOf, ioctlPointer } from "./libc.ts";
 
-/** Makes a device read-only or writable again; stays when the backing file goes. Argument: `const int *`. */
+/**
+ * Makes a device read-only or writable. The setting outlives the binding. Argument:
+ * `const int *`.
+ */
 export const BLKROSET = 0x125d;
-/** Whether the device is read-only. Argument: `int *`. */
+/** Returns whether the device is read-only. Argument: `int *`. */
 export const BLKROGET = 0x125e;
 /** Writes back and drops the cached pages. No argument. */
 export const BLKFLSBUF = 0x1261;
-/** The logical block size in bytes. Argument: `int *`. */
+/** Returns the logical block size in bytes. Argument: `int *`. */
 export const BLKSSZGET = 0x1268;
-/** The block size of the page cache of the device in bytes. Argument: `int *`. */
+/** Returns the block size of the page cache of the device in bytes. Argument: `int *`. */
 export const BLKBSZGET = 0x80081270;
-/** Sets that block size, and writes back and drops the cached pages. Argument: `int *`. */
+/**
+ * Sets the block size of the page cache, and writes back and drops the cached pages.
+ * Argument: `int *`.
+ */
 export const BLKBSZSET = 0x40081271;
-/** The size in bytes. Argument: `u64 *`. */
+/** Returns the size in bytes. Argument: `u64 *`. */
 export const BLKGETSIZE64 = 0x80081272;
-/** The disk sequence number, Linux 5.15. Argument: `u64 *`. */
+/** Returns the disk sequence number, Linux 5.15. Argument: `u64 *`. */
 export const BLKGETDISKSEQ = 0x80081280;
 /** Adds, resizes or removes a partition. Argument: `struct blkpg_ioctl_arg *`. */
 export const BLKPG = 0x1269;
@@ -29,7 +35,7 @@ const BLKPG_ADD_PARTITION = 1;
 const BLKPG_DEL_PARTITION = 2;
 const BLKPG_RESIZE_PARTITION = 3;
 
-/** `struct blkpg_partition`. The kernel gets its address, so it lives as long as the program. */
+/** `struct blkpg_partition`. The kernel gets its address, so it is never collected. */
 const partition = new Uint8Array(BLKPG_PARTITION.size);
 const partitionView = new DataView(partition.buffer);
 
@@ -39,8 +45,8 @@ export function addPartition(fd: number, extent: PartitionExtent): number {
 }
 
 /**
- * `BLKPG` with `BLKPG_RESIZE_PARTITION`: gives a partition, in use or not, another size.
- * It must begin there already. The kernel makes it smaller too, under a mounted file system.
+ * `BLKPG` with `BLKPG_RESIZE_PARTITION`: changes the size of a partition, even in use.
+ * Its start must not change. The kernel also shrinks it under a mounted file system.
  */
 export function resizePartition(fd: number, extent: PartitionExtent): number {
   return placePartition(fd, BLKPG_RESIZE_PARTITION, extent);

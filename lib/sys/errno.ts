@@ -1,7 +1,9 @@
 /**
- * Error numbers of Linux: `asm-generic/errno-base.h` and `asm-generic/errno.h`, which x86_64 and aarch64 share.
+ * Names and texts of Linux error numbers: `asm-generic/errno-base.h` and
+ * `asm-generic/errno.h`, which x86_64 and aarch64 share.
  *
- * `strerror` is not used: its answer depends on the locale, and reading a C string needs an unrestricted `--allow-ffi`.
+ * `strerror` is not used: its result depends on the locale, and reading a C string
+ * requires an unrestricted `--allow-ffi`.
  */
 
 export const EPERM = 1;
@@ -174,12 +176,15 @@ const ROWS: readonly Row[] = [
 
 const BY_NUMBER = new Map(ROWS.map((row) => [row[0], row]));
 
-/** The symbolic name of an error number: 16 gives `EBUSY`; an unknown number `E4095`. */
+/**
+ * Returns the symbolic name of an error number: `EBUSY` for 16, `E4095` for an unknown
+ * number.
+ */
 export function errnoName(errno: number): string {
   return BY_NUMBER.get(errno)?.[1] ?? `E${errno}`;
 }
 
-/** What an error number means, in words: 16 gives `device or resource busy`. */
+/** Returns the text of an error number: `device or resource busy` for 16. */
 export function errnoMessage(errno: number): string {
   return BY_NUMBER.get(errno)?.[2] ?? "unknown error";
 }

@@ -1,12 +1,12 @@
 /**
- * Where the C library is. A grant for its path alone is enough, but nothing tells which
- * path was granted, so the places where systems keep it are asked for one by one.
+ * Finds the C library. A grant for its path alone is enough, but Deno does not report
+ * which path was granted, so each usual place is queried.
  */
 import { ELF64, ELF64_PHDR, PT_INTERP } from "./layouts.ts";
 
 /**
- * The absolute paths at which C libraries are found: a bare name would not load under a
- * grant for a path.
+ * Returns the absolute paths at which C libraries are found. A bare name would not load
+ * under a grant for a path.
  */
 export function libraryPaths(
   musl: boolean,
@@ -22,7 +22,7 @@ export function libraryPaths(
     "/usr/lib64",
     "/usr/lib",
     "/lib",
-    // Beside another C library, which is the system's: Alpine, Homebrew, snap.
+    // Locations of a second C library besides the system's: Alpine, Homebrew, snap.
     "/usr/local/lib/glibc",
     "/usr/glibc-compat/lib",
     "/home/linuxbrew/.linuxbrew/opt/glibc/lib",
@@ -40,7 +40,7 @@ function isGranted(name: "ffi" | "read", path?: string): boolean {
 
 const isMusl = (): boolean => (Deno.build as { env?: string }).env === "musl";
 
-/** What may be opened without asking anybody, the likeliest first. */
+/** Yields the libraries that may be opened without a prompt, the likeliest first. */
 export function* grantedLibraries(): Generator<string> {
   if (isGranted("ffi")) {
     yield isMusl() ? `libc.musl-${Deno.build.arch}.so.1` : "libc.so.6";
@@ -52,9 +52,9 @@ export function* grantedLibraries(): Generator<string> {
 }
 
 /**
- * The C library of this very program, as far as that may be read: it is beside the loader
- * that the executable names, or beside what that name leads to. (`/proc/self/maps` would
- * tell, but Deno lets it be read only under `--allow-all`.)
+ * Returns the C libraries of this very program, as far as its executable is readable:
+ * they are next to the loader that it names, or next to the target of that name.
+ * (`/proc/self/maps` lists them, but Deno allows reading it only under `--allow-all`.)
  */
 function ownLibraries(): string[] {
   try {
@@ -66,7 +66,7 @@ function ownLibraries(): string[] {
     }
     return beside;
   } catch {
-    return []; // another kind of executable, or gone by now
+    return []; // another kind of executable, or no longer there
   }
 }
 
@@ -74,7 +74,7 @@ function directoryOf(path: string): string {
   return path.slice(0, path.lastIndexOf("/"));
 }
 
-/** The loader that an executable asks the kernel for. */
+/** Returns the loader that an executable requests from the kernel. */
 function loaderOf(executable: string): string | undefined {
   if (!isGranted("read", executable)) return undefined;
   using file = Deno.openSync(executable);
@@ -91,12 +91,12 @@ function loaderOf(executable: string): string | undefined {
     if (table.getUint32(at + ELF64_PHDR.p_type, true) !== PT_INTERP) continue;
     const [offset, size] = [ELF64_PHDR.p_offset, ELF64_PHDR.p_filesz]
       .map((field) => Number(table.getBigUint64(at + field, true)));
-    return new TextDecoder().decode(read(offset!, size! - 1)); // ends in a NUL
+    return new TextDecoder().decode(read(offset!, size! - 1)); // without the terminating NUL
   }
   return undefined;
 }
 
-/** What to grant on this machine: an absolute path, where that may be found out. */
+/** Returns the absolute path to grant on this machine, if it can be determined. */
 function pathToGrant(): string | undefined {
   return [...ownLibraries(), ...libraryPaths(isMusl())].find((path) => {
     if (!isGranted("read", path)) return false;
@@ -108,7 +108,10 @@ function pathToGrant(): string | undefined {
   });
 }
 
-/** The error for a grant that is missing, or by which no C library can be opened. */
+/**
+ * Creates the error for a missing grant, or for one under which no C library can be
+ * opened.
+ */
 export function notGranted(failures: readonly Error[]): Error {
   const path = pathToGrant();
   const flag = path === undefined
@@ -118,11 +121,11 @@ export function notGranted(failures: readonly Error[]): Error {
     path === undefined ? "the C library" : JSON.stringify(path)
   }, run again with ${flag}`;
   if (failures.length === 0) return new Deno.errors.NotCapable(message);
-  // A library that is there, but does not load, says more than those that are not there.
+  // An existing library that does not load is more informative than missing ones.
   const [cause] = failures.filter(({ message }) =>
     !/No such file/.test(message)
   );
-  const tried = `none that is granted can be opened`;
+  const tried = `none of the granted libraries can be opened`;
   return new Deno.errors.NotCapable(
     `${message} (${tried}${cause === undefined ? "" : `: ${cause.message}`})`,
     { cause: cause ?? failures[0] },

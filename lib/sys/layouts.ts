@@ -1,6 +1,6 @@
 /**
- * Where the fields of the kernel's structures are that are read and written in place, by
- * their names in C. The same on x86_64 and aarch64, see `tests/unit/layouts_test.ts`.
+ * Offsets of fields in kernel structures that are read and written in place, by their C
+ * names. Identical on x86_64 and aarch64, see `tests/unit/layouts_test.ts`.
  */
 
 /** `struct statx`, linux/stat.h. */
@@ -62,7 +62,7 @@ export const LOOP_INFO64_SIZE = 232;
 /** `sizeof(struct loop_config)`. */
 export const LOOP_CONFIG_SIZE = 304;
 
-/** Where the fields of `struct loop_info64` are. */
+/** Offsets of the fields of `struct loop_info64`. */
 export const LOOP_INFO64_OFFSETS = {
   device: 0,
   inode: 8,
@@ -79,7 +79,7 @@ export const LOOP_INFO64_OFFSETS = {
   init: 216,
 } as const;
 
-/** Where the fields of `struct loop_config` are. */
+/** Offsets of the fields of `struct loop_config`. */
 export const LOOP_CONFIG_OFFSETS = {
   fd: 0,
   blockSize: 4,
@@ -96,5 +96,5 @@ export const ELF64_PHDR = {
   p_offset: 8,
   p_filesz: 32,
 } as const;
-/** The segment that names the loader, linux/elf.h. */
+/** Type of the segment that names the loader, linux/elf.h. */
 export const PT_INTERP = 3;

@@ -1,25 +1,31 @@
 /**
- * The C library: one table of prototypes, one way to read errno, one function
- * a system call.
+ * Calls the C library: one table of prototypes, one place that reads errno, one
+ * function for each system call.
  *
- * Every function answers as the kernel does: the result, or the negative error
- * number. Nothing here throws for a failed call, so that the caller, who knows
- * what was tried on what, writes the message.
+ * Every function returns the result or the negative error number, as the kernel does.
+ * None throws for a failed call, so that the caller, which knows what was tried on
+ * what, can write the message.
  */
 
 import { grantedLibraries, notGranted } from "./find_libc.ts";
 import { FLOCK, OPEN_HOW } from "./layouts.ts";
 import { opening } from "./opening.ts";
 
-/** What every program needs: listing devices takes no more. */
+/** Symbols that every program needs. Listing devices needs no others. */
 const FEW_SYMBOLS = {
   /** `int openat(int directory, const char *path, int flags, mode_t mode)` */
   openat: { parameters: ["i32", "buffer", "i32", "u32"], result: "i32" },
   /** `int close(int fd)` */
   close: { parameters: ["i32"], result: "i32" },
-  /** `ssize_t pread(int fd, void *buffer, size_t size, off_t offset)`; what we ask for fits 32 bits. */
+  /**
+   * `ssize_t pread(int fd, void *buffer, size_t size, off_t offset)`. Our sizes fit in
+   * 32 bits.
+   */
   pread: { parameters: ["i32", "buffer", "usize", "i64"], result: "i32" },
-  /** `long syscall(long number, …)` for calls that not every C library exports: (int, pointer, int, int, pointer). */
+  /**
+   * `long syscall(long number, …)` for calls that some C libraries do not export: (int,
+   * pointer, int, int, pointer).
+   */
   syscall: {
     parameters: ["i64", "i64", "buffer", "i64", "i64", "buffer"],
     result: "i32",
@@ -30,7 +36,11 @@ const FEW_SYMBOLS = {
     parameters: [],
     result: "pointer",
   },
-  /** `void *memcpy(void *to, const void *from, size_t size)`: unlike `Deno.UnsafePointer` allowed under a narrow grant. Gives the address of `to`. */
+  /**
+   * `void *memcpy(void *to, const void *from, size_t size)`. Unlike
+   * `Deno.UnsafePointer`, it is allowed under a narrow grant. Returns the address of
+   * `to`.
+   */
   memcpy: { parameters: ["buffer", "pointer", "usize"], result: "usize" },
 } as const satisfies Deno.ForeignLibraryInterface;
 
@@ -142,12 +152,15 @@ export const SYSTEM_CALLS = {
   },
 } as const;
 
-/** Those of this machine. */
+/** System call numbers of this machine. */
 export const SYSCALL_NUMBERS =
   SYSTEM_CALLS[Deno.build.arch as keyof typeof SYSTEM_CALLS];
 
 type Symbols = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
-/** The same with buffers of any kind: before Deno 2.8.3 the types wanted an `ArrayBuffer` behind them. */
+/**
+ * The symbols, accepting buffers of any kind: before Deno 2.8.3, the types required an
+ * `ArrayBuffer`.
+ */
 export type Libc = {
   readonly [Name in keyof Symbols]: Symbols[Name] extends
     (...args: infer Args) => infer Result ? (
@@ -169,13 +182,16 @@ function openLibrary(path: string): Libc {
   const symbols = opening.onUse
     ? openFew(path)
     : Deno.dlopen(path, SYMBOLS).symbols as Libc;
-  // Constant for a thread, so that reading errno takes one call only.
+  // Constant for a thread, so that reading errno takes only one call.
   errnoPointer = symbols.errnoLocation();
   openedPath = path;
   return library = symbols;
 }
 
-/** Opens the few symbols that every program needs, and the others when one of them is used: each takes its time. */
+/**
+ * Opens the few symbols that every program needs, and the others on first use, because
+ * each symbol costs time.
+ */
 function openFew(path: string): Libc {
   const few = { ...Deno.dlopen(path, FEW_SYMBOLS).symbols } as Libc;
   const openAll = (): Libc =>
@@ -189,7 +205,10 @@ function openFew(path: string): Libc {
   return onUse;
 }
 
-/** Opens another table of prototypes, for calls that most programs never make: each symbol costs time at the start. */
+/**
+ * Opens another table of prototypes, for calls that most programs never make, because
+ * each symbol costs time at import.
+ */
 export function openTable<const Table extends Deno.ForeignLibraryInterface>(
   symbols: Table,
 ): Deno.DynamicLibrary<Table>["symbols"] {
@@ -197,7 +216,7 @@ export function openTable<const Table extends Deno.ForeignLibraryInterface>(
   return Deno.dlopen(openedPath, symbols).symbols;
 }
 
-/** The library, opened at the first use if it was not at import. */
+/** Returns the library. Opens it on first use, if that was not possible at import. */
 export function libc(): Libc {
   return library ?? openNow();
 }
@@ -205,19 +224,22 @@ export function libc(): Libc {
 function openNow(): Libc {
   if (Deno.build.os !== "linux" || SYSCALL_NUMBERS === undefined) {
     throw new Deno.errors.NotSupported(
-      `Cannot use loop devices on ${Deno.build.os} ${Deno.build.arch}: they exist on Linux, and this module knows x86_64 and aarch64`,
+      `Cannot use loop devices on ${Deno.build.os} ${Deno.build.arch}: they require Linux on x86_64 or aarch64`,
     );
   }
   const failures = openGranted();
   if (library !== undefined) return library;
-  // The prompt, where there is one.
+  // Prompts, if prompting is enabled.
   Deno.permissions.requestSync({ name: "ffi" });
   failures.push(...openGranted());
   if (library !== undefined) return library;
   throw notGranted(failures);
 }
 
-/** Opens the first library that may be opened and can be. Gives what was in the way of the others. */
+/**
+ * Opens the first library that is granted and can be opened. Returns the errors of the
+ * others.
+ */
 function openGranted(): Error[] {
   const failures: Error[] = [];
   for (const path of grantedLibraries()) {
@@ -231,23 +253,26 @@ function openGranted(): Error[] {
   return failures;
 }
 
-// Opening a library during a test looks like a leak to Deno's sanitizers, so it
-// is done at import, but only where that can neither prompt nor throw.
+// Deno's sanitizers report a library opened during a test as a leak, so it is opened at
+// import, but only if that can neither prompt nor throw.
 if (Deno.build.os === "linux" && SYSCALL_NUMBERS !== undefined) openGranted();
 
-/** The result of a call, or its negative error number. Must be the very next thing after the call. */
+/**
+ * Returns the result of a call, or its negative error number. Must be called
+ * immediately after the call.
+ */
 export function errnoResult(result: number): number {
   if (result !== -1) return result;
   library!.memcpy(errnoSlot, errnoPointer, 4n);
   return -errnoSlot[0]!;
 }
 
-/** Path of a file, NUL-terminated. */
+/** A NUL-terminated path. */
 export type CString = Uint8Array;
 
 const encoder = new TextEncoder();
 
-/** Text for C. The caller has made sure that it holds no NUL. */
+/** Encodes text for C. The caller has checked that it contains no NUL. */
 export function cString(text: string): CString {
   const bytes = new Uint8Array(text.length + 1);
   return putAscii(text, bytes) ? bytes : encoder.encode(text + "\0");
@@ -255,14 +280,20 @@ export function cString(text: string): CString {
 
 const transient = new Uint8Array(4096);
 
-/** The same for the very next call only: its bytes are used again. An array of its own takes longer than a short path. */
+/**
+ * Like {@linkcode cString}, but in a shared buffer, valid only until the next call.
+ * Saves allocating an array for each short path.
+ */
 export function transientCString(text: string): CString {
   return text.length < transient.length && putAscii(text, transient)
     ? transient
     : cString(text);
 }
 
-/** Puts a text and a NUL into an array that has room for them, if it is ASCII. */
+/**
+ * Writes a text and a NUL into an array that is large enough. Returns `false` if it is
+ * not ASCII.
+ */
 function putAscii(text: string, bytes: Uint8Array): boolean {
   for (let index = 0; index < text.length; index++) {
     const code = text.charCodeAt(index);
@@ -273,10 +304,10 @@ function putAscii(text: string, bytes: Uint8Array): boolean {
   return true;
 }
 
-/** `fcntl.h`: paths are relative to the working directory. */
+/** `fcntl.h`: makes paths relative to the working directory. */
 export const AT_FDCWD = -100;
 
-/** `asm/fcntl.h`: the flags of open(2) that differ. */
+/** `asm/fcntl.h`: flags of open(2) that differ between architectures. */
 export const OPEN_FLAGS = {
   x86_64: { O_DIRECT: 0o40000, O_DIRECTORY: 0o200000, O_NOFOLLOW: 0o400000 },
   aarch64: { O_DIRECT: 0o200000, O_DIRECTORY: 0o40000, O_NOFOLLOW: 0o100000 },
@@ -308,12 +339,12 @@ export function openAt(
 
 // linux/openat2.h
 export const RESOLVE_NO_SYMLINKS = 0x04;
-/** Fails with `EAGAIN` where it would have to wait: Linux 5.12. */
+/** Fails with `EAGAIN` instead of waiting: Linux 5.12. */
 export const RESOLVE_CACHED = 0x20;
 
 /**
- * `openat2(2)` (Linux 5.6), always with `O_CLOEXEC`: how the path is resolved can be
- * restricted.
+ * `openat2(2)` (Linux 5.6), always with `O_CLOEXEC`: resolves the path under
+ * restrictions.
  */
 export function openAt2(
   directory: number,
@@ -336,12 +367,12 @@ export function openAt2(
   );
 }
 
-/** `close(2)`. Its error is of no use: the descriptor is gone in any case. */
+/** `close(2)`. Its error is ignored, because the descriptor is closed in any case. */
 export function close(fd: number): void {
   libc().close(fd);
 }
 
-/** `ioctl(2)` whose argument is a number. */
+/** `ioctl(2)` with a number as its argument. */
 export function ioctlValue(
   fd: number,
   request: number,
@@ -350,7 +381,7 @@ export function ioctlValue(
   return errnoResult(libc().ioctlValue(fd, request, value));
 }
 
-/** `ioctl(2)` whose argument points to a structure. */
+/** `ioctl(2)` with a pointer to a structure as its argument. */
 export function ioctlPointer(
   fd: number,
   request: number,
@@ -360,8 +391,8 @@ export function ioctlPointer(
 }
 
 /**
- * The address of an array, for a structure that points to another. The array must live
- * as long, and have more than 64 bytes: V8 moves smaller ones about.
+ * Returns the address of an array, for a structure that points to another. The array
+ * must live as long, and be larger than 64 bytes, because V8 moves smaller ones.
  */
 export function addressOf(bytes: Uint8Array): bigint {
   return libc().memcpy(bytes, null, 0n);
@@ -374,31 +405,34 @@ const F_OFD_SETLK = 37;
 const F_GET_SEALS = 1034;
 const F_SEAL_WRITE = 8;
 const F_SEAL_FUTURE_WRITE = 16;
-/** Kinds of locks: for those who read, for one who writes, none. */
+/** Types of locks: shared, exclusive, none. */
 export const F_RDLCK = 0;
 export const F_WRLCK = 1;
 export const F_UNLCK = 2;
 
-/** The flags that a descriptor was opened with: `fcntl(fd, F_GETFL)`. */
+/** Returns the flags a descriptor was opened with: `fcntl(fd, F_GETFL)`. */
 export function openFlags(fd: number): number {
   return errnoResult(libc().fcntl(fd, F_GETFL, null));
 }
 
-/** Another descriptor of the same open file: `fcntl(fd, F_DUPFD_CLOEXEC)`. */
+/** Duplicates a descriptor: `fcntl(fd, F_DUPFD_CLOEXEC)`. */
 export function duplicate(fd: number): number {
   return errnoResult(libc().fcntl(fd, F_DUPFD_CLOEXEC, null));
 }
 
-/** Whether a file in memory is sealed against writing. Other files cannot be sealed. */
+/**
+ * Returns `true` if a file in memory is sealed against writing. Other files cannot be
+ * sealed.
+ */
 export function isSealed(fd: number): boolean {
   const seals = errnoResult(libc().fcntl(fd, F_GET_SEALS, null));
   return seals > 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) !== 0;
 }
 
 /**
- * Locks a byte range for the open file description, or unlocks it, without waiting:
- * `fcntl(fd, F_OFD_SETLK)`. A length of 0 goes to the end of the file, wherever that
- * will be.
+ * Locks or unlocks a byte range for the open file description, without waiting:
+ * `fcntl(fd, F_OFD_SETLK)`. A length of 0 extends to the end of the file, even if it
+ * grows.
  */
 export function lockBytes(
   fd: number,
@@ -415,7 +449,7 @@ export function lockBytes(
 const flock = new Uint8Array(FLOCK.size); // l_whence 0: SEEK_SET
 const flockView = new DataView(flock.buffer);
 
-/** A system call with at most three numbers. */
+/** Issues a system call with up to three numbers. */
 export function numbersCall(
   number: bigint,
   first: number,
@@ -440,7 +474,7 @@ export function fsync(fd: number): number {
 
 // linux/fs.h
 const SYNC_FILE_RANGE_WAIT_BEFORE = 1;
-/** Wait for what is under way, start the rest, wait for it. */
+/** Waits for writes in progress, starts the rest, and waits for it. */
 const SYNC_FILE_RANGE_WRITE_AND_WAIT = 7;
 
 function syncFileRange(
@@ -465,20 +499,21 @@ export function writeBack(fd: number): number {
   return syncFileRange(fd, 0n, 0n, SYNC_FILE_RANGE_WRITE_AND_WAIT);
 }
 
-/** A page that no file has: nothing is waited for there. */
+/** Page that no file has, so that nothing is waited for. */
 const BEYOND_ALL_PAGES = 2n ** 62n;
 
 /**
- * The error of earlier write-backs that this open file has not been told of yet, without
- * writing or waiting: `sync_file_range(2)` over a page that does not exist.
+ * Returns the error of earlier write-backs that was not yet reported to this open file,
+ * without writing or waiting: `sync_file_range(2)` over a page that does not exist.
  */
 export function writeBackError(fd: number): number {
   return syncFileRange(fd, BEYOND_ALL_PAGES, 1n, SYNC_FILE_RANGE_WAIT_BEFORE);
 }
 
 /**
- * Writes dirty pages back on another thread, while the event loop goes on. Whether that
- * worked is not known: ask `writeBackError` on a descriptor that was open before.
+ * Like {@linkcode writeBack}, but on another thread, so that the event loop keeps
+ * running. The result is lost: call `writeBackError` afterwards, on a descriptor that
+ * was open before.
  */
 export async function writeBackAsync(fd: number): Promise<void> {
   await libc().syscallNonblocking(
@@ -490,7 +525,7 @@ export async function writeBackAsync(fd: number): Promise<void> {
   );
 }
 
-/** `fsync(2)` on another thread. Whether it worked is not known. */
+/** `fsync(2)` on another thread. The result is lost. */
 export async function fsyncAsync(fd: number): Promise<void> {
   await libc().syscallNonblocking(
     SYSCALL_NUMBERS.fsync,
@@ -501,7 +536,10 @@ export async function fsyncAsync(fd: number): Promise<void> {
   );
 }
 
-/** `openat(2)` with `O_PATH` on another thread: a descriptor, or -1. The error is not known. */
+/**
+ * `openat(2)` with `O_PATH` on another thread. Returns a descriptor or -1; the error is
+ * lost.
+ */
 export async function openPathAsync(
   directory: number,
   path: CString,
@@ -515,7 +553,7 @@ export async function openPathAsync(
   );
 }
 
-/** `close(2)` on another thread: the last one of a device writes back what is dirty. */
+/** `close(2)` on another thread: the last close of a device writes back dirty pages. */
 export async function closeAsync(fd: number): Promise<void> {
   await libc().syscallNonblocking(
     SYSCALL_NUMBERS.close,
@@ -526,7 +564,7 @@ export async function closeAsync(fd: number): Promise<void> {
   );
 }
 
-/** `pread(2)`: how many bytes were read. */
+/** `pread(2)`. Returns the number of bytes read. */
 export function pread(
   fd: number,
   buffer: Uint8Array,
@@ -542,7 +580,7 @@ export function pread(
   );
 }
 
-/** `pwrite(2)`: how many bytes were written. */
+/** `pwrite(2)`. Returns the number of bytes written. */
 export function pwrite(
   fd: number,
   bytes: Uint8Array,
@@ -560,10 +598,13 @@ export function pwrite(
   );
 }
 
-/** What one call reads or writes at most: the result must fit 31 bits. */
+/** Maximum size of one read or write: the result must fit in 31 bits. */
 const MAX_TRANSFER = 2 ** 30;
 
-/** `pread(2)` on another thread: how many bytes were read, or -1. The error is not known. */
+/**
+ * `pread(2)` on another thread. Returns the number of bytes read, or -1; the error is
+ * lost.
+ */
 export async function preadAsync(
   fd: number,
   buffer: Uint8Array,
@@ -572,7 +613,10 @@ export async function preadAsync(
   return await transferAsync(SYSCALL_NUMBERS.pread64, fd, buffer, offset);
 }
 
-/** `pwrite(2)` on another thread: how many bytes were written, or -1. The error is not known. */
+/**
+ * `pwrite(2)` on another thread. Returns the number of bytes written, or -1; the error
+ * is lost.
+ */
 export async function pwriteAsync(
   fd: number,
   bytes: Uint8Array,
@@ -614,7 +658,7 @@ export function memfdCreate(name: CString): number {
   return errnoResult(libc().memfdCreate(name, MFD_CLOEXEC));
 }
 
-/** `readlinkat(2)`: how many bytes of the target were put into the buffer. */
+/** `readlinkat(2)`. Returns the number of bytes of the target in the buffer. */
 export function readLinkAt(
   directory: number,
   path: CString,
@@ -631,7 +675,7 @@ export function readLinkAt(
   );
 }
 
-/** `getdents64(2)`: how many bytes of entries were put into the buffer. */
+/** `getdents64(2)`. Returns the number of bytes of entries in the buffer. */
 export function getDents(
   fd: number,
   buffer: Uint8Array,
@@ -648,7 +692,7 @@ export function getDents(
   );
 }
 
-/** A system call about a path, with one or two numbers. */
+/** Issues a system call with a path and one or two numbers. */
 function pathCall(
   number: bigint,
   directory: number,
@@ -668,7 +712,10 @@ function pathCall(
   );
 }
 
-/** `mknodat(2)`: a device node, of the type in its mode. The umask takes bits from that. */
+/**
+ * `mknodat(2)`: creates a device node of the type in its mode. The umask clears bits of
+ * the mode.
+ */
 export function mknodAt(
   directory: number,
   path: CString,
@@ -678,7 +725,7 @@ export function mknodAt(
   return pathCall(SYSCALL_NUMBERS.mknodat, directory, path, mode, rdev);
 }
 
-/** `fchmodat(2)`; symbolic links are followed. */
+/** `fchmodat(2)`. Follows symbolic links. */
 export function chmodAt(
   directory: number,
   path: CString,
@@ -687,7 +734,7 @@ export function chmodAt(
   return pathCall(SYSCALL_NUMBERS.fchmodat, directory, path, mode);
 }
 
-/** `mkdirat(2)`. The umask takes bits from its mode. */
+/** `mkdirat(2)`. The umask clears bits of the mode. */
 export function mkdirAt(
   directory: number,
   path: CString,
@@ -710,7 +757,10 @@ export function removeDirectoryAt(directory: number, path: CString): number {
 
 const UTSNAME_FIELD = 65;
 
-/** Version of the running kernel, `[6, 18]`; `undefined` when it cannot be read. */
+/**
+ * Returns the version of the running kernel, `[6, 18]`, or `undefined` if it cannot be
+ * read.
+ */
 export function kernelVersion(): [major: number, minor: number] | undefined {
   const bytes = new Uint8Array(6 * UTSNAME_FIELD);
   if (errnoResult(libc().uname(bytes)) < 0) return undefined;
@@ -721,10 +771,16 @@ export function kernelVersion(): [major: number, minor: number] | undefined {
   return match === null ? undefined : [Number(match[1]), Number(match[2])];
 }
 
-/** `KCMP_FILES` and `KCMP_FS` in linux/kcmp.h: descriptors, and root and working directory. */
+/**
+ * `KCMP_FILES` and `KCMP_FS` in linux/kcmp.h: descriptors, and root and working
+ * directory.
+ */
 const SHARED_BY_THREADS = [2n, 3n];
 
-/** Whether two threads share their descriptors and directories; a negative error number where that cannot be told. */
+/**
+ * Returns `true` if two threads share their descriptors and directories, or a negative
+ * error number if that cannot be determined.
+ */
 export function shareFiles(first: number, second: number): boolean | number {
   for (const type of SHARED_BY_THREADS) {
     const order = errnoResult(

@@ -1,7 +1,7 @@
 /**
- * `<linux/loop.h>`: numbers, flags, and the two structures over `DataView`.
+ * Constants and structures of `<linux/loop.h>`.
  *
- * The numbers are plain constants and the layouts the same on every 64-bit
+ * The numbers are plain constants, and the layouts are identical on every 64-bit
  * architecture.
  */
 import {
@@ -15,9 +15,15 @@ import {
 export const LOOP_SET_FD = 0x4c00;
 /** `LOOP_CLR_FD`, `linux/loop.h`: marks the device for clearing. */
 export const LOOP_CLR_FD = 0x4c01;
-/** `LOOP_SET_STATUS`, `linux/loop.h`: the 32-bit form of {@linkcode LOOP_SET_STATUS64}, which takes its place. */
+/**
+ * `LOOP_SET_STATUS`, `linux/loop.h`: the 32-bit form of {@linkcode LOOP_SET_STATUS64},
+ * which replaces it.
+ */
 export const LOOP_SET_STATUS = 0x4c02;
-/** `LOOP_GET_STATUS`, `linux/loop.h`: the 32-bit form of {@linkcode LOOP_GET_STATUS64}, which takes its place. */
+/**
+ * `LOOP_GET_STATUS`, `linux/loop.h`: the 32-bit form of {@linkcode LOOP_GET_STATUS64},
+ * which replaces it.
+ */
 export const LOOP_GET_STATUS = 0x4c03;
 /** `LOOP_SET_STATUS64`, `linux/loop.h`: writes a `struct loop_info64`. */
 export const LOOP_SET_STATUS64 = 0x4c04;
@@ -25,7 +31,10 @@ export const LOOP_SET_STATUS64 = 0x4c04;
 export const LOOP_GET_STATUS64 = 0x4c05;
 /** `LOOP_CHANGE_FD`, `linux/loop.h`: exchanges the backing file of a read-only device. */
 export const LOOP_CHANGE_FD = 0x4c06;
-/** `LOOP_SET_CAPACITY`, `linux/loop.h`: takes over the present size of the backing file. */
+/**
+ * `LOOP_SET_CAPACITY`, `linux/loop.h`: resizes the device to the current size of its
+ * backing file.
+ */
 export const LOOP_SET_CAPACITY = 0x4c07;
 /** `LOOP_SET_DIRECT_IO`, `linux/loop.h`, Linux 4.4: turns direct I/O on or off. */
 export const LOOP_SET_DIRECT_IO = 0x4c08;
@@ -41,13 +50,13 @@ export const LOOP_CTL_REMOVE = 0x4c81;
 /** `LOOP_CTL_GET_FREE`, `linux/loop.h`, Linux 3.1: finds or adds an unbound device. */
 export const LOOP_CTL_GET_FREE = 0x4c82;
 
-/** `LO_FLAGS_READ_ONLY`, `linux/loop.h`: the device cannot be written. */
+/** `LO_FLAGS_READ_ONLY`, `linux/loop.h`: makes the device read-only. */
 export const LO_FLAGS_READ_ONLY = 1;
-/** `LO_FLAGS_AUTOCLEAR`, `linux/loop.h`: the kernel detaches at the last close. */
+/** `LO_FLAGS_AUTOCLEAR`, `linux/loop.h`: detaches the device at its last close. */
 export const LO_FLAGS_AUTOCLEAR = 4;
-/** `LO_FLAGS_PARTSCAN`, `linux/loop.h`: the kernel scans for partitions. */
+/** `LO_FLAGS_PARTSCAN`, `linux/loop.h`: scans the device for partitions. */
 export const LO_FLAGS_PARTSCAN = 8;
-/** `LO_FLAGS_DIRECT_IO`, `linux/loop.h`: the kernel bypasses the page cache of the backing file. */
+/** `LO_FLAGS_DIRECT_IO`, `linux/loop.h`: bypasses the page cache of the backing file. */
 export const LO_FLAGS_DIRECT_IO = 16;
 
 /** `LO_NAME_SIZE`, the terminating NUL included. */
@@ -85,7 +94,7 @@ function u32(value: number, field: string): number {
   }
   if (!Number.isInteger(value) || value < 0 || value > 0xffffffff) {
     throw new RangeError(
-      `Cannot set ${field} to ${value}: it has 32 bits, without a sign`,
+      `Cannot set ${field} to ${value}: it must fit in 32 bits, unsigned`,
     );
   }
   return value;
@@ -97,20 +106,19 @@ function u64(value: bigint, field: string): bigint {
   }
   if (value < 0n || value >= 1n << 64n) {
     throw new RangeError(
-      `Cannot set ${field} to ${value}: it has 64 bits, without a sign`,
+      `Cannot set ${field} to ${value}: it must fit in 64 bits, unsigned`,
     );
   }
   return value;
 }
 
 /**
- * `struct loop_info64` of `linux/loop.h`: 232 bytes, and every field of them.
+ * `struct loop_info64` of `linux/loop.h`: 232 bytes, with accessors for every field.
  *
- * What {@linkcode Loop.getInfo} gives. The fields are views: setting one changes
- * {@linkcode LoopInfo64.bytes}, and nothing else does. Sizes and offsets are
- * bytes.
+ * {@linkcode Loop.getInfo} returns one. The fields are views: setting one changes
+ * {@linkcode LoopInfo64.bytes} and nothing else. Sizes and offsets are in bytes.
  *
- * @example Reading and writing fields
+ * @example Read and write fields
  * ```ts
  * import { LoopInfo64 } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -121,15 +129,15 @@ function u64(value: bigint, field: string): bigint {
  * ```
  */
 export class LoopInfo64 {
-  /** The structure itself, 232 bytes. */
+  /** The bytes of the structure, 232 of them. */
   readonly bytes: Uint8Array;
   readonly #view: DataView;
 
   /**
-   * A view of `bytes`, which must be 232 long; without them, of as many zeros.
+   * Creates a view of `bytes`, or a structure of zeros if they are not given.
    *
-   * @param bytes The structure. Changes go to this array.
-   * @throws {RangeError} for another length
+   * @param bytes The 232 bytes of the structure. Setting a field changes this array.
+   * @throws {RangeError} If the array has another length.
    */
   constructor(bytes?: Uint8Array) {
     this.bytes = own(bytes, LOOP_INFO64_SIZE);
@@ -152,7 +160,10 @@ export class LoopInfo64 {
     this.#set64(info.inode, value, "inode");
   }
 
-  /** `lo_rdevice`: the device number of a backing block device, otherwise 0. Set by the kernel. */
+  /**
+   * `lo_rdevice`: the device number of a backing block device; 0 for a regular file.
+   * Set by the kernel.
+   */
   get rdevice(): bigint {
     return this.#get64(info.rdevice);
   }
@@ -160,7 +171,7 @@ export class LoopInfo64 {
     this.#set64(info.rdevice, value, "rdevice");
   }
 
-  /** `lo_offset`: where in the backing file the device begins, in bytes. */
+  /** `lo_offset`: the offset in the backing file at which the device starts, in bytes. */
   get offset(): bigint {
     return this.#get64(info.offset);
   }
@@ -168,7 +179,7 @@ export class LoopInfo64 {
     this.#set64(info.offset, value, "offset");
   }
 
-  /** `lo_sizelimit`: how many bytes the device has at most; 0 means no limit. */
+  /** `lo_sizelimit`: the maximum size of the device in bytes; 0 means no limit. */
   get sizelimit(): bigint {
     return this.#get64(info.sizelimit);
   }
@@ -184,7 +195,7 @@ export class LoopInfo64 {
     this.#set32(info.number, value, "number");
   }
 
-  /** `lo_encrypt_type`: 0. Encryption is gone since Linux 5.16. */
+  /** `lo_encrypt_type`: 0. Encryption was removed in Linux 5.16. */
   get encryptType(): number {
     return this.#get32(info.encryptType);
   }
@@ -200,7 +211,7 @@ export class LoopInfo64 {
     this.#set32(info.encryptKeySize, value, "encryptKeySize");
   }
 
-  /** `lo_flags`: the `LO_FLAGS_*`, or-ed. */
+  /** `lo_flags`: the `LO_FLAGS_*` combined. */
   get flags(): number {
     return this.#get32(info.flags);
   }
@@ -209,8 +220,9 @@ export class LoopInfo64 {
   }
 
   /**
-   * `lo_file_name`: a text of at most 63 bytes of UTF-8 that the kernel only keeps
-   * (the reference). What is not UTF-8 reads as U+FFFD; `bytes` has it exactly.
+   * `lo_file_name`: the reference, a text of up to 63 bytes of UTF-8 that the kernel
+   * only stores. Bytes that are not UTF-8 read as U+FFFD; `bytes` contains them
+   * exactly.
    */
   get fileName(): string {
     return this.#getName(info.fileName);
@@ -227,7 +239,7 @@ export class LoopInfo64 {
     this.#setName(info.cryptName, value, "cryptName");
   }
 
-  /** `lo_encrypt_key`: 32 bytes, unused since Linux 5.16. A copy. */
+  /** `lo_encrypt_key`: a copy of 32 bytes, unused since Linux 5.16. */
   get encryptKey(): Uint8Array {
     return this.bytes.slice(info.encryptKey, info.encryptKey + LO_KEY_SIZE);
   }
@@ -235,7 +247,7 @@ export class LoopInfo64 {
     this.bytes.set(own(value, LO_KEY_SIZE), info.encryptKey);
   }
 
-  /** `lo_init`: two numbers, unused. */
+  /** `lo_init`: two unused numbers. */
   get init(): [bigint, bigint] {
     return [this.#get64(info.init), this.#get64(info.init + 8)];
   }
@@ -261,7 +273,7 @@ export class LoopInfo64 {
   }
 
   #getName(offset: number): string {
-    if (this.bytes[offset] === 0) return ""; // mostly
+    if (this.bytes[offset] === 0) return ""; // the common case
     const name = this.bytes.subarray(offset, offset + LO_NAME_SIZE);
     const end = name.indexOf(0);
     return decoder.decode(end < 0 ? name : name.subarray(0, end));
@@ -275,8 +287,8 @@ export class LoopInfo64 {
 }
 
 /**
- * The bytes of a name field: at most 63 bytes of UTF-8 without a NUL, or a
- * `RangeError`; nothing is cut off in silence.
+ * Encodes a name field: up to 63 bytes of UTF-8 without a NUL. Throws a `RangeError`
+ * rather than truncate.
  */
 export function encodeName(value: string, field: string): Uint8Array {
   if (typeof value !== "string") {
@@ -301,10 +313,10 @@ export function encodeName(value: string, field: string): Uint8Array {
 }
 
 /**
- * `struct loop_config` of `linux/loop.h` (Linux 5.8), the argument of
- * `LOOP_CONFIGURE`: 304 bytes.
+ * `struct loop_config` of `linux/loop.h` (Linux 5.8), the argument of `LOOP_CONFIGURE`:
+ * 304 bytes.
  *
- * @example The structure for a read-only device
+ * @example Fill in the structure for a read-only device
  * ```ts
  * import { LO_FLAGS_READ_ONLY, LoopConfig } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";
@@ -316,17 +328,17 @@ export function encodeName(value: string, field: string): Uint8Array {
  * ```
  */
 export class LoopConfig {
-  /** The structure itself, 304 bytes. */
+  /** The bytes of the structure, 304 of them. */
   readonly bytes: Uint8Array;
-  /** `info`: the part that `struct loop_info64` describes. A view of the same bytes. */
+  /** `info`: the `struct loop_info64` inside. A view of the same bytes. */
   readonly info: LoopInfo64;
   readonly #view: DataView;
 
   /**
-   * A view of `bytes`, which must be 304 long; without them, of as many zeros.
+   * Creates a view of `bytes`, or a structure of zeros if they are not given.
    *
-   * @param bytes The structure. Changes go to this array.
-   * @throws {RangeError} for another length
+   * @param bytes The 304 bytes of the structure. Setting a field changes this array.
+   * @throws {RangeError} If the array has another length.
    */
   constructor(bytes?: Uint8Array) {
     this.bytes = own(bytes, LOOP_CONFIG_SIZE);

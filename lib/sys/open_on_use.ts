@@ -1,4 +1,4 @@
-/** Imported first by a program, so that symbols are looked up when they are used. */
+/** Makes symbols be looked up on first use. A program imports this first. */
 import { opening } from "./opening.ts";
 
 opening.onUse = true;

@@ -1,8 +1,12 @@
-/** When the symbols of the C library are looked up, which takes most of the time of a short program. */
+/**
+ * Configures the lookup of symbols of the C library, which takes most of the time of a
+ * short program.
+ */
 export const opening: { onUse: boolean } = {
   /**
-   * Few at import, and the others when one of them is used. For programs alone: opening a
-   * library during a test looks like a leak to Deno's sanitizers.
+   * `true` to look up few symbols at import, and the others on first use. Only for
+   * programs, because Deno's sanitizers report a library opened during a test as a
+   * leak.
    */
   onUse: false,
 };

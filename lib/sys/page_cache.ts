@@ -1,21 +1,27 @@
-/** What is cached of a file. The kernel counts in pages, whose size differs between machines. */
+/**
+ * Counts the cached bytes of a file. The kernel counts pages, whose size differs
+ * between machines.
+ */
 import { CACHESTAT } from "./layouts.ts";
 import { errnoResult, libc, SYSCALL_NUMBERS } from "./libc.ts";
 import { readBytes } from "./sysfs.ts";
 
-/** The smallest page size that there is. */
+/** Smallest page size of any machine. */
 export const MIN_PAGE_SIZE = 4096;
 /** `AT_PAGESZ`, linux/auxvec.h. */
 const AT_PAGESZ = 6n;
 
 let knownPageSize: number | undefined;
 
-/** The page size of this machine, in bytes: 4, 16 or 64 KiB. */
+/** Returns the page size of this machine in bytes: 4, 16 or 64 KiB. */
 export function pageSize(): number {
   return knownPageSize ??= readPageSize();
 }
 
-/** From the auxiliary vector: pairs of 64-bit numbers. */
+/**
+ * Reads the page size from the auxiliary vector, which consists of pairs of 64-bit
+ * numbers.
+ */
 function readPageSize(): number {
   const bytes = readBytes("/proc/self/auxv");
   if (typeof bytes !== "number") {
@@ -34,14 +40,17 @@ const WHOLE_FILE = new Uint8Array(16);
 const statBytes = new Uint8Array(CACHESTAT.size);
 const statView = new DataView(statBytes.buffer);
 
-/** What is cached of a file, in bytes. */
+/** Cached amounts of a file in bytes. */
 export interface PageCache {
   readonly cached: number;
-  /** Not written back yet, or just being written back. */
+  /** Bytes not written back yet, or being written back. */
   readonly dirty: number;
 }
 
-/** What is cached of a file: `cachestat(2)`, Linux 6.5; or a negative error number. */
+/**
+ * Returns the cached amounts of a file (`cachestat(2)`, Linux 6.5), or a negative error
+ * number.
+ */
 export function pageCacheOf(fd: number): PageCache | number {
   const result = errnoResult(
     libc().syscallTwoPointers(

@@ -1,12 +1,18 @@
-/** The arguments of the process as bytes: `Deno.args` replaces what is not UTF-8. */
+/**
+ * Reads the arguments of the process as bytes, because `Deno.args` replaces bytes that
+ * are not UTF-8.
+ */
 import { readBytes } from "./sysfs.ts";
 
 const NUL = 0;
 const SLASH = "/".charCodeAt(0);
-/** What one read of `/proc/self/cmdline` gives at most. */
+/** Maximum size of one read of `/proc/self/cmdline`. */
 const MAX_BYTES = 65536;
 
-/** The arguments of this program, the last ones of the process; none when they cannot be read. */
+/**
+ * Returns the arguments of this program, which are the last ones of the process, or
+ * none if they cannot be read.
+ */
 export function rawArguments(): Uint8Array[] {
   const line = readBytes("/proc/self/cmdline");
   if (typeof line === "number" || line.length >= MAX_BYTES) return [];
@@ -19,7 +25,10 @@ export function rawArguments(): Uint8Array[] {
   return args.slice(args.length - Deno.args.length);
 }
 
-/** A path as a URL, all of it percent-encoded, slashes too: as a single segment no `..` is resolved before the kernel sees it. */
+/**
+ * Converts a path to a URL. All of it is percent-encoded, including slashes: in a
+ * single segment, no `..` is resolved before the kernel sees it.
+ */
 export function urlOf(path: Uint8Array): URL {
   const start = path[0] === SLASH ? "" : "proc/self/cwd/";
   const encoded = Array.from(

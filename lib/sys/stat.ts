@@ -1,4 +1,4 @@
-/** What files are: `statx(2)`, kinds of files and device numbers. */
+/** Examines files: `statx(2)`, types of files, and device numbers. */
 import { STATX } from "./layouts.ts";
 import {
   type CString,
@@ -8,20 +8,20 @@ import {
   SYSCALL_NUMBERS,
 } from "./libc.ts";
 
-/** What `statx(2)` tells of a file. */
+/** Result of `statx(2)` for a file. */
 export interface Stat {
-  /** Type and permissions, as in `st_mode`. */
+  /** The type and permissions, as in `st_mode`. */
   readonly mode: number;
-  /** How many names it has. */
+  /** The number of its names. */
   readonly links: number;
-  /** The user who owns it. */
+  /** The user ID of its owner. */
   readonly owner: number;
-  /** Size in bytes; 0 for a device. */
+  /** The size in bytes; 0 for a device. */
   readonly size: bigint;
   readonly inode: bigint;
-  /** Number of the file system that holds the file, encoded as in `st_dev`. */
+  /** The number of the file system that holds the file, encoded as in `st_dev`. */
   readonly device: number;
-  /** Number of the device that a device node stands for, encoded as in `st_rdev`. */
+  /** The number of the device that a device node represents, encoded as in `st_rdev`. */
   readonly rdev: number;
 }
 
@@ -31,25 +31,26 @@ export const S_IFDIR = 0o040000;
 export const S_IFBLK = 0o060000;
 export const S_IFREG = 0o100000;
 
-/** Whether a file is a block device. */
+/** Returns `true` if a file is a block device. */
 export function isBlockDevice({ mode }: Pick<Stat, "mode">): boolean {
   return (mode & S_IFMT) === S_IFBLK;
 }
 
-/** Whether a file is a regular file. */
+/** Returns `true` if a file is a regular file. */
 export function isRegularFile({ mode }: Pick<Stat, "mode">): boolean {
   return (mode & S_IFMT) === S_IFREG;
 }
 
-/** A device number as `stat(2)` gives it: `makedev(3)`. */
+/** Encodes a device number as in `stat(2)`: `makedev(3)`. */
 export function makedev(major: number, minor: number): number {
-  // Of 64 bits; the kernel's own numbers, 12 and 20 bits wide, fill the lower 32.
+  // Encoded in 64 bits; numbers of the kernel, of 12 and 20 bits, fill only the lower
+  // 32.
   return ((minor & 0xff) | ((major & 0xfff) << 8) |
     ((minor & 0xfff00) << 12)) >>>
     0;
 }
 
-/** Major and minor of a device number. */
+/** Returns the major and minor number of a device number. */
 export function majorMinor(device: number): [major: number, minor: number] {
   return [
     (device >>> 8) & 0xfff,
@@ -64,9 +65,9 @@ const STATX_MNT_ID = 0x1000;
 const STATX_MNT_ID_UNIQUE = 0x4000;
 const STATX_ATTR_MOUNT_ROOT = 0x2000;
 const AT_EMPTY_PATH = 0x1000;
-/** A symbolic link itself is examined. */
+/** Examines a symbolic link itself. */
 export const AT_SYMLINK_NOFOLLOW = 0x100;
-/** No file server is asked: what is known of the file has to do. */
+/** Uses cached attributes instead of asking a file server. */
 export const AT_STATX_DONT_SYNC = 0x4000;
 const statxBytes = new Uint8Array(STATX.size);
 const statxView = new DataView(statxBytes.buffer);
@@ -113,7 +114,7 @@ function statx(
   };
 }
 
-/** `statx(2)` of a path; symbolic links are followed unless the flags say otherwise. */
+/** `statx(2)` of a path. Follows symbolic links unless the flags say otherwise. */
 export function statAt(
   directory: number,
   path: CString,
@@ -130,8 +131,8 @@ export function statOf(fd: number, flags = 0): Stat | number {
 }
 
 /**
- * What offsets of direct I/O to a file must be multiples of, in bytes: 0 when it has no
- * direct I/O, `undefined` when that cannot be told (before Linux 6.1, and on some file
+ * Returns the alignment that direct I/O to a file requires, in bytes: 0 if it does not
+ * support direct I/O, `undefined` if unknown (before Linux 6.1, and on some file
  * systems).
  */
 export function directIoAlignment(fd: number): number | undefined {

@@ -17,10 +17,10 @@ import { alone, compile, Program } from "./support.ts";
 
 const MiB = 1 << 20;
 
-/** As much as others may make a search take, in milliseconds. */
+/** Upper limit for a search, whatever other users do, in milliseconds. */
 const DEADLINE = 20_000;
 
-/** What something gives, and how often other work got its turn meanwhile. */
+/** Returns the result of an operation, and how often other work ran during it. */
 async function beside<T>(work: () => Promise<T>): Promise<[T, number]> {
   let turns = 0;
   const timer = setInterval(() => turns++, 1);
@@ -34,7 +34,7 @@ async function beside<T>(work: () => Promise<T>): Promise<[T, number]> {
   }
 }
 
-/** A program of an unprivileged user in a namespace of his own. */
+/** Runs a program as an unprivileged user in its own namespace. */
 function unprivileged(program: string, ...args: string[]): Promise<Program> {
   return Program.start(
     "setpriv",
@@ -56,7 +56,7 @@ function directoryIn({ path }: Scratch): string {
   return directory;
 }
 
-/** Mounts a directory over and over, below directories of long names. */
+/** Mounts a directory many times, below directories with long names. */
 const MOUNTS = `
 #define _GNU_SOURCE
 #include <sys/mount.h>
@@ -100,7 +100,7 @@ int main(int argc, char **argv) {
 
 describe("holders() and a busy detach()", alone, () => {
   it(
-    "let other work go on beside 10 000 processes",
+    "let other work continue beside 10 000 processes",
     withScratch(async (scratch) => {
       await using _flood = await Program.start(
         compile(scratch.path, PROCESSES),
@@ -120,7 +120,7 @@ describe("holders() and a busy detach()", alone, () => {
   );
 
   it(
-    "name processes beside 40 000 mounts by somebody else, and not all of these",
+    "name processes beside 40 000 mounts of another user, and only some of the mounts",
     withScratch(async (scratch) => {
       Deno.chmodSync(scratch.path, 0o755);
       const image = scratch.image(16 * MiB);
@@ -161,7 +161,7 @@ describe("holders() and a busy detach()", alone, () => {
   );
 
   it(
-    "are not stopped by a table of mounts of hundreds of megabytes",
+    "are not blocked by a mount table of hundreds of megabytes",
     withScratch(async (scratch) => {
       Deno.chmodSync(scratch.path, 0o755);
       await using _flood = await unprivileged(

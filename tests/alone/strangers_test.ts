@@ -12,7 +12,10 @@ import {
 } from "../device/support.ts";
 import { alone, compile, FileServer, inChild, Program } from "./support.ts";
 
-/** A process that has the file of a server open and mapped, and works in its directory. */
+/**
+ * Starts a process that has a file of the server open and mapped, and works in its
+ * directory.
+ */
 function user(file: string): Disposable {
   const child = new Deno.Command("python3", {
     args: [
@@ -36,7 +39,10 @@ time.sleep(1000)`,
   };
 }
 
-/** A device with the file of a server, which is detached when the server is gone. */
+/**
+ * Attaches a file of the server to a device, which is detached once the server has
+ * ended.
+ */
 function attached(path: string): { path: string } & Disposable {
   const device = runOk("losetup", "--read-only", "--find", "--show", path);
   return {
@@ -47,7 +53,7 @@ function attached(path: string): { path: string } & Disposable {
   };
 }
 
-/** Without this file system nobody can tell which servers there are. systemd mounts it. */
+/** Mounts the file system that lists FUSE servers, as systemd does. */
 function showConnections(): Disposable {
   const path = "/sys/fs/fuse/connections";
   const isMounted = run("mountpoint", path).code === 0;
@@ -60,7 +66,7 @@ function showConnections(): Disposable {
 for (const how of ["silent", "ETIMEDOUT"] as const) {
   describe(`a file server that is ${how}`, alone, () => {
     it(
-      "stops neither holders() nor a busy detach() when a process uses it",
+      "blocks neither holders() nor a busy detach() while a process uses it",
       withScratch(async (scratch) => {
         await using server = await FileServer.start(`${scratch.path}/mnt`);
         using _user = user(server.file);
@@ -85,7 +91,7 @@ for (const how of ["silent", "ETIMEDOUT"] as const) {
     );
 
     it(
-      "stops neither list() nor find() nor attach() when a device has its file",
+      "blocks neither list() nor find() nor attach() while a device has its file",
       withScratch(async (scratch) => {
         const path = `${scratch.path}/mnt`;
         await using stack = new AsyncDisposableStack();
@@ -117,7 +123,7 @@ for (const how of ["silent", "ETIMEDOUT"] as const) {
   });
 }
 
-/** Maps a file, dirties it, and unmaps it when it is told to: that waits for the server. */
+/** Maps a file, dirties it, and unmaps it on request, which waits for the server. */
 const UNMAPPER = `
 #include <fcntl.h>
 #include <signal.h>
@@ -143,13 +149,13 @@ describe(
   alone,
   () => {
     it(
-      "stops neither holders() nor the end of the program",
+      "blocks neither holders() nor the exit of the program",
       withScratch(async (scratch) => {
         const program = compile(scratch.path, UNMAPPER);
         const server = await FileServer.start(`${scratch.path}/mnt`);
         await using stack = new AsyncDisposableStack();
         const hung = stack.use(await Program.start(program, server.file));
-        stack.use(server); // first: it ends the waiting
+        stack.use(server); // disposed of first, which ends the waiting
         await server.stop("silent");
         hung.kill("SIGUSR1");
         const stat = `/proc/${hung.pid}/stat`;
@@ -168,7 +174,7 @@ describe(
 );
 
 describe("find()", alone, () => {
-  it("finds the devices of a file on a file server, and of no other", async () => {
+  it("finds only the devices of the given file on a file server", async () => {
     using scratch = new Scratch();
     await using stack = new AsyncDisposableStack();
     const server = stack.use(await FileServer.start(`${scratch.path}/mnt`));

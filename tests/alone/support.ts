@@ -1,4 +1,4 @@
-/** What the tests share that no other may run beside. */
+/** Helpers for tests that no other test may run beside. */
 import { assertEquals } from "@std/assert";
 import { reasonToSkip, run } from "../device/support.ts";
 
@@ -24,7 +24,7 @@ export const alone: { ignore: boolean } = { ignore: reason !== undefined };
 
 const SERVER = new URL("file_server.py", import.meta.url).pathname;
 
-/** A program that says a line when it is ready, and is killed at the end. */
+/** A program that prints a line when it is ready, and is killed at the end. */
 export class Program implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
 
@@ -63,7 +63,7 @@ export class Program implements AsyncDisposable {
   }
 }
 
-/** A file server, with a file in it, that stops answering when it is told to. */
+/** A file server with one file, which stops answering on request. */
 export class FileServer implements AsyncDisposable {
   readonly #directory: string;
   readonly #program: Program;
@@ -81,26 +81,26 @@ export class FileServer implements AsyncDisposable {
     );
   }
 
-  /** The file on it. */
+  /** The path of its file. */
   get file(): string {
     return `${this.#directory}/disk.img`;
   }
 
-  /** From now on nobody gets an answer, or all get `ETIMEDOUT`. */
+  /** Stops answering, or answers everything with `ETIMEDOUT`. */
   async stop(how: "silent" | "ETIMEDOUT"): Promise<void> {
     this.#program.kill(how === "silent" ? "SIGUSR1" : "SIGUSR2");
-    // What the kernel remembers of the file runs out meanwhile.
+    // Time for the kernel's cached attributes of the file to expire.
     await new Promise((resolve) => setTimeout(resolve, 200));
   }
 
-  /** Whoever waits for an answer gets an error. */
+  /** Ends the server. Processes that wait for an answer get an error. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#program[Symbol.asyncDispose]();
     run("umount", "--lazy", this.#directory);
   }
 }
 
-/** A program in C that is compiled into a directory; its path. */
+/** Compiles a program in C into a directory, and returns its path. */
 export function compile(directory: string, source: string): string {
   const path = `${directory}/program`;
   Deno.writeTextFileSync(`${path}.c`, source);
@@ -111,10 +111,13 @@ export function compile(directory: string, source: string): string {
 
 const MOD = new URL("../../mod.ts", import.meta.url).href;
 
-/** How long a program may take that must not wait for anybody, in seconds. */
+/** Time limit in seconds for a program that must not wait for others. */
 const DEADLINE = 20;
 
-/** Runs a program with the library in a process of its own, which can be given up; what it printed. */
+/**
+ * Runs a program with the library in a child process, which can be abandoned, and
+ * returns its output.
+ */
 export function inChild(program: string): string {
   const { code, stdout, stderr } = run(
     "timeout",

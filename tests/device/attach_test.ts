@@ -49,7 +49,7 @@ async function rejected(call: () => Promise<unknown>): Promise<LoopError> {
   return await assertRejects(call, LoopError);
 }
 
-/** Holds a device open, as another program does. */
+/** Holds a device open like another program. */
 function holdOpen(path: string): Loop {
   return Loop.open(path, { readOnly: true });
 }
@@ -115,7 +115,7 @@ describe("attach()", onDevices, () => {
   );
 
   it(
-    "gives what is asked for",
+    "sets offset, sizelimit, block size, read-only, partscan and reference",
     withScratch(async (scratch) => {
       const path = scratch.image(MiB + 100);
       const sizes: [Parameters<typeof attach>[1], number][] = [
@@ -145,7 +145,7 @@ describe("attach()", onDevices, () => {
   );
 
   it(
-    "uses direct I/O, or fails when it cannot",
+    "uses direct I/O, or throws if it is not possible",
     withScratch(async (scratch) => {
       const path = scratch.image(8 * MiB);
       {
@@ -157,17 +157,17 @@ describe("attach()", onDevices, () => {
           attach(path, { directIo: true, offset })
         );
         assertEquals(error.code, "EINVAL");
-        assertMatch(error.message, /wanted directIo true, got false/);
+        assertMatch(error.message, /requested directIo true, got false/);
         assertEquals(scratch.devices(), []);
       }
       using direct = openFile(path, { directIo: true });
       const error = await rejected(() => attach(direct, { directIo: false }));
-      assertMatch(error.message, /wanted directIo false, got true/);
+      assertMatch(error.message, /requested directIo false, got true/);
     }),
   );
 
   it(
-    "leaves nothing attached after a mismatch, without autoclear too",
+    "leaves nothing attached after a mismatch, even without autoclear",
     withScratch(async (scratch) => {
       const path = scratch.image(8 * MiB);
       const error = await rejected(() =>
@@ -179,7 +179,7 @@ describe("attach()", onDevices, () => {
   );
 
   it(
-    "clears the read-only bit of an earlier owner",
+    "clears the read-only bit of an earlier user",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -196,7 +196,7 @@ describe("attach()", onDevices, () => {
   );
 
   it(
-    "attaches to the device of a number, which is added when missing",
+    "attaches to the device of a number, and adds it if it is missing",
     withScratch(async (scratch) => {
       const path = scratch.image();
       let minor;
@@ -214,11 +214,11 @@ describe("attach()", onDevices, () => {
         assertEquals(error.operation, "LOOP_CONFIGURE");
         assertEquals(
           error.message,
-          `Cannot attach "${path}" to "/dev/loop${minor}": device or resource busy (EBUSY): it is attached already or held exclusively`,
+          `Cannot attach "${path}" to "/dev/loop${minor}": device or resource busy (EBUSY): it is already attached or held exclusively`,
         );
         assertEquals(scratch.devices(), [a.path]);
       }
-      runOk("losetup", `/dev/loop${minor}`, path); // it is there
+      runOk("losetup", `/dev/loop${minor}`, path); // the device exists
       losetupDetach(`/dev/loop${minor}`);
       using control = new LoopControl();
       control.remove(minor);
@@ -226,7 +226,7 @@ describe("attach()", onDevices, () => {
   );
 
   it(
-    "refuses a device as its own backing file, and a cycle of two",
+    "refuses a device as its own backing file, and a cycle of two devices",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const self = await rejected(() => attach(own.path, { minor: own.minor }));
@@ -241,7 +241,7 @@ describe("attach()", onDevices, () => {
   );
 
   it(
-    "refuses files that cannot be attached, and says why",
+    "refuses files that cannot be attached, with the reason",
     withScratch(async (scratch) => {
       const { path } = scratch;
       runOk("mkfifo", `${path}/fifo`);
@@ -270,7 +270,7 @@ describe("attach()", onDevices, () => {
   );
 
   it(
-    "refuses files that cannot be written though they can be opened so",
+    "refuses files that can be opened for writing but not written",
     withScratch(async (scratch) => {
       const program = `${scratch.path}/program`;
       Deno.copyFileSync("/bin/sleep", program);
@@ -310,7 +310,7 @@ sys.stdin.read()`,
   );
 
   it(
-    "says EBADF of a descriptor that was closed",
+    "throws EBADF for a closed descriptor",
     withScratch(async (scratch) => {
       const file = openFile(scratch.image());
       file.close();
@@ -321,7 +321,7 @@ sys.stdin.read()`,
   );
 
   it(
-    "names readOnly where a file may be read only",
+    "suggests readOnly for a file that can only be read",
     withScratch(async (scratch) => {
       const mnt = `${scratch.path}/mnt`;
       Deno.mkdirSync(mnt);
@@ -341,7 +341,7 @@ sys.stdin.read()`,
   );
 
   it(
-    "goes past a device that somebody holds exclusively",
+    "skips a device that another process holds exclusively",
     withScratch(async (scratch) => {
       const path = scratch.image();
       let held;
@@ -356,7 +356,7 @@ sys.stdin.read()`,
   );
 
   it(
-    "rejects with the reason of an abort",
+    "rejects with the reason of the signal",
     withScratch(async (scratch) => {
       const controller = new AbortController();
       controller.abort("no");
@@ -374,7 +374,7 @@ sys.stdin.read()`,
 
 describe("Attachment", onDevices, () => {
   it(
-    "is readable and empty after it was detached",
+    "keeps minor, path and diskSequence after it was detached",
     withScratch(async (scratch) => {
       const a = await attach(scratch.image());
       const { path, minor, diskSequence } = a;
@@ -396,7 +396,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "detaches when a block is left by an exception",
+    "detaches if an exception leaves the block",
     withScratch(async (scratch) => {
       const path = scratch.image();
       await assertRejects(
@@ -414,7 +414,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "detaches without autoclear, and after autoclear was turned off",
+    "detaches without autoclear, even if that was turned off later",
     withScratch(async (scratch) => {
       const path = scratch.image();
       for (const autoclear of [true, false]) {
@@ -430,7 +430,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "persists, and detaches then by its disk sequence number",
+    "detaches by its disk sequence number after persist()",
     withScratch(async (scratch) => {
       let device;
       {
@@ -457,12 +457,12 @@ describe("Attachment", onDevices, () => {
       using own = new OwnDevice();
       const c = await attach(scratch.image(), { minor: own.minor });
       losetupDetach(await c.persist());
-      await c.detach(); // free already
+      await c.detach(); // already free
     }),
   );
 
   it(
-    "persists when somebody holds the device exclusively for a moment",
+    "persists while another process holds the device exclusively for a moment",
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
       const holder = holdExclusively(a.path);
@@ -473,7 +473,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "leaves a device alone that was recycled",
+    "does not detach a device that was reused for another file",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const a = await attach(scratch.image(), { minor: own.minor });
@@ -486,7 +486,7 @@ describe("Attachment", onDevices, () => {
       assertEquals(attribute(own.name, "loop/autoclear"), "0");
       losetupDetach(own.path);
 
-      // The same, with a handle whose descriptor was closed, and the very same file.
+      // Repeated with the same file and a handle whose descriptor was closed.
       const b = await attach(other, { minor: own.minor });
       b.loop.close();
       runOk("losetup", own.path, other);
@@ -515,7 +515,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "remembers the disk sequence number after changeFd()",
+    "updates the disk sequence number after changeFd()",
     withScratch(async (scratch) => {
       const a = await attach(scratch.image(), { readOnly: true });
       const before = a.diskSequence;
@@ -530,7 +530,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "waits for others, and is pending when they do not let go in time",
+    "waits for other processes, and is pending after a timeout",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const a = await attach(path);
@@ -552,7 +552,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "does not wait when it is lazy, nor longer than its signal",
+    "does not wait if lazy, nor after its signal is aborted",
     withScratch(async (scratch) => {
       const a = await attach(scratch.image());
       const other = holdOpen(a.path);
@@ -573,14 +573,14 @@ describe("Attachment", onDevices, () => {
       assertEquals(scratch.devices(), []);
 
       const b = await attach(scratch.image());
-      await b.detach({ lazy: true }); // nobody has it open
+      await b.detach({ lazy: true }); // no other process has it open
       assertThrows(() => b.size, LoopError);
       assert(isSoon(() => scratch.devices().length === 0));
     }),
   );
 
   it(
-    "is not waited for a second time after its loop was closed",
+    "does not wait a second time after its loop was closed",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const a = await attach(scratch.image(), { minor: own.minor });
@@ -596,7 +596,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "has no partitions left when somebody else was the last to close it",
+    "has no partitions left if another process closed it last",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -613,7 +613,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "has no partitions left when somebody else closes it at the same time",
+    "has no partitions left if another process closes it at the same time",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -645,7 +645,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "detaches once when it is asked for several times at once",
+    "detaches once if detach() is called several times at once",
     withScratch(async (scratch) => {
       const a = await attach(scratch.image(64 * MiB));
       Deno.writeFileSync(a.path, new Uint8Array(32 * MiB).fill(1));
@@ -655,16 +655,16 @@ describe("Attachment", onDevices, () => {
     }),
   );
 
-  it("is made by attach() only", () => {
+  it("is constructed only by attach()", () => {
     assertThrows(
       () => new Attachment({} as Loop),
       TypeError,
-      "attach() makes them",
+      "use attach()",
     );
   });
 
   it(
-    "reports a write-back that failed, after the device was let go",
+    "reports a failed write-back after the device was released",
     withScratch(async (scratch) => {
       const mnt = `${scratch.path}/mnt`;
       Deno.mkdirSync(mnt);
@@ -692,7 +692,7 @@ describe("Attachment", onDevices, () => {
 
 describe("detach()", onDevices, () => {
   it(
-    "takes an Attachment for what it is",
+    "delegates to the Attachment",
     withScratch(async (scratch) => {
       const a = await attach(scratch.image());
       await detach(a, { timeout: 4000 });
@@ -702,7 +702,7 @@ describe("detach()", onDevices, () => {
   );
 
   it(
-    "detaches by path, name, number, node, and what list() gives",
+    "detaches by path, name, number, node, and row of list()",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const refs = [
@@ -731,7 +731,7 @@ describe("detach()", onDevices, () => {
   );
 
   it(
-    "fails for a free device, one that does not exist, and a partition",
+    "throws for a free device, a missing device, and a partition",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const error = await rejected(() => detach(own.path));
@@ -758,7 +758,7 @@ describe("detach()", onDevices, () => {
   );
 
   it(
-    "waits for others within its limits, and the kernel detaches when they let go",
+    "waits for other processes up to its timeout, and the kernel detaches at the last close",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const device = runOk("losetup", "--find", "--show", path);
@@ -771,7 +771,7 @@ describe("detach()", onDevices, () => {
   );
 
   it(
-    "does not touch a device of somebody else when attaching fails",
+    "does not touch a device of another process when attaching fails",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const victim = scratch.image(MiB, "victim.img");
@@ -792,7 +792,7 @@ describe("detach()", onDevices, () => {
 describe("attach() and detach()", onDevices, () => {
   it("take one LOOP_CONFIGURE, and open everything with O_CLOEXEC", () => {
     using scratch = new Scratch();
-    using own = new OwnDevice(); // nobody else takes it meanwhile
+    using own = new OwnDevice(); // its number is not found when looking for a free device
     const log = `${scratch.path}/log`;
     Deno.writeTextFileSync(
       `${scratch.path}/once.ts`,
@@ -851,7 +851,7 @@ describe("detach() and find()", onDevices, () => {
   });
 
   it(
-    "leave a lazy detach that can be called off",
+    "allow a lazy detach to be canceled by clearing autoclear",
     withScratch(async (scratch) => {
       const device = runOk("losetup", "--find", "--show", scratch.image());
       {
@@ -866,7 +866,7 @@ describe("detach() and find()", onDevices, () => {
 });
 
 describe("LOOP_CONFIGURE", onDevices, () => {
-  it("is said to be missing where the kernel does not know it", () => {
+  it("is named by attach() if the kernel lacks it", () => {
     using scratch = new Scratch();
     using own = new OwnDevice();
     const script = `

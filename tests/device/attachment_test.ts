@@ -1,4 +1,4 @@
-/** What an Attachment can do beside being attached and detached. */
+/** Tests of an Attachment other than attaching and detaching. */
 import {
   attach,
   attachAll,
@@ -22,7 +22,7 @@ import {
 
 const MiB = 1 << 20;
 
-/** Bytes that tell their position. */
+/** Returns bytes that encode their position. */
 function pattern(size: number): Uint8Array {
   return Uint8Array.from({ length: size }, (_, index) => index * 7 + 3);
 }
@@ -36,7 +36,7 @@ describe(
   onDevices,
   () => {
     it(
-      "move bytes anywhere, and fewer only at the end of the device",
+      "transfer bytes at any position, and fewer only at the end of the device",
       withScratch(async (scratch) => {
         const path = scratch.image(MiB);
         const bytes = pattern(100_000);
@@ -70,7 +70,7 @@ describe(
     );
 
     it(
-      "let the event loop go on, and many at once",
+      "do not block the event loop, even many at once",
       withScratch(async (scratch) => {
         await using device = await attach(scratch.image(16 * MiB));
         const writes = Array.from(
@@ -89,7 +89,7 @@ describe(
     );
 
     it(
-      "are waited for by detach() and persist(), after which they are EBADF",
+      "are completed by detach() and persist(), and then throw EBADF",
       withScratch(async (scratch) => {
         const path = scratch.image(16 * MiB);
         for (const end of ["detach", "persist"] as const) {
@@ -121,7 +121,7 @@ describe(
           await assertRejects(() => device.read(bytes, position), RangeError);
         }
         await assertRejects(
-          // @ts-expect-error it is no buffer
+          // @ts-expect-error it is not a buffer
           () => device.read("text", 0),
           TypeError,
         );
@@ -133,7 +133,7 @@ describe(
 
 describe("attachAll()", onDevices, () => {
   it(
-    "attaches in order, and detaches all in the reverse order",
+    "attaches in order, and detaches in reverse order",
     withScratch(async (scratch) => {
       const files = ["a", "b", "c"].map((name) => scratch.image(MiB, name));
       {
@@ -152,7 +152,7 @@ describe("attachAll()", onDevices, () => {
   );
 
   it(
-    "leaves none attached when one cannot be",
+    "leaves nothing attached if one file cannot be attached",
     withScratch(async (scratch) => {
       const good = scratch.image();
       const bad = `${scratch.path}/none`;
@@ -168,10 +168,10 @@ describe("attachAll()", onDevices, () => {
   );
 
   it(
-    "detaches the others when one is busy, and says which",
+    "detaches the others if one is busy, and names that one",
     withScratch(async (scratch) => {
       const files = ["a", "b", "c"].map((name) => scratch.image(MiB, name));
-      // udev has the others open for a moment.
+      // udev has the other devices open for a moment.
       const group = await attachAll(files, {
         detachTimeout: hasUdev ? 5000 : 1,
       });
@@ -191,7 +191,7 @@ describe("attachAll()", onDevices, () => {
 
 describe("detach({ ifUnused: true })", onDevices, () => {
   it(
-    "detaches what nobody uses, and changes nothing where somebody does",
+    "detaches an unused device, and changes nothing if it is in use",
     withScratch(async (scratch) => {
       const path = scratch.image();
       using own = new OwnDevice();
@@ -204,9 +204,9 @@ describe("detach({ ifUnused: true })", onDevices, () => {
         );
         assertMatch(error.message, /nothing was changed/);
         assertEquals(error.holders.length, 1);
-        assertEquals(device.size, MiB); // attached still
+        assertEquals(device.size, MiB); // still attached
       }
-      // What it has open itself does not count.
+      // Descriptors of the attachment itself do not count.
       assert(device.loop.lock("exclusive"));
       const reading = device.read(new Uint8Array(4096), 0);
       await onceSeen(() => device.detach({ ifUnused: true }));
@@ -243,7 +243,7 @@ async function onceSeen(detach: () => Promise<void>): Promise<void> {
 }
 
 describe("Attachment as text", onDevices, () => {
-  it("is its path, its fields as JSON, and never throws", async () => {
+  it("is its path, or its fields as JSON, and never throws", async () => {
     using memory = openMemory(MiB);
     const device = await attach(memory, { reference: "named" });
     const { minor, path, diskSequence } = device;
@@ -265,7 +265,7 @@ describe("Attachment as text", onDevices, () => {
 
 describe("attach({ signal })", onDevices, () => {
   it(
-    "ends by an abort that comes right after the call",
+    "rejects if the signal is aborted right after the call",
     withScratch(async (scratch) => {
       const path = scratch.image();
       for (const overlap of ["lock", "refuse", "allow"] as const) {
@@ -281,7 +281,7 @@ describe("attach({ signal })", onDevices, () => {
 
 describe("attach() and swap", onDevices, () => {
   it(
-    "share the lock of a file that was swapped in",
+    "exclude each other for a file that was swapped in",
     withScratch(async (scratch) => {
       const [first, second] = ["a", "b"].map((name) =>
         scratch.image(MiB, name)
@@ -291,12 +291,12 @@ describe("attach() and swap", onDevices, () => {
       assertEquals(await errorOf(() => attach(second!)), "EBUSY");
       await using writer = await attach(first!, { overlap: "allow" });
       const refused = cli("swap", device.path, first!);
-      assertEquals(refused.code, 0, refused.stderr); // nobody locked it
+      assertEquals(refused.code, 0, refused.stderr); // it is not locked
       await writer.detach();
       const locked = await attach(second!);
       const busy = cli("swap", device.path, second!);
       assertEquals(busy.code, 1);
-      assertMatch(busy.stderr, new RegExp(`behind ${locked.path} already`));
+      assertMatch(busy.stderr, new RegExp(`${locked.path} already shows`));
       await locked.detach();
       await device.detach();
     }),

@@ -1,4 +1,4 @@
-/** Every block size: what is written through the page cache must be in the file. */
+/** Tests every block size: data written through the page cache must be in the file. */
 import { attach, Loop, openFile } from "@loopdev/loopdev";
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -8,7 +8,7 @@ import { isSoon, onDevices, OwnDevice, runOk, withScratch } from "./support.ts";
 
 const MiB = 1 << 20;
 
-/** The block sizes that this kernel takes. */
+/** Block sizes that this kernel supports. */
 const SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
   .filter((size) => {
     try {
@@ -19,7 +19,7 @@ const SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
     }
   });
 
-/** Writes through the page cache of a device, as a program of its own, and writes that back. */
+/** Writes through the page cache of a device, like another program, and writes back. */
 function fill(path: string, byte: number): void {
   runOk(
     "bash",
@@ -30,7 +30,10 @@ function fill(path: string, byte: number): void {
   );
 }
 
-/** All bytes are in the file, and the page cache has blocks that the device can write. */
+/**
+ * Checks that all bytes are in the file, and that the device can write the blocks of
+ * its page cache.
+ */
 function check(loop: Loop, file: string, blockSize: number): void {
   const byte = 64 + Math.log2(blockSize);
   assertEquals(loop.getBlockSize(), blockSize);
@@ -42,7 +45,7 @@ function check(loop: Loop, file: string, blockSize: number): void {
 }
 
 describe(
-  "what is written through the page cache is in the file",
+  "data written through the page cache is in the file",
   onDevices,
   () => {
     it(

@@ -31,7 +31,7 @@ const noByteArguments = lackingByteArguments();
 
 describe("loopdev", onDevices, () => {
   it(
-    "attaches, lists, finds and detaches",
+    "attaches a file, lists and finds it, and detaches",
     withScratch((scratch) => {
       const path = scratch.image(2 * MiB, "a b.img");
       const attached = cli("attach", path, "--offset", "1M", "-b", "4K");
@@ -68,7 +68,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "takes a device as path, name, number and node",
+    "accepts a device as path, name, number and node",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -89,7 +89,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "sets what losetup sees",
+    "sets properties that losetup reports",
     withScratch((scratch) => {
       const path = scratch.image(8 * MiB);
       const { stdout } = cli(
@@ -117,7 +117,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "prints the path of a node that it has made",
+    "prints the path of a node that it has created",
     withScratch((scratch) => {
       const path = scratch.image();
       for (const options of [[], ["--json"]]) {
@@ -142,7 +142,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "tries all files and devices, and says which failed",
+    "tries all files and devices, and names those that failed",
     withScratch((scratch) => {
       const a = scratch.image(MiB, "a");
       const b = scratch.image(MiB, "b");
@@ -166,7 +166,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("warns of what is left out of the file"),
+    ...onAnyKernel("warns of a tail of the file that the device does not show"),
     withScratch((scratch) => {
       const path = scratch.image(1000);
       const warning = (...options: string[]) => {
@@ -196,12 +196,12 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("warns of a tail that fills no block of the device"),
+    ...onAnyKernel("warns of a tail smaller than a block of the device"),
     withScratch((scratch) => {
       const path = scratch.image(4096 + 512);
       assertEquals(cli("attach", path).stderr, "");
       const [device] = scratch.devices();
-      // With sectors of 512 bytes all of it can be read, with larger ones not.
+      // With sectors of 512 bytes, all of it is readable; with larger ones it is not.
       assertEquals(run("cat", device!).stdout.length, 4608);
       const warning =
         /^loopdev: warning: the last 512 bytes of ".*" fill no block of 4096 .*\n$/;
@@ -216,7 +216,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("detaches a device once that is named twice"),
+    ...onAnyKernel("detaches a device only once if it is named twice"),
     withScratch((scratch) => {
       const path = scratch.image();
       const device = cli("attach", path, "--loop-ref", path.slice(-40)).stdout
@@ -257,7 +257,7 @@ describe("loopdev", onDevices, () => {
         assertEquals(a, b);
         assertEquals(inode, theirs!.trim());
       }
-      // Two names that read the same: which one is meant?
+      // Two names that read the same are ambiguous.
       const { code, stderr } = run(
         "bash",
         "-c",
@@ -294,14 +294,14 @@ describe("loopdev", onDevices, () => {
       );
       assertEquals(reference.code, 2);
       assertEquals(scratch.devices(), [own.path]);
-      // The character itself is a name like any other.
+      // The replacement character itself is a valid name.
       assertEquals(bash("run detach $'d\\xef\\xbf\\xbd/node'").code, 0);
       assertEquals(scratch.devices(), []);
     }),
   );
 
   it(
-    ...onAnyKernel("works where /dev has no nodes"),
+    ...onAnyKernel("works if /dev has no nodes"),
     withScratch((scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -329,7 +329,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("changes a device where there is no /sys"),
+    ...onAnyKernel("changes a device without /sys"),
     withScratch((scratch) => {
       using own = new OwnDevice();
       const path = scratch.image(1000);
@@ -366,7 +366,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("is good at pipelines"),
+    ...onAnyKernel("works in pipelines, and fails if stdout cannot be written"),
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -407,7 +407,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "leaves a device to the kernel when a waiting detach is interrupted",
+    "leaves the device to the kernel if a waiting detach is interrupted",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const device = cli("attach", path).stdout.trim();
@@ -438,7 +438,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "keeps no device that it could not report",
+    "detaches a device that it could not print",
     withScratch((scratch) => {
       const path = scratch.image();
       for (const option of ["", "--json"]) {
@@ -454,7 +454,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "runs a command with the devices, and detaches them however it ends",
+    "runs a command with the devices, and detaches them however the command ends",
     withScratch((scratch) => {
       const a = scratch.image(MiB, "a");
       const b = scratch.image(MiB, "b");
@@ -517,7 +517,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "passes signals on to the command that it runs, and detaches then",
+    "forwards signals to the command, and then detaches",
     withScratch(async (scratch) => {
       const path = scratch.image();
       for (const signal of ["INT", "TERM", "HUP"]) {
@@ -549,7 +549,7 @@ describe("loopdev", onDevices, () => {
 
   it(
     ...onAnyKernel(
-      "passes a signal on once, whoever else gets it from a terminal",
+      "forwards a signal once, even if the terminal sent it to the whole group",
     ),
     withScratch(async (scratch) => {
       const path = scratch.image();
@@ -584,13 +584,13 @@ describe("loopdev", onDevices, () => {
           () => Deno.kill(loopdev, "SIGINT"),
           () => terminal.write(new Uint8Array([3])), // Ctrl-C
           () => terminal.write(new Uint8Array([3])),
-          () => run("kill", "-INT", "--", `-${loopdev}`), // its group
+          () => run("kill", "-INT", "--", `-${loopdev}`), // the process group of loopdev
           () => Deno.kill(loopdev, "SIGINT"),
         ];
         for (const send of signals) {
           await send();
           assertEquals(await next(), "INT");
-          // A second one would be on its way.
+          // Time for a second signal to arrive.
           await new Promise((resolve) => setTimeout(resolve, 200));
         }
         Deno.kill(loopdev, "SIGTERM");
@@ -603,7 +603,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "has the partitions ready with --partscan, or says why it cannot",
+    "has the partitions ready with --partscan, or prints why not",
     withScratch((scratch) => {
       const path = `${scratch.path}/disk.img`;
       const image = gptImage({ partitions: [{ first: 100, last: 299 }] });
@@ -634,7 +634,7 @@ describe("loopdev", onDevices, () => {
       assert(Deno.statSync(`${later}p1`).isBlockDevice);
       assertEquals(cli("detach", later).code, 0);
 
-      // Both headers.
+      // Damages both headers.
       for (const at of [512, image.length - 512]) {
         image.fill(0xee, at + 24, at + 32);
       }
@@ -724,7 +724,7 @@ describe("loopdev", onDevices, () => {
       cli("attach", "--loop-ref", reference, path);
       const other = cli("attach", "--overlap", path).stdout.trim();
       {
-        // Somebody else's device, just being detached: it cannot be opened.
+        // A device of another program that is being detached and cannot be opened.
         using own = new OwnDevice();
         using file = openFile(scratch.image(MiB, "third.img"));
         using loop = new Loop(own.minor);
@@ -745,7 +745,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    "adds and removes devices, and makes nodes",
+    "adds and removes devices, and creates nodes",
     withScratch((scratch) => {
       let free;
       {
@@ -769,7 +769,7 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("exits with 2 for wrong usage, and changes nothing"),
+    ...onAnyKernel("exits with status 2 for wrong usage, and changes nothing"),
     withScratch(async (scratch) => {
       const path = scratch.image();
       const wrong = [
@@ -815,7 +815,7 @@ describe("loopdev", onDevices, () => {
     }),
   );
 
-  it(...onAnyKernel("prints help and version without any permission"), () => {
+  it(...onAnyKernel("prints help and version without permissions"), () => {
     const bare = (...args: string[]) =>
       run(Deno.execPath(), "run", "-q", "--no-prompt", CLI, ...args);
     const commands =

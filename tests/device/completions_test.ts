@@ -1,4 +1,4 @@
-/** Completion of command lines, in the shells themselves. */
+/** Tests completion in the shells themselves. */
 import { attach } from "@loopdev/loopdev";
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -13,7 +13,7 @@ import {
   withScratch,
 } from "./support.ts";
 
-/** The words that a shell offers for the last one of each command line. */
+/** Returns the words that a shell offers for the last word of each command line. */
 type Completer = (
   scratch: Scratch,
   script: string,
@@ -24,7 +24,7 @@ function words(text: string): string[] {
   return text.split("\n").filter((word) => word !== "").sort();
 }
 
-/** bash splits the line itself, so it is given as words. */
+/** Completes in bash. bash splits the line itself, so the line is passed as words. */
 const bash: Completer = (scratch, script, lines) =>
   lines.map((line) =>
     words(runOk(
@@ -48,7 +48,10 @@ const fish: Completer = (scratch, script, lines) => {
   return output.replace(/\t.*$/gm, "").split(/^====$/m).slice(0, -1).map(words);
 };
 
-/** An interactive zsh on a terminal of its own: a tab after the line, and what the line is then. */
+/**
+ * Completes in an interactive zsh on its own terminal, by typing a tab and reading the
+ * line.
+ */
 const zsh: Completer = (scratch, script, lines) => {
   const driver = `${scratch.path}/driver.zsh`;
   Deno.writeTextFileSync(
@@ -72,7 +75,7 @@ const zsh: Completer = (scratch, script, lines) => {
   ]);
 };
 
-/** The script of a shell. */
+/** Returns the completion script of a shell. */
 function scriptFor(shell: string, scratch: Scratch): string {
   const path = `${scratch.path}/completion.${shell}`;
   const { code, stdout, stderr } = run(
@@ -141,7 +144,7 @@ for (const [shell, complete] of Object.entries({ bash, fish, zsh })) {
 }
 
 describe("loopdev completions", () => {
-  it("refuses a shell that it does not know", () => {
+  it("refuses an unknown shell", () => {
     const { code, stderr } = run(
       Deno.execPath(),
       ..."run --no-check --no-prompt".split(" "),

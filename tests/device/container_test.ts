@@ -1,6 +1,6 @@
 /**
- * What the README says of containers: the same restrictions, made of a mount namespace,
- * a device cgroup and a set of capabilities.
+ * Tests the restrictions of containers described in the README, made of a mount
+ * namespace, a device cgroup and a set of capabilities.
  */
 import { attach } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch } from "@std/assert";
@@ -13,15 +13,18 @@ import {
 } from "./namespace.ts";
 import { onDevices, runOk, type Scratch, withScratch } from "./support.ts";
 
-/** What Docker and Podman leave to root in a container. */
+/** Capabilities that Docker and Podman leave to root in a container. */
 const DEFAULT_CAPABILITIES =
   "chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap"
     .split(" ");
-/** The devices that every container has: null, zero, full, random, urandom, tty, console, ptmx, pts. */
+/**
+ * Devices of every container: null, zero, full, random, urandom, tty, console, ptmx,
+ * pts.
+ */
 const DEFAULT_DEVICES =
   "c 1:3,c 1:5,c 1:7,c 1:8,c 1:9,c 5:0,c 5:1,c 5:2,c 136:*".split(",");
 
-/** Runs a script as in a container that was given these devices and capabilities. */
+/** Runs a script as in a container with the given devices and capabilities. */
 async function inContainer(
   scratch: Scratch,
   { devices, capabilities }: { devices: string[]; capabilities: string[] },
@@ -53,7 +56,7 @@ describe(
   { ignore: onDevices.ignore || noDeviceCgroup !== undefined },
   () => {
     it(
-      "attaches and detaches with loop-control, a rule for 7:*, and no more",
+      "attaches and detaches with only loop-control and a rule for 7:*",
       withScratch(async (scratch) => {
         const image = scratch.image();
         const output = await inContainer(
@@ -108,7 +111,7 @@ describe(
     );
 
     it(
-      "is told what it lacks",
+      "gets an error that names the missing option",
       withScratch(async (scratch) => {
         const output = await inContainer(
           scratch,
@@ -125,7 +128,7 @@ describe(
     );
 
     it(
-      "sees devices that were attached outside of it",
+      "sees devices attached outside",
       withScratch(async (scratch) => {
         await using a = await attach(scratch.image());
         const output = await inContainer(

@@ -38,7 +38,7 @@ function only(devices: LoopDevice[], path: string): LoopDevice {
   return found;
 }
 
-/** What losetup says of a device. */
+/** Returns losetup's description of a device. */
 function losetup(path: string): Record<string, unknown> {
   const { loopdevices } = JSON.parse(
     runOk("losetup", "--json", "--list", "--output-all", path),
@@ -46,7 +46,7 @@ function losetup(path: string): Record<string, unknown> {
   return loopdevices[0];
 }
 
-/** Combinations of everything that can be asked for. */
+/** Yields combinations of all options. */
 function* combinations(): Generator<Parameters<typeof attach>[1] & object> {
   const offsets = [0, 4096, 512 * 1024];
   const sizelimits = [0, 8192, 2 ** 40];
@@ -150,7 +150,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "tells deleted files from files of that name, and follows renaming",
+    "distinguishes deleted files from files with such names, and follows renames",
     withScratch(async (scratch) => {
       const { path } = scratch;
       const literal = scratch.image(MiB, "x (deleted)");
@@ -164,11 +164,11 @@ describe("list()", onDevices, () => {
       Deno.removeSync(`${path}/z`);
       const deleted = only(list(), b.path);
       assertEquals([deleted.backingFile, deleted.deleted], [`${path}/z`, true]);
-      // Another file takes the name that the kernel shows.
+      // Another file gets the name that the kernel shows.
       scratch.image(MiB, "z (deleted)");
       assertEquals(only(list(), b.path).deleted, true);
 
-      // Deleted, with a name that ends so itself.
+      // A deleted file whose own name ends in " (deleted)".
       Deno.removeSync(literal);
       assertEquals(only(list(), a.path).backingFile, literal);
       assertEquals(only(list(), a.path).deleted, true);
@@ -178,7 +178,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "gives odd names, and names longer than the kernel can tell",
+    "returns odd names, and an empty one for a path too long for the kernel",
     withScratch(async (scratch) => {
       const name = 'new\nline, "quote", \\ and é';
       await using a = await attach(scratch.image(512, `${name}\n`));
@@ -192,7 +192,7 @@ describe("list()", onDevices, () => {
         only(list(), b.path).backingFile,
         `${scratch.path}/\ufffd`,
       );
-      // A page. Deno cannot make a path this long in one go.
+      // A path of one page. Deno cannot create a path this long in one call.
       const part = "d".repeat(250);
       const depth = Math.ceil(pageSize() / part.length);
       runOk(
@@ -211,7 +211,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "does not fail for a device whose file had a name too long to be looked up",
+    "does not throw for a device whose path is too long to look up",
     withScratch(async (scratch) => {
       const path = scratch.image(512, "n".repeat(250));
       await using a = await attach(path);
@@ -224,7 +224,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "saturates a limit that no number holds",
+    "clamps a limit that is not a safe integer",
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image(), {
         sizelimit: 2n ** 63n - 1n,
@@ -235,7 +235,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "sees what a file in memory is called",
+    "returns the name of a file in memory",
     withScratch(async () => {
       using memory = openMemory(4096);
       await using a = await attach(memory);
@@ -247,7 +247,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "gives rows of one binding only, beside others who attach and detach",
+    "never mixes two bindings in a row, beside processes that attach and detach",
     withScratch(async (scratch) => {
       const mod = new URL("../../mod.ts", import.meta.url).href;
       const wanted = new Map<string, Partial<LoopDevice>>();
@@ -302,7 +302,7 @@ describe("list()", onDevices, () => {
   );
 
   it(
-    "gives a device of no size",
+    "lists a device of size 0",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       runOk("losetup", own.path, scratch.image(100));
@@ -315,7 +315,7 @@ describe("list()", onDevices, () => {
     }),
   );
 
-  it("opens nothing under /dev, and needs no right", () => {
+  it("opens nothing in /dev, and needs no privileges", () => {
     using scratch = new Scratch();
     const script = `
       import { list } from "${new URL("../../mod.ts", import.meta.url)}";
@@ -344,7 +344,7 @@ describe("list()", onDevices, () => {
 
 describe("list() with a filter", onDevices, () => {
   it(
-    "lists what lies under a directory, by its canonical path, deleted or not",
+    "lists files in a directory, by its canonical path, deleted or not",
     withScratch(async (scratch) => {
       const directory = `${scratch.path}/a`;
       Deno.mkdirSync(`${directory}/below`, { recursive: true });
@@ -374,7 +374,7 @@ describe("list() with a filter", onDevices, () => {
   );
 
   it(
-    "finds devices by their reference, and gives it",
+    "finds devices by their reference, and returns it",
     withScratch(async (scratch) => {
       const reference = `test ${crypto.randomUUID()}`;
       const options = { reference };
@@ -393,7 +393,7 @@ describe("list() with a filter", onDevices, () => {
     }),
   );
 
-  it("refuses filters that do not exist, before it looks", () => {
+  it("refuses unknown filters before it reads anything", () => {
     for (
       const filter of [{ below: "/" }, { under: 7 }, { deleted: "yes" }, {
         reference: 7,
@@ -406,7 +406,7 @@ describe("list() with a filter", onDevices, () => {
 
 describe("inspect()", onDevices, () => {
   it(
-    "gives the row of one device, by any reference to it",
+    "returns the row of one device, by any reference to it",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       assertEquals(inspect(own.path), undefined);
@@ -464,7 +464,7 @@ describe("find()", onDevices, () => {
         assertThrows(() => find(`${scratch.path}/none`), LoopError).code,
         "ENOENT",
       );
-      // The name goes to another file, and the file has another name only.
+      // The name moves to another file, and the original file keeps another name only.
       Deno.removeSync(path);
       assertEquals(paths(`${scratch.path}/hard`), both);
       scratch.image();
@@ -475,7 +475,7 @@ describe("find()", onDevices, () => {
   );
 
   it(
-    "does not take another file of that name for the file",
+    "does not confuse the file with another one of the same name",
     withScratch(async (scratch) => {
       const directory = `${scratch.path}/m`;
       Deno.mkdirSync(directory);
@@ -494,7 +494,7 @@ describe("find()", onDevices, () => {
   );
 
   it(
-    "finds offsets that no number holds",
+    "finds offsets that are not safe integers",
     withScratch(async (scratch) => {
       const directory = `${scratch.path}/tmpfs`;
       Deno.mkdirSync(directory);

@@ -1,4 +1,4 @@
-/** The doctor in odd worlds: the true cause comes first. */
+/** Tests doctor() in unusual environments: the true cause comes first. */
 import { attach, type Check, doctor } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -20,7 +20,7 @@ import {
   withScratch,
 } from "./support.ts";
 
-/** What the doctor says in another world. */
+/** Returns the checks of doctor() in another environment. */
 function examined(
   scratch: Scratch,
   setup: string,
@@ -61,14 +61,16 @@ describe("doctor()", onDevices, () => {
   });
 
   it(
-    ...onAnyKernel("names the user's rights, and those of a user namespace"),
+    ...onAnyKernel(
+      "names the missing privileges of a user, and of a user namespace",
+    ),
     withScratch((scratch) => {
       publish(scratch);
       const place = { deno: `${scratch.path}/deno`, from: scratch.path };
       assertCause(
         examined(scratch, "true", { user: NOBODY, ...place }),
         "rights",
-        /^\/dev\/loop-control cannot be opened: user 65534 has no right to$/,
+        /^\/dev\/loop-control cannot be opened: user 65534 has no permission$/,
         /as root/,
       );
       Deno.chmodSync(scratch.path, 0o777);
@@ -83,7 +85,7 @@ describe("doctor()", onDevices, () => {
 
   it(
     ...onAnyKernel(
-      "warns of a tmpfs on /dev, and names what is missing where no node can be made",
+      "warns of a tmpfs on /dev, and names what is missing if no node can be created",
     ),
     withScratch((scratch) => {
       const [first, second] = examined(scratch, TMPFS_DEV);
@@ -93,14 +95,14 @@ describe("doctor()", onDevices, () => {
       assertCause(
         examined(scratch, TMPFS_DEV, { user: WITHOUT_MKNOD }),
         "loop-control",
-        /^there is no \/dev\/loop-control, .* CAP_MKNOD$/,
+        /^\/dev\/loop-control does not exist, .* CAP_MKNOD$/,
         /^mknod \/dev\/loop-control .*--device \/dev\/loop-control/,
       );
       const control = `${TMPFS_DEV}; mknod /dev/loop-control c 10 237`;
       assertCause(
         examined(scratch, control, { user: WITHOUT_MKNOD }),
         "nodes",
-        /^there is no \/dev\/loop\d+, .* CAP_MKNOD$/,
+        /^\/dev\/loop\d+ does not exist, .* CAP_MKNOD$/,
         /^mknod \/dev\/loop\d+/,
       );
     }),
@@ -149,14 +151,14 @@ describe("doctor()", onDevices, () => {
   it(
     ...onAnyKernel("names the descriptor limit"),
     withScratch((scratch) => {
-      // Set from within: Deno itself needs more than that to start.
+      // Set from inside, because Deno itself needs more descriptors to start.
       const { stdout, stderr } = inNamespace(
         scratch,
         "true",
         `const { symbols } = Deno.dlopen("libc.so.6", {
            setrlimit: { parameters: ["i32", "buffer"], result: "i32" },
          });
-         await loopdev.doctor(); // loading it takes descriptors too
+         await loopdev.doctor(); // loading it uses descriptors too
          symbols.setrlimit(7, new BigUint64Array([16n, 16n])); // RLIMIT_NOFILE
          console.log(JSON.stringify(await loopdev.doctor()));`,
       );
@@ -180,7 +182,7 @@ describe("doctor()", onDevices, () => {
         ),
         "driver",
         /^the kernel has no loop driver$/,
-        /^load it .*modprobe loop/,
+        /^load it: modprobe loop/,
       );
       const [first] = examined(
         scratch,
@@ -192,7 +194,7 @@ describe("doctor()", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("says when there is no /proc, and guesses nothing"),
+    ...onAnyKernel("reports a missing /proc, and nothing else"),
     withScratch((scratch) => {
       const checks = examined(scratch, "mount -t tmpfs t /proc");
       assertEquals(checks.map(({ name }) => name), ["/proc"]);
@@ -229,7 +231,7 @@ describe("doctor()", onDevices, () => {
   );
 
   it(
-    "warns of partitions that an earlier user left, and of deleted files",
+    "warns of leftover partitions and of deleted files",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -239,10 +241,13 @@ describe("doctor()", onDevices, () => {
       }
       const stale = (await doctor())
         .filter(({ name }) => name === "stale partitions");
-      // Some kernels remove them themselves, at the first open.
+      // Some kernels remove them at the first open.
       if (partitionsOf(own.minor).length > 0) {
         assertEquals(stale.map(({ status }) => status), ["warning"]);
-        assertMatch(stale[0]!.finding, /left .* behind$/);
+        assertMatch(
+          stale[0]!.finding,
+          /^leftover partitions of an earlier file: /,
+        );
       }
 
       await using a = await attach(path, { minor: own.minor });
@@ -252,8 +257,9 @@ describe("doctor()", onDevices, () => {
       assertEquals(deleted, [{
         name: "deleted files",
         status: "warning",
-        finding: `${a.path} keeps the space of "${path}", which was deleted`,
-        remedy: `if nobody needs it: loopdev detach ${a.path}`,
+        finding:
+          `${a.path} uses "${path}", which was deleted but still takes up space`,
+        remedy: `if it is no longer needed: loopdev detach ${a.path}`,
       }]);
     }),
   );

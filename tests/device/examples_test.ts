@@ -1,11 +1,11 @@
-/** The examples, with the permissions that they name and no others. */
+/** Runs the examples with exactly the permissions that they name. */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { CLI, onAnyKernel, onDevices, run, withScratch } from "./support.ts";
 
 const DIRECTORY = new URL("../../examples/", import.meta.url).pathname;
 
-/** The permissions in the head of an example. */
+/** Returns the permissions in the header of an example. */
 function flagsOf(name: string): string[] {
   const text = Deno.readTextFileSync(`${DIRECTORY}${name}.ts`);
   const command = /deno run [^]*? examples\//.exec(text)?.[0] ?? "";
@@ -16,14 +16,14 @@ function hasProgram(name: string): boolean {
   return run("sh", "-c", `command -v ${name}`).code === 0;
 }
 
-/** The programs that an example may run. */
+/** Returns the programs that an example may run. */
 function programsOf(flags: string[]): string[] {
   return flags.flatMap((flag) =>
     /^--allow-run=(.*)$/.exec(flag)?.[1]?.split(",") ?? []
   );
 }
 
-/** Runs an example, and gives what it printed. */
+/** Runs an example and returns its output. */
 function example(name: string, flags: string[], ...args: string[]): string {
   const { code, stdout, stderr } = run(
     Deno.execPath(),
@@ -51,7 +51,7 @@ describe("examples", onDevices, () => {
     const flags = flagsOf(name);
     const ignore = !programsOf(flags).every(hasProgram);
     it(
-      ...onAnyKernel(`${name} runs with the flags in its head`, { ignore }),
+      ...onAnyKernel(`${name} runs with the flags in its header`, { ignore }),
       () => {
         assert(
           flags.some((flag) => ["--allow-ffi", "--allow-all"].includes(flag)),
@@ -101,7 +101,7 @@ describe("examples", onDevices, () => {
   );
 
   it(
-    ...onAnyKernel("leaks detaches those of its directory, and no other"),
+    ...onAnyKernel("leaks detaches only devices of its directory"),
     withScratch((scratch) => {
       const image = scratch.image();
       const other = scratch.image(1 << 20, "other.img");

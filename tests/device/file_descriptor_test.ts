@@ -50,7 +50,7 @@ describe("openFile()", onDevices, () => {
   );
 
   it(
-    "refuses everything else with its kind, and does not hang on a FIFO",
+    "refuses other kinds of files, and does not hang on a FIFO",
     withScratch((scratch) => {
       runOk("mkfifo", `${scratch.path}/fifo`);
       using _socket = Deno.listen({
@@ -110,7 +110,7 @@ describe("openFile()", onDevices, () => {
         const error = assertThrows(
           () => openFile(link, { symlinks }),
           LoopError,
-          "those are refused",
+          "a symbolic link, which",
         );
         assertEquals([error.code, error.path], ["ELOOP", link]);
       }
@@ -120,7 +120,7 @@ describe("openFile()", onDevices, () => {
   );
 
   it(
-    "names the kernel that cannot refuse symbolic links",
+    "names the kernel version if it cannot refuse symbolic links",
     withScratch((scratch) => {
       const body = `await tell(() =>
         loopdev.openFile("${scratch.image()}", { symlinks: "refuse" }));`;
@@ -133,12 +133,12 @@ describe("openFile()", onDevices, () => {
         ..."run -q --no-check --allow-ffi".split(" "),
         `${scratch.path}/old.ts`,
       );
-      assertMatch(stdout, /^LoopError ENOSYS .* needs Linux 5\.6/, stderr);
+      assertMatch(stdout, /^LoopError ENOSYS .* requires Linux 5\.6/, stderr);
     }),
   );
 
   it(
-    "names the descriptor limit when it is the cause",
+    "names the descriptor limit if it is the cause",
     withScratch((scratch) => {
       const path = scratch.image();
       const script = `
@@ -163,7 +163,7 @@ describe("openFile()", onDevices, () => {
 
 describe("attach() with symlinks", onDevices, () => {
   it(
-    "refuses a symbolic link in any part of the path, and takes descriptors",
+    "refuses a symbolic link in any part of the path, and accepts descriptors",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const link = `${scratch.path}/link`;
@@ -187,7 +187,7 @@ describe("attach() with symlinks", onDevices, () => {
 
 describe("openDirectory()", onDevices, () => {
   it(
-    "opens directories only",
+    "opens only directories",
     withScratch((scratch) => {
       using directory = openDirectory(scratch.path);
       assert((flags(directory.fd) & O_CLOEXEC) !== 0);
@@ -204,7 +204,7 @@ describe("openDirectory()", onDevices, () => {
 
 describe("openMemory()", onDevices, () => {
   it(
-    "holds a copy of the bytes, or so many zeros",
+    "contains a copy of the bytes, or the given number of zeros",
     withScratch(() => {
       const content = new Uint8Array(10000).map((_, at) => at);
       using bytes = openMemory(content.subarray(1));
@@ -228,7 +228,7 @@ describe("openMemory()", onDevices, () => {
 
 describe("FileDescriptor", onDevices, () => {
   it(
-    "closes once, also when the number was given to another file",
+    "closes once, even if the number was reused for another file",
     withScratch((scratch) => {
       const first = openFile(scratch.image());
       const { fd } = first;

@@ -40,22 +40,22 @@ import {
 
 const MiB = 1 << 20;
 
-/** Who is found. */
+/** Returns the holders of a device. */
 async function found(device: DeviceRef): Promise<Holder[]> {
   return (await holders(device)).holders;
 }
 
-/** The holders in words. */
+/** Returns the holders in words. */
 async function describeAll(device: string): Promise<string[]> {
   return (await found(device)).map(describeHolder);
 }
 
-/** Without the processes that look at all devices, as other tests do. */
+/** Removes processes that only examine all devices, as other tests do. */
 function lasting(found: Holder[]): Holder[] {
   return found.filter(({ kind }) => kind !== "process");
 }
 
-/** A process that is there, and has done what it was told, until this is disposed of. */
+/** A process that has started and done its work, and runs until this is disposed of. */
 class Background implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly #output: ReadableStreamDefaultReader<Uint8Array>;
@@ -88,7 +88,7 @@ class Background implements AsyncDisposable {
 
 const noPython = lacking("python3");
 
-/** A process like that which runs a program in Python. */
+/** A background process that runs a program in Python. */
 const Python = {
   start(program: string): Promise<Background> {
     return Background.start(
@@ -103,7 +103,7 @@ os.read(0, 1)'`,
 
 describe("describeHolder()", () => {
   const pid = 42;
-  it("is one line whatever the names hold", () => {
+  it("is one line whatever the names contain", () => {
     const odd = "a\n\x1b[2J\u202e";
     const holders: Holder[] = [
       { kind: "mount", device: "/dev/loop3", target: odd },
@@ -118,7 +118,7 @@ describe("describeHolder()", () => {
     }
   });
 
-  it("names a partition, and no disk", () => {
+  it("names a partition, but not a disk", () => {
     const target = "/mnt";
     assertEquals(
       ["/dev/loop3", "/dev/loop3p1"].map((device) =>
@@ -131,7 +131,7 @@ describe("describeHolder()", () => {
 
 describe("holders()", onDevices, () => {
   it(
-    "finds nobody on a device that nobody uses",
+    "finds no holders of an unused device",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       assertEquals(lasting(await found(own.path)), []);
@@ -141,7 +141,7 @@ describe("holders()", onDevices, () => {
   );
 
   it(
-    "finds processes, this one too, through any node",
+    "finds processes, including this one, through any node",
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
       const fd = a.loop.fd;
@@ -168,7 +168,7 @@ describe("holders()", onDevices, () => {
   );
 
   it(
-    "finds mounts, in other mount namespaces too",
+    "finds mounts, even in other mount namespaces",
     withScratch(async (scratch) => {
       const image = scratch.image(16 * MiB);
       runOk("mkfs.ext4", "-q", image);
@@ -223,7 +223,7 @@ describe("holders()", onDevices, () => {
   );
 
   it(
-    "finds who holds a partition",
+    "finds the holder of a partition",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       await using a = await attach(scratch.image(), {
@@ -249,7 +249,7 @@ describe("holders()", onDevices, () => {
   );
 
   it(
-    "finds who uses a file system that was unmounted lazily",
+    "finds processes that use a lazily unmounted file system",
     withScratch(async (scratch) => {
       const image = scratch.image(16 * MiB);
       runOk("mkfs.ext4", "-q", image);
@@ -369,7 +369,7 @@ os.open("${path}", os.O_RDONLY)`);
   );
 
   it(
-    "does not take a name for a holder",
+    "does not count an O_PATH descriptor as a holder",
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
       const mnt = `${scratch.path}/mnt`;
@@ -470,7 +470,7 @@ os.open("${path}", os.O_RDONLY)`);
   );
 
   it(
-    "refuses what is no loop device, and what does not exist",
+    "refuses other files, and missing ones",
     withScratch(async (scratch) => {
       await assertRejects(() => holders("/dev/null"), UnexpectedDevice);
       await assertRejects(() => holders(-1), RangeError);
@@ -496,7 +496,7 @@ os.open("${path}", os.O_RDONLY)`);
 
 describe("LoopBusyError", onDevices, () => {
   it(
-    "names who keeps the device busy",
+    "names the holders of the device",
     withScratch(async (scratch) => {
       const image = scratch.image(16 * MiB);
       runOk("mkfs.ext4", "-q", image);
@@ -518,13 +518,13 @@ describe("LoopBusyError", onDevices, () => {
       const refused = cli("detach", path, "--timeout", "10ms");
       assertEquals(refused.code, 1);
       assertMatch(refused.stderr, new RegExp(`mounted on ${mnt}`));
-      mount[Symbol.dispose](); // and the kernel detaches
+      mount[Symbol.dispose](); // the kernel detaches
       assert(isSoon(() => scratch.devices().length === 0));
       await a.detach();
     }),
   );
 
-  it("names ten at most", async () => {
+  it("names up to ten holders", async () => {
     using memory = openMemory(MiB);
     const a = await attach(memory);
     {
@@ -541,8 +541,8 @@ describe("LoopBusyError", onDevices, () => {
     await a.detach();
   });
 
-  it("says when others cannot be seen", async () => {
-    // Without rights nothing can be attached, but holders can be looked for.
+  it("reports that some processes could not be checked", async () => {
+    // Without root, nothing can be attached, but holders can be searched for.
     const { code, stdout } = run(
       "bash",
       "-c",

@@ -1,6 +1,6 @@
 /**
- * The C library where other systems keep it: their layouts, made of this machine's files
- * in a mount namespace, under grants for one path.
+ * Tests the locations of the C library on other systems. Their layouts are built from
+ * this machine's files in a mount namespace, under grants for a single path.
  */
 import { assertEquals, assertMatch } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -16,7 +16,7 @@ import {
 
 const ARCH = Deno.build.arch;
 
-/** The libraries that Deno needs, and the loader that it names. */
+/** Libraries that Deno needs, and the loader that it names. */
 const LIBRARIES = onDevices.ignore ? [] : [
   ...runOk("ldd", Deno.execPath()).matchAll(/=> (\/\S+)/g),
 ].map(([, path]) => path!);
@@ -24,7 +24,7 @@ const LOADER = ARCH === "aarch64"
   ? "/lib/ld-linux-aarch64.so.1"
   : "/lib64/ld-linux-x86-64.so.2";
 
-/** Where a system keeps the C library and the loader, and its symbolic links. */
+/** Locations of the C library and the loader on a system, and its symbolic links. */
 interface Layout {
   readonly libraries: string;
   readonly loader?: string;
@@ -52,7 +52,10 @@ const LAYOUTS = {
   NixOS: { libraries: HASH, loader: `${HASH}/ld-linux.so.2` },
 } satisfies Record<string, Layout>;
 
-/** Makes a root directory of a layout. Gives the commands that mount the rest of it. */
+/**
+ * Builds the root directory of a layout. Returns the commands that mount the rest of
+ * it.
+ */
 function build(scratch: Scratch, layout: Layout): string {
   const root = `${scratch.path}/root`;
   for (const name of ["proc", "sys", "dev", "project", "cache", "usr/lib64"]) {
@@ -93,7 +96,7 @@ function baseName(path: string): string {
   return path.slice(path.lastIndexOf("/") + 1);
 }
 
-/** Has an executable name another loader, at its end. */
+/** Makes an executable name another loader, appended at its end. */
 function nameLoader(executable: string, loader: string): void {
   const PT_INTERP = 3;
   const name = new TextEncoder().encode(`${loader}\0`);
@@ -113,7 +116,10 @@ function nameLoader(executable: string, loader: string): void {
   file.writeSync(bytes);
 }
 
-/** Lists devices with each of the grants, in a system of that layout: what each run printed. */
+/**
+ * Lists devices with each of the grants on a system with that layout. Returns the
+ * output of each run.
+ */
 function listWith(
   scratch: Scratch,
   layout: Layout,
@@ -175,7 +181,7 @@ describe("the C library", onDevices, () => {
   ];
   for (const [name, wrong, right] of named) {
     it(
-      ...onAnyKernel(`is named where another path was granted: ${name}`),
+      ...onAnyKernel(`is named if another path was granted: ${name}`),
       withScratch((scratch) => {
         const [here, blind] = listWith(scratch, LAYOUTS[name], [
           `--allow-ffi=${wrong} --allow-read`,
@@ -185,7 +191,7 @@ describe("the C library", onDevices, () => {
           here!.replace(/ \(.*/, ""),
           `NotCapable Requires ffi access to "${right}", run again with --allow-ffi=${right}, or with the --allow-ffi flag`,
         );
-        // What is where may not be looked at.
+        // Paths may not be read.
         assertMatch(
           blind!,
           /^NotCapable Requires ffi access to the C library, .*"ldd \/deno" prints/,

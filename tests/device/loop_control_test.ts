@@ -18,7 +18,7 @@ import {
 
 describe("new LoopControl()", onDevices, () => {
   it(
-    "opens the node in dirFd, and refuses what is something else",
+    "opens the node in dirFd, and refuses another device",
     withScratch((scratch) => {
       using directory = openDirectory(scratch.path);
       const options = { dirFd: directory.fd };
@@ -41,7 +41,7 @@ describe("new LoopControl()", onDevices, () => {
 
 describe("LoopControl.add()", onDevices, () => {
   it(
-    "adds the device of a number, or one that the kernel picks",
+    "adds the device of a number, or one that the kernel chooses",
     withScratch(() => {
       using control = new LoopControl();
       for (const minor of [undefined, -1]) {
@@ -67,7 +67,7 @@ describe("LoopControl.add()", onDevices, () => {
 
 describe("LoopControl.remove()", onDevices, () => {
   it(
-    "refuses a device that is in use, and one that does not exist",
+    "refuses a device in use, and a missing one",
     withScratch((scratch) => {
       using control = new LoopControl();
       using own = new OwnDevice();
@@ -90,10 +90,10 @@ describe("LoopControl.remove()", onDevices, () => {
   );
 
   it(
-    "removes the lowest in sysfs that is unbound and not open",
+    "removes the lowest device in sysfs that is unbound and not open",
     withScratch((scratch) => {
-      // In a mount namespace whose sysfs shows devices of this test only: any
-      // other unbound device belongs to somebody else.
+      // In a mount namespace whose sysfs shows only devices of this test: any other
+      // unbound device may belong to another program.
       using bound = new OwnDevice();
       using open = new OwnDevice();
       const control = new LoopControl();
@@ -139,7 +139,7 @@ describe("LoopControl.remove()", onDevices, () => {
 
 describe("LoopControl.getUnbound()", onDevices, () => {
   it(
-    "gives a device that exists",
+    "returns a device that exists",
     withScratch(() => {
       using control = new LoopControl();
       const minor = control.getUnbound();
@@ -150,7 +150,7 @@ describe("LoopControl.getUnbound()", onDevices, () => {
 
 describe("LoopControl.close()", onDevices, () => {
   it(
-    "closes once, and everything after it is EBADF",
+    "closes once, and everything after it throws EBADF",
     withScratch(() => {
       const control = new LoopControl();
       control.close();

@@ -40,7 +40,7 @@ function code(call: () => unknown): string {
   return assertThrows(call, LoopError).code;
 }
 
-/** Runs a script that may hang: what it printed until the deadline. */
+/** Runs a script that may hang, and returns its output up to the deadline. */
 function runFor(seconds: number, scratch: Scratch, body: string): string {
   const path = `${scratch.path}/script.ts`;
   Deno.writeTextFileSync(path, script(body));
@@ -85,10 +85,10 @@ describe("new Loop()", onDevices, () => {
   );
 
   it(
-    "takes 0 as a descriptor, not as none",
+    "treats 0 as a descriptor",
     withScratch((scratch) => {
       using own = new OwnDevice();
-      // Descriptor 0 of the child is a directory without nodes.
+      // Descriptor 0 of the child process is a directory without nodes.
       const script = `
         import { Loop } from "${new URL("../../mod.ts", import.meta.url)}";
         try { new Loop(${own.minor}, { dirFd: 0 }); } catch (error) {
@@ -105,7 +105,7 @@ describe("new Loop()", onDevices, () => {
   );
 
   it(
-    "refuses what is not the device, without opening it",
+    "refuses a node of another device, without opening it",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using directory = openDirectory(scratch.path);
@@ -126,7 +126,7 @@ describe("new Loop()", onDevices, () => {
       assertEquals(refused(0o100000, "regular file"), 0);
       Deno.removeSync(node);
       runOk("mkfifo", node);
-      refused(0o010000, "FIFO"); // and does not hang
+      refused(0o010000, "FIFO"); // must not hang
       Deno.removeSync(node);
       Deno.mkdirSync(node);
       refused(0o040000, "directory");
@@ -140,7 +140,7 @@ describe("new Loop()", onDevices, () => {
   );
 
   it(
-    "does not create a device by the node that it left behind",
+    "does not add a removed device by opening its leftover node",
     withScratch((scratch) => {
       using directory = openDirectory(scratch.path);
       let minor;
@@ -167,7 +167,7 @@ describe("new Loop()", onDevices, () => {
   );
 
   it(
-    "fails for a descriptor that is no directory",
+    "throws for a descriptor that is not a directory",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using file = openFile(scratch.image());
@@ -185,7 +185,7 @@ describe(
   onDevices,
   () => {
     it(
-      "do not hang in a FIFO that takes the place of what was examined",
+      "do not hang if a FIFO replaces the examined file",
       withScratch(async (scratch) => {
         using own = new OwnDevice();
         const directory = Racer.directory(scratch);
@@ -205,7 +205,7 @@ describe(
            const calls = "${name}" === "loop-control"
              ? [() => {
                const control = new LoopControl({ dirFd: directory.fd });
-               control.getUnbound(); // ENOTTY when it is the FIFO
+               control.getUnbound(); // ENOTTY if it is the FIFO
                return control;
              }]
              : [
@@ -233,7 +233,7 @@ describe(
 
 describe("Loop.open()", onDevices, () => {
   it(
-    "takes a name, a path, and any path to the node",
+    "accepts a name, a path, and any path to the node",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const link = `${scratch.path}/a link`;
@@ -292,14 +292,14 @@ describe("Loop.setFd()", onDevices, () => {
   );
 
   it(
-    "refuses what cannot back a device, and leaves it free",
+    "refuses a file that cannot back a device, and leaves the device free",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
       using directory = openDirectory(scratch.path);
       assertEquals(code(() => loop.setFd(directory.fd)), "EISDIR");
       assertEquals(code(() => loop.setFd(9999)), "EBADF");
-      assertEquals(code(() => loop.setFd(loop.fd)), "EBADF"); // itself
+      assertEquals(code(() => loop.setFd(loop.fd)), "EBADF"); // the device itself
       using other = new OwnDevice();
       using unbound = new Loop(other.minor);
       assertEquals(code(() => loop.setFd(unbound.fd)), "EINVAL");
@@ -307,7 +307,7 @@ describe("Loop.setFd()", onDevices, () => {
         assertThrows(
           () => bind.call(loop, unbound.fd),
           LoopError,
-          "iso9660, only to a device that was opened with readOnly",
+          "iso9660, only to a device opened readOnly",
         );
       }
       assertThrows(() => loop.setFd(-1), RangeError);
@@ -317,7 +317,7 @@ describe("Loop.setFd()", onDevices, () => {
   );
 
   it(
-    "refuses a cycle of two",
+    "refuses a cycle of two devices",
     withScratch((scratch) => {
       using a = new OwnDevice();
       using b = new OwnDevice();
@@ -333,7 +333,7 @@ describe("Loop.setFd()", onDevices, () => {
 
 describe("Loop.clearFd()", onDevices, () => {
   it(
-    "loses nothing that was written through another descriptor",
+    "loses no data written through another descriptor",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -352,7 +352,7 @@ describe("Loop.clearFd()", onDevices, () => {
   );
 
   it(
-    "fails with ENXIO on a free device",
+    "throws ENXIO for a free device",
     withScratch(() => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -400,7 +400,7 @@ describe("Loop.changeFd()", onDevices, () => {
         runOk("od", "-An", "-tu1", "-N1", own.path).trim(),
         "7",
       );
-      // The descriptor allows writing, the device does not.
+      // The descriptor allows writing, but the device does not.
       assert(loop.isReadOnly());
     }),
   );
@@ -427,7 +427,7 @@ describe("Loop.changeFd()", onDevices, () => {
 
 describe("Loop.setCapacity()", onDevices, () => {
   it(
-    "takes over the size of a file that has grown",
+    "resizes the device to a file that has grown",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -445,7 +445,7 @@ describe("Loop.setCapacity()", onDevices, () => {
 
 describe("Loop.setDirectIo()", onDevices, () => {
   it(
-    "turns it on and off, and says when it cannot",
+    "turns direct I/O on and off, and throws if it is not possible",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -466,7 +466,7 @@ describe("Loop.setDirectIo()", onDevices, () => {
 
 describe("Loop.setBlockSize()", onDevices, () => {
   it(
-    "sets every size that the kernel takes, and refuses the others before it",
+    "sets every size that the kernel supports, and refuses others before the call",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -526,7 +526,7 @@ describe("Loop.configure()", onDevices, () => {
   );
 
   it(
-    "gives the device number of a backing block device",
+    "returns the device number of a backing block device",
     withScratch((scratch) => {
       using a = new OwnDevice();
       using b = new OwnDevice();
@@ -564,7 +564,7 @@ describe("Loop.configure()", onDevices, () => {
   );
 
   it(
-    "refuses a device that somebody holds exclusively",
+    "refuses a device that another process holds exclusively",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -575,7 +575,7 @@ describe("Loop.configure()", onDevices, () => {
   );
 
   it(
-    "takes offsets that no number holds, which getStatus() refuses to round",
+    "accepts offsets that are not safe integers, which getStatus() refuses to round",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -591,7 +591,7 @@ describe("Loop.configure()", onDevices, () => {
 
 describe("Loop.setStatus()", onDevices, () => {
   it(
-    "changes what is given, and keeps the rest",
+    "changes the given fields, and keeps the rest",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -653,7 +653,7 @@ describe("Loop.setStatus()", onDevices, () => {
       using loop = new Loop(own.minor);
       using file = openFile(scratch.image());
       loop.configure(file.fd, { autoclear: true });
-      loop.setStatus({ partscan: false }); // it is off
+      loop.setStatus({ partscan: false }); // already off
       loop.setStatus({ partscan: true });
       assertEquals(attribute(own.name, "loop/partscan"), "1");
       loop.setStatus({ partscan: true });
@@ -667,7 +667,7 @@ describe("Loop.setStatus()", onDevices, () => {
   );
 
   it(
-    "refuses to move a device that somebody holds exclusively",
+    "refuses to move a device that another process holds exclusively",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -712,13 +712,13 @@ describe("Loop.setStatus()", onDevices, () => {
 
 describe("Loop.getInfo()", onDevices, () => {
   it(
-    "keeps bytes that it does not know when it is written back",
+    "preserves unknown bytes when it is written back",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
       using file = openFile(scratch.image());
       loop.configure(file.fd, { autoclear: true });
-      // Behind a NUL in the name somebody keeps bytes of his own.
+      // Another program stores its own bytes after a NUL in the name.
       const info = loop.getInfo();
       info.bytes.set([0x61, 0, 0xff, 0xfe], 56);
       assertEquals(ioctlPointer(loop.fd, LOOP_SET_STATUS64, info.bytes), 0);
@@ -737,12 +737,12 @@ describe("Loop.getInfo()", onDevices, () => {
 
 describe("Loop.lock()", onDevices, () => {
   it(
-    "excludes others until unlock(), and says when it is excluded",
+    "excludes others until unlock(), and returns false while excluded",
     withScratch(() => {
       using own = new OwnDevice();
       using a = new Loop(own.minor);
       using b = new Loop(own.minor);
-      // udev locks a device while it looks at it.
+      // udev locks a device while it examines it.
       assert(isSoon(() => a.lock("exclusive")));
       assertEquals(b.lock("shared"), false);
       assertEquals(run("flock", "-n", own.path, "true").code, 1);
@@ -760,7 +760,7 @@ describe("Loop.lock()", onDevices, () => {
 
 describe("Loop.mknod()", onDevices, () => {
   it(
-    "makes a node with exactly that mode, whatever the umask is",
+    "creates a node with exactly the given mode, whatever the umask is",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -793,7 +793,7 @@ describe("Loop.mknod()", onDevices, () => {
   );
 
   it(
-    "changes the mode of nothing but its node, in a directory of others",
+    "changes only the mode of its own node in a directory of another user",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const target = scratch.image(0, "secret");
@@ -820,7 +820,7 @@ describe("Loop.mknod()", onDevices, () => {
   );
 
   it(
-    "leaves no node when its mode cannot be set",
+    "leaves no node if its mode cannot be set",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const path = `${scratch.path}/mknod.ts`;
@@ -836,13 +836,13 @@ describe("Loop.mknod()", onDevices, () => {
         `umask 077; strace -f -qq -o /dev/null -e trace=fchmodat -e inject=fchmodat:error=EPERM \
            '${Deno.execPath()}' run -q --no-check --allow-ffi '${path}'`,
       );
-      assertMatch(stdout, /^LoopError EPERM Cannot make node /, stderr);
+      assertMatch(stdout, /^LoopError EPERM Cannot create node /, stderr);
       assertThrows(() => Deno.lstatSync(`${scratch.path}/${own.name}`));
     }),
   );
 
   it(
-    "makes the node in /dev without dirFd",
+    "creates the node in /dev without dirFd",
     withScratch(() => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -857,7 +857,7 @@ describe("Loop.mknod()", onDevices, () => {
 
 describe("Loop.isReadOnly()", onDevices, () => {
   it(
-    "sees what blockdev --setro did",
+    "returns true after blockdev --setro",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -874,7 +874,7 @@ describe("Loop.isReadOnly()", onDevices, () => {
 
 describe("Loop.flushBuffers()", onDevices, () => {
   it(
-    "shows what was written to the file behind the device's back",
+    "shows data written directly to the file",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -892,7 +892,7 @@ describe("Loop.flushBuffers()", onDevices, () => {
 
 describe("Loop.sync()", onDevices, () => {
   it(
-    "puts what was written into the file",
+    "writes data to the file",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using loop = new Loop(own.minor);
@@ -908,7 +908,7 @@ describe("Loop.sync()", onDevices, () => {
 
 describe("Loop.close()", onDevices, () => {
   it(
-    "closes once, and everything after it is EBADF",
+    "closes once, and everything after it throws EBADF",
     withScratch(() => {
       using own = new OwnDevice();
       using memory = openMemory(4096);

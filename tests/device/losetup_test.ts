@@ -36,7 +36,7 @@ async function oursOk(...args: string[]): Promise<string> {
   return stdout.trim();
 }
 
-/** The first cells of the table of deviations. */
+/** Returns the first cells of the table of deviations. */
 function documentedDeviations(): string[] {
   const source = Deno.readTextFileSync(`${PROJECT}losetup.ts`);
   return [...source.matchAll(/^ \* \| (.*?) \| .* \| .* \|$/gm)]
@@ -44,26 +44,26 @@ function documentedDeviations(): string[] {
     .filter((cell) => cell !== "losetup");
 }
 
-/** Of these no output tells; the other tests here, or none, do. */
+/** Deviations that do not show in output; other tests here cover some of them. */
 const NOT_COMPARED = [
-  "`-d` throws away what was written last",
-  "`-f FILE` fails when a device has no node, and waits when it is held",
-  "partitions of the last file stay",
-  "a bad `-b` attaches the file for a moment",
-  "a narrow terminal gets cells on lines of their own",
+  "`-d` discards the data written last",
+  "`-f FILE` fails if a device has no node, and waits if it is held exclusively",
+  "partitions of the previous file stay",
+  "an invalid `-b` attaches the file for a moment",
+  "a narrow terminal wraps cells",
   "messages are translated",
-  "`write error` of long output does not say why",
+  "`write error` of long output has no reason",
   "a locale must be installed",
   "`LOOPDEV_DEBUG` traces",
 ];
 
-/** The dialect that is compared. */
+/** `true` if losetup has the version to compare with. */
 const isOracle = reasonToSkip === undefined &&
   /util-linux 2\.38\./.test(run("losetup", "--version").stdout);
 
 describe(...onAnyKernel("losetup", onDevices), () => {
   it(
-    "prints and does what that of util-linux does, but for the deviations",
+    "prints and does the same as util-linux, except for the deviations",
     { ignore: !isOracle },
     () => {
       const results: Result[] = JSON.parse(
@@ -106,7 +106,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
   });
 
   it(
-    "-d keeps what was written last",
+    "-d keeps the data written last",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image(8 * MiB);
@@ -125,7 +125,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
   );
 
   it(
-    "-f goes on when a device is held",
+    "-f skips a device that is held exclusively",
     withScratch(async (scratch) => {
       const path = scratch.image();
       using control = new LoopControl();
@@ -156,7 +156,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
   );
 
   it(
-    "a failure leaves the device as it was",
+    "a failure does not change the device",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -201,7 +201,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
       assertEquals(device.ref, "a name");
       await oursOk("-d", own.path);
 
-      // 63 bytes are kept, whether they are characters or not.
+      // 63 bytes are kept, even if that splits a character.
       await oursOk("--loop=" + "\xc3\xbc".repeat(40), own.path, path);
       using loop = new Loop(own.minor);
       assertEquals(loop.getInfo().bytes[56 + 62], 0xc3);
@@ -215,7 +215,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
   );
 
   it(
-    "--remove removes a device that nobody uses, and no other",
+    "--remove removes only an unused device",
     withScratch(async (scratch) => {
       let missing;
       {
@@ -253,7 +253,7 @@ describe(...onAnyKernel("losetup", onDevices), () => {
   );
 });
 
-/** A directory with a program losetup, which is ours. */
+/** Creates a directory with our losetup as a program. */
 function installed(scratch: Scratch): string {
   const bin = `${scratch.path}/bin`;
   Deno.mkdirSync(bin);
@@ -266,7 +266,7 @@ function installed(scratch: Scratch): string {
   return bin;
 }
 
-/** Runs a script with each losetup first in PATH, and expects the same of both. */
+/** Runs a script with each losetup first in PATH, and expects equal results. */
 function runWithEach(scratch: Scratch, script: string): string {
   const bin = installed(scratch);
   const file = `${scratch.path}/script`;
@@ -406,7 +406,7 @@ for device in json.load(sys.stdin)['loopdevices']:
   );
 
   it(
-    "tells when the output cannot be written",
+    "reports that the output cannot be written",
     withScratch((scratch) => {
       const printed = runWithEach(
         scratch,
@@ -441,7 +441,7 @@ print(subprocess.run(["bash", "-c", "losetup -J; exit $?"], stdout=writer).retur
     }),
   );
 
-  it("asks for no permission before it needs one", () => {
+  it("asks for a permission only when it needs one", () => {
     const bare = (...args: string[]) =>
       run(
         Deno.execPath(),
@@ -456,7 +456,7 @@ print(subprocess.run(["bash", "-c", "losetup -J; exit $?"], stdout=writer).retur
     assertMatch(denied.stderr, /^losetup: Requires ffi access .*\n$/);
   });
 
-  it("is a command of loopdev", () => {
+  it("runs as a command of loopdev", () => {
     const { code, stdout } = run(
       Deno.execPath(),
       ..."run --quiet --no-check --no-prompt --allow-ffi".split(" "),

@@ -1,13 +1,13 @@
-/** Scripts that use the library where the world is another: other mounts, other users. */
+/** Runs scripts that use the library in other environments: other mounts, other users. */
 import { type Output, run, runOk, type Scratch } from "./support.ts";
 
-/** Where the project is. */
+/** Directory of the project. */
 export const PROJECT = new URL("../..", import.meta.url).pathname.replace(
   /\/$/,
   "",
 );
 
-/** A directory in which everybody finds Deno and the library. */
+/** Makes Deno and the library accessible to every user. */
 export function publish(scratch: Scratch): void {
   const { path } = scratch;
   Deno.chmodSync(path, 0o755);
@@ -17,7 +17,7 @@ export function publish(scratch: Scratch): void {
   runOk("chmod", "-R", "a+rX", path);
 }
 
-/** A script that calls the library and prints what comes of it. */
+/** Returns a script that calls the library and prints the result. */
 export function script(body: string, from = PROJECT): string {
   return `
     import * as loopdev from "${from}/mod.ts";
@@ -32,7 +32,7 @@ export function script(body: string, from = PROJECT): string {
     ${body}`;
 }
 
-/** Runs a script in a mount namespace of its own, after some shell commands. */
+/** Runs a script in its own mount namespace, after some shell commands. */
 export function inNamespace(
   scratch: Scratch,
   setup: string,
@@ -51,22 +51,22 @@ export function inNamespace(
   );
 }
 
-/** Somebody without any right. */
+/** Command prefix for a user without any privileges. */
 export const NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups";
 
-/** Makes /dev what it is in many containers. */
+/** Commands that turn /dev into a tmpfs, as in many containers. */
 export const TMPFS_DEV =
   "mount -t tmpfs dev /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9";
 
 const CGROUPS = "/sys/fs/cgroup/devices";
 
-/** Why device cgroups cannot be tried; `undefined` when they can. */
+/** Reason to skip tests of device cgroups; `undefined` if they work. */
 export const noDeviceCgroup: string | undefined =
   run("test", "-w", `${CGROUPS}/devices.deny`).code === 0
     ? undefined
     : "no device cgroup is mounted here";
 
-/** A device cgroup of a test's own. */
+/** A device cgroup for one test. */
 export class DeviceCgroup implements AsyncDisposable {
   readonly path = `${CGROUPS}/loopdev-test-${crypto.randomUUID()}`;
 
@@ -74,7 +74,7 @@ export class DeviceCgroup implements AsyncDisposable {
     Deno.mkdirSync(this.path);
   }
 
-  /** Shell commands: with these rules, and with the shell in it. */
+  /** Returns shell commands that set these rules and move the shell into the cgroup. */
   enter(...rules: ["allow" | "deny", string][]): string {
     return [
       ...rules.map(([verb, rule]) =>
@@ -84,7 +84,7 @@ export class DeviceCgroup implements AsyncDisposable {
     ].join("; ");
   }
 
-  /** It can be removed only when the last process in it is really gone. */
+  /** Removes the cgroup, which is possible only after its last process has exited. */
   async [Symbol.asyncDispose](): Promise<void> {
     for (let tries = 0;; tries++) {
       try {

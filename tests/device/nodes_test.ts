@@ -1,4 +1,7 @@
-/** Nodes that attach() makes for others: they are the right ones, and gone afterwards. */
+/**
+ * Tests the nodes that attach() creates for other programs: they are correct, and
+ * removed afterwards.
+ */
 import {
   attach,
   type AttachOptions,
@@ -43,13 +46,13 @@ function partitioned(scratch: Scratch): string {
   return image;
 }
 
-/** Shell commands to run loopdev with. */
+/** Shell command to run loopdev. */
 const LOOPDEV =
   `loopdev() { '${Deno.execPath()}' run -q --no-prompt --allow-ffi --allow-run '${CLI}' "$@"; }`;
 
 describe("attach() with nodes", onDevices, () => {
   it(
-    "makes and removes nodes in the directory that it was given, wherever that is moved",
+    "creates and removes nodes in the given directory, even if that is moved",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const nodes = makeDirectory(scratch, "nodes");
@@ -71,7 +74,7 @@ describe("attach() with nodes", onDevices, () => {
   );
 
   it(
-    "after persist() removes nothing from a directory that took its place",
+    "removes nothing from a directory that replaced the given one after persist()",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const nodes = makeDirectory(scratch, "nodes");
@@ -113,7 +116,7 @@ describe("attach() with nodes", onDevices, () => {
   );
 
   it(
-    "removes nothing that took the place of its node",
+    "does not remove a file that replaced its node",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const nodes = makeDirectory(scratch, "nodes");
@@ -130,7 +133,7 @@ describe("attach() with nodes", onDevices, () => {
   );
 
   it(
-    "follows no link of that name, and leaves it",
+    "does not follow or remove a link with the name of the node",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const nodes = makeDirectory(scratch, "nodes");
@@ -146,7 +149,7 @@ describe("attach() with nodes", onDevices, () => {
   );
 
   it(
-    "makes detach() fail when a node cannot be removed, with the device free",
+    "makes detach() throw if a node cannot be removed, with the device free",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const nodes = makeDirectory(scratch, "nodes");
@@ -168,7 +171,7 @@ describe("attach() with nodes", onDevices, () => {
   );
 
   it(
-    "makes no node any more for partitions() that is under way at detach()",
+    "creates no more nodes for a partitions() call in progress at detach()",
     withScratch(async (scratch) => {
       const nodes = makeDirectory(scratch, "nodes");
       await using device = await attach(partitioned(scratch), { nodes });
@@ -184,10 +187,10 @@ describe("attach() with nodes", onDevices, () => {
   );
 
   it(
-    "refuses a name that is not UTF-8, whose paths could not be told",
+    "refuses a directory whose name is not UTF-8",
     withScratch(async (scratch) => {
       const memory = openMemory(MiB);
-      // Of as many bytes as the character that stands for it.
+      // As many bytes as the replacement character has.
       runOk("bash", "-c", `mkdir '${scratch.path}/'$'\\xf0\\x9f\\x98'`);
       const nodes = new URL(`file://${scratch.path}/%f0%9f%98`);
       await assertRejects(() => attach(memory, { nodes }), TypeError, "UTF-8");
@@ -196,7 +199,7 @@ describe("attach() with nodes", onDevices, () => {
   );
 
   it(
-    "leaves no node and no descriptor when attaching fails",
+    "leaves no node and no descriptor if attaching fails",
     withScratch(async (scratch) => {
       const nodes = makeDirectory(scratch, "nodes");
       const fails = async (file: string, options: AttachOptions) => {
@@ -213,7 +216,7 @@ describe("attach() with nodes", onDevices, () => {
 
 describe("attach() where /dev has no node", onDevices, () => {
   it(
-    "gives a path that can be opened until detach()",
+    "returns a path that can be opened until detach()",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const { stdout, stderr } = inNamespace(
@@ -243,7 +246,7 @@ describe("attach() where /dev has no node", onDevices, () => {
   );
 
   it(
-    "tries another directory where nodes cannot be opened",
+    "tries another directory if nodes cannot be opened",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const { stdout, stderr } = inNamespace(
@@ -266,7 +269,7 @@ describe("attach() where /dev has no node", onDevices, () => {
   );
 
   it(
-    "lets a command of loopdev run write the device, not a file of its name",
+    "lets a command of loopdev run write to the device, not to a file of its name",
     withScratch((scratch) => {
       const image = scratch.image();
       const { code, stderr } = run(
@@ -282,7 +285,7 @@ describe("attach() where /dev has no node", onDevices, () => {
   );
 
   it(
-    "leaves a node that detach() of a reference removes, and no other",
+    "leaves nodes after persist(), each removed by detach() of its device",
     withScratch((scratch) => {
       using own = new OwnDevice();
       using other = new OwnDevice();
@@ -311,7 +314,7 @@ describe("attach() where /dev has no node", onDevices, () => {
   );
 
   it(
-    "leaves the node to what outlives it, and doctor() shows it when the device is free",
+    "leaves the node while the device is attached, and doctor() reports it once the device is free",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const image = scratch.image();

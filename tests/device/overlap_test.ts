@@ -46,7 +46,7 @@ function losetup(...args: string[]): string {
 
 describe('attach() with overlap: "refuse"', onDevices, () => {
   it(
-    "refuses a file that is attached, by whatever name and whomever",
+    "refuses an attached file, by any name and whatever tool attached it",
     withScratch(async (scratch) => {
       const path = scratch.image();
       Deno.linkSync(path, `${scratch.path}/hard`);
@@ -64,7 +64,7 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
         for (const name of names) {
           const error = await refused(name);
           assertEquals(error.path, device);
-          assertMatch(error.message, new RegExp(`behind ${device} already`));
+          assertMatch(error.message, new RegExp(`${device} already shows`));
           await refused(name, { readOnly: true });
         }
         losetupDetach(device);
@@ -87,7 +87,7 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
   );
 
   it(
-    "allows ranges that have no byte in common",
+    "allows ranges without a common byte",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const options = { overlap: "refuse" as const };
@@ -114,7 +114,7 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
   );
 
   it(
-    "is not asked for with overlap: allow",
+    "does not apply with overlap: allow",
     withScratch(async (scratch) => {
       const path = scratch.image();
       await using a = await attach(path, { overlap: "refuse" });
@@ -126,7 +126,7 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
   );
 
   it(
-    "locks as long as the device is attached, by whomever it is detached",
+    "locks as long as the device is attached, whatever tool detaches it",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const a = await attach(path, { overlap: "refuse" });
@@ -139,7 +139,7 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
   );
 
   it(
-    "does not leave its lock on a descriptor of the caller's",
+    "does not leave its lock on the caller's descriptor",
     withScratch(async (scratch) => {
       const path = scratch.image();
       using file = openFile(path);
@@ -156,7 +156,7 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
   );
 
   it(
-    "lets one of many have it, when all ask at once",
+    "lets one of many processes attach at the same time",
     withScratch(async (scratch: Scratch) => {
       const path = scratch.image();
       for (const readOnly of [false, true]) {
@@ -168,7 +168,7 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
           try {
             const a = await attach("${path}", { overlap: "refuse", readOnly: ${readOnly} });
             console.log("got");
-            for await (const _ of Deno.stdin.readable); // until all have asked
+            for await (const _ of Deno.stdin.readable); // wait until all have asked
             await a.detach();
           } catch (error) {
             console.log(error.code);
@@ -207,7 +207,7 @@ describe('attach() with overlap: "refuse"', onDevices, () => {
   );
 
   it(
-    "sees a block device by any of its nodes",
+    "recognizes a block device by any of its nodes",
     withScratch(async (scratch) => {
       await using lower = await attach(scratch.image());
       const device = losetup(lower.path);
@@ -231,14 +231,14 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
   }
 
   it(
-    "gives a file to one writer or to many readers, and names the device that has it",
+    "allows one writer or many readers, and names the device in the way",
     withScratch(async (scratch) => {
       const path = scratch.image();
       await using writer = await attach(path);
       for (const readOnly of [false, true]) {
         const error = await locked(path, { readOnly });
         assertEquals(error.path, writer.path);
-        assertMatch(error.message, new RegExp(`behind ${writer.path} already`));
+        assertMatch(error.message, new RegExp(`${writer.path} already shows`));
       }
       await writer.detach();
       await using a = await attach(path, { readOnly: true });
@@ -253,7 +253,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
   );
 
   it(
-    "allows ranges that have no byte in common",
+    "allows ranges without a common byte",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const sizelimit = 4096;
@@ -271,7 +271,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
   );
 
   it(
-    "does not ask whether devices of other tools show the bytes",
+    "ignores devices of other tools",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const device = losetup(path);
@@ -282,7 +282,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
   );
 
   it(
-    "locks through a description of its own, also for two devices over one descriptor",
+    "locks its own file description, even for two devices over one descriptor",
     withScratch(async (scratch) => {
       const path = scratch.image();
       using file = openFile(path);
@@ -299,7 +299,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
   );
 
   it(
-    "says what to do about a descriptor that cannot be opened again",
+    "suggests a remedy for a descriptor that cannot be opened again",
     withScratch((scratch) => {
       const path = scratch.image();
       const script = `
@@ -325,7 +325,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
   );
 
   it(
-    "waits for a device whose owner was killed a moment ago",
+    "waits for a device whose process was killed a moment ago",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const script = `
@@ -344,7 +344,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
         }).spawn();
         const output = owner.stdout.getReader();
         await output.read();
-        await locked(path); // at once: its owner lives
+        await locked(path); // fails at once, because its owner is alive
         owner.kill("SIGKILL");
         await output.cancel();
         await owner.status;
@@ -354,7 +354,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
     }),
   );
 
-  it("attaches without a lock where the file system has none", () => {
+  it("attaches without a lock if the file system has none", () => {
     using scratch = new Scratch();
     const path = scratch.image();
     for (const errno of ["ENOLCK", "EOPNOTSUPP", "ENOSYS", "EINVAL"]) {
@@ -379,7 +379,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
   });
 
   it(
-    "moves the lock with setStatus(), and leaves it where that fails",
+    "moves the lock with setStatus(), unless that fails",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const sizelimit = 4096;
@@ -405,7 +405,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
   );
 
   it(
-    "locks the new file before changeFd() exchanges it, and gives the old one free",
+    "locks the new file before changeFd() exchanges it, and unlocks the old one",
     withScratch(async (scratch) => {
       const [first, second] = [
         scratch.image(MiB, "first"),
@@ -426,7 +426,7 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
 });
 
 describe("overlap()", () => {
-  it("knows ranges without an end", () => {
+  it("handles ranges without an end", () => {
     const range = (start: number, length: number) => ({
       start: BigInt(start),
       length: BigInt(length),
@@ -449,7 +449,7 @@ describe("overlap()", () => {
   });
 });
 
-/** Attaches a file to a device, as somebody else, and adds a partition. */
+/** Attaches a file to a device, like another program, and adds a partition. */
 function attachTheirs(device: OwnDevice, scratch: Scratch): void {
   runOk("losetup", device.path, scratch.image(MiB, "theirs"));
   runOk("addpart", device.path, "1", "8", "8");
@@ -459,7 +459,7 @@ describe("attach()", onDevices, () => {
   it(
     ...unless(
       dropsPartitions(),
-      "removes the partitions that an earlier owner left behind",
+      "removes leftover partitions of the previous file",
     ),
     withScratch(async (scratch) => {
       using own = new OwnDevice();
@@ -471,7 +471,7 @@ describe("attach()", onDevices, () => {
         losetupDetach(own.path);
       };
       leaveBehind();
-      // Beside udev some kernels remove them themselves, at the first open.
+      // Beside udev, some kernels remove them at the first open.
       assert(hasUdev || Deno.statSync(`${own.path}p7`).isBlockDevice);
       {
         await using a = await attach(path, { minor: own.minor });
@@ -492,7 +492,7 @@ describe("attach()", onDevices, () => {
           LoopError,
         );
         assertEquals(error.code, "EBUSY");
-      } // else it was the kernel that removed them, or is about to: at the first open
+      } // otherwise the kernel removes them at the first open, or already has
       partition?.close();
       await using b = await attach(path, { minor: own.minor });
       await b.detach();
@@ -500,7 +500,7 @@ describe("attach()", onDevices, () => {
   );
 
   it(
-    "does not ask for a device with partitions that somebody has attached",
+    "does not try to bind an attached device with partitions",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       attachTheirs(own, scratch);
@@ -509,13 +509,13 @@ describe("attach()", onDevices, () => {
         () => attach(scratch.image(), { minor: own.minor }),
         LoopError,
       );
-      // Held exclusively by us for a moment, it could not be formatted or mounted by them.
+      // If we held it exclusively for a moment, others could not format or mount it.
       assertEquals(error.operation, "LOOP_CONFIGURE");
     }),
   );
 
   it(
-    "does not touch the partitions of a device that somebody has attached",
+    "does not touch the partitions of an attached device",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       attachTheirs(own, scratch);

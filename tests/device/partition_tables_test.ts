@@ -5,7 +5,7 @@ import { DamagedTable } from "../../lib/partitions/damaged_table.ts";
 import { probeSectorSize, readTable } from "../../lib/partitions/table.ts";
 import { onAnyKernel, run, runOk } from "./support.ts";
 
-// Files are enough: nothing is attached here.
+// These tests use files only and attach nothing.
 
 const MiB = 1 << 20;
 const TOOLS = ["sfdisk", "fdisk", "parted", "partx", "mkfs.ext4", "mkfs.vfat"];
@@ -15,18 +15,18 @@ const missing = TOOLS.filter((tool) =>
 const withTools = { ignore: missing.length > 0 };
 if (missing.length > 0) console.log(`Skipped: there is no ${missing[0]}`);
 
-/** An image file of a test, and the bytes in it. */
+/** An image file of a test, and its content. */
 class Image implements Disposable {
   readonly path: string = Deno.makeTempFileSync({
     prefix: "loopdev-test-",
-    suffix: ".img", // after a digit, sfdisk would put a "p" before the number
+    suffix: ".img", // after a digit, sfdisk would insert a "p" before the number
   });
 
   constructor(size = 64 * MiB) {
     Deno.truncateSync(this.path, size);
   }
 
-  /** Makes a table from a script of sfdisk. */
+  /** Creates a table from a script for sfdisk. */
   sfdisk(...lines: string[]): this {
     return this.script(lines, "sfdisk", "--quiet", "--wipe", "never");
   }
@@ -85,7 +85,10 @@ class Image implements Disposable {
   }
 }
 
-/** A partition, as far as both we and a tool know it; sectors are those of the tool. */
+/**
+ * A partition as far as both the library and a tool describe it, in sectors of the
+ * tool.
+ */
 interface Row {
   number: number;
   start: number;
@@ -95,7 +98,7 @@ interface Row {
   uuid?: string;
 }
 
-/** What sfdisk says of an image, in our terms. */
+/** Returns sfdisk's description of an image in our terms. */
 function sfdiskRows(image: Image): { kind: string; rows: Row[] } {
   const { partitiontable } = JSON.parse(runOk("sfdisk", "--json", image.path));
   const { label, sectorsize, partitions = [] } = partitiontable;
@@ -112,7 +115,10 @@ function sfdiskRows(image: Image): { kind: string; rows: Row[] } {
   return { kind: label === "dos" ? "mbr" : label, rows };
 }
 
-/** What partx says of an image, in our terms; its sectors have 512 bytes whatever the table. */
+/**
+ * Returns partx's description of an image in our terms. Its sectors are 512 bytes,
+ * whatever the table is for.
+ */
 function partxRows(image: Image, sectorSize: number): Row[] {
   const output = runOk(
     "partx",
@@ -137,7 +143,7 @@ function partxRows(image: Image, sectorSize: number): Row[] {
   });
 }
 
-/** Compares with partx, which writes GUIDs in lower case. */
+/** Compares with partx, which writes GUIDs in lowercase. */
 function assertEqualsPartx(image: Image, sectorSize: number): number {
   const table = readTable(image.source());
   assert(table !== undefined, "there is no table");
@@ -152,13 +158,13 @@ function assertEqualsPartx(image: Image, sectorSize: number): number {
   return ours.length;
 }
 
-/** Compares with sfdisk and partx. How many partitions there are. */
+/** Compares with sfdisk and partx. Returns the number of partitions. */
 function assertEqualsTools(image: Image): number {
   const table = readTable(image.source());
   assert(table !== undefined, "there is no table");
   const ours = table.partitions.map((partition): Row => {
     const { isContainer: _, ...row } = partition;
-    if (table.kind === "mbr") delete row.uuid; // sfdisk does not say it
+    if (table.kind === "mbr") delete row.uuid; // sfdisk does not report it
     return row;
   });
   assertEquals({ kind: table.kind as string, rows: ours }, sfdiskRows(image));
@@ -167,7 +173,7 @@ function assertEqualsTools(image: Image): number {
 
 const TWO = [
   "label: gpt",
-  // Not a random one: tests damage its second byte.
+  // A fixed one, because tests damage its second byte.
   "label-id: 01234567-89ab-4def-8123-456789abcdef",
   'size=2MiB, name="böot 🐧", type=U',
   "size=4MiB",
@@ -185,25 +191,25 @@ const LOGICAL = [
 describe(
   ...onAnyKernel("readTable() equals sfdisk and partx", withTools),
   () => {
-    it("for a GPT by sfdisk", () => {
+    it("reads a GPT by sfdisk", () => {
       using image = new Image().sfdisk(...TWO);
       assertEquals(assertEqualsTools(image), 2);
       assertEquals(probeSectorSize(image.source()), 512);
     });
 
-    it("for a GPT by parted", () => {
+    it("reads a GPT by parted", () => {
       using image = new Image().parted(512, "mklabel", "gpt")
         .parted(512, "mkpart", "one", "ext4", "1MiB", "2MiB")
         .parted(512, "mkpart", "two", "ext4", "2MiB", "100%");
       assertEquals(assertEqualsTools(image), 2);
     });
 
-    it("for a GPT without partitions", () => {
+    it("reads a GPT without partitions", () => {
       using image = new Image().sfdisk("label: gpt");
       assertEquals(assertEqualsTools(image), 0);
     });
 
-    it("for GPTs of 1, 4, 128, 200 and 256 entries", () => {
+    it("reads GPTs of 1, 4, 128, 200 and 256 entries", () => {
       for (const length of [1, 4, 128, 200, 256]) {
         using image = new Image().sfdisk(
           "label: gpt",
@@ -214,7 +220,7 @@ describe(
       }
     });
 
-    it("for a GPT whose partitions are not in the order of the disk", () => {
+    it("reads a GPT whose partitions are not in disk order", () => {
       using image = new Image().sfdisk(
         "label: gpt",
         "start=20480, size=2048",
@@ -223,28 +229,28 @@ describe(
       assertEquals(assertEqualsTools(image), 2);
     });
 
-    it("for a GPT with a hybrid MBR", () => {
+    it("reads a GPT with a hybrid MBR", () => {
       using image = new Image().sfdisk(...TWO);
       const slot = [0x80, 0, 2, 0, 0x83, 0, 0, 0, 0, 8, 0, 0, 0, 16, 0, 0];
       image.write(446 + 16, slot);
       assertEquals(assertEqualsTools(image), 2);
     });
 
-    it("for a GPT whose primary header or entries are damaged", () => {
+    it("reads a GPT whose primary header or entries are damaged", () => {
       for (const offset of [512, 512 + 57, 1024 + 60]) {
         using image = new Image().sfdisk(...TWO).write(offset, [0xff]);
         assertEquals(assertEqualsTools(image), 2);
       }
     });
 
-    it("for a GPT whose backup is damaged or gone", () => {
+    it("reads a GPT whose backup is damaged or missing", () => {
       using image = new Image().sfdisk(...TWO).write(64 * MiB - 512, [0]);
       assertEquals(assertEqualsTools(image), 2);
       image.resize(96 * MiB);
       assertEquals(assertEqualsTools(image), 2);
     });
 
-    it("for an MBR with logical partitions, by sfdisk", () => {
+    it("reads an MBR with logical partitions by sfdisk", () => {
       using image = new Image().sfdisk(...LOGICAL);
       assertEquals(assertEqualsTools(image), 5);
       assertEquals(
@@ -255,7 +261,7 @@ describe(
       );
     });
 
-    it("for an MBR with logical partitions, by parted", () => {
+    it("reads an MBR with logical partitions by parted", () => {
       using image = new Image().parted(512, "mklabel", "msdos")
         .parted(512, "mkpart", "primary", "1MiB", "2MiB")
         .parted(512, "mkpart", "extended", "2MiB", "60MiB")
@@ -267,7 +273,7 @@ describe(
       assertEquals(assertEqualsTools(image), 4);
     });
 
-    it("for an MBR whose logical partitions are not in the order of the disk", () => {
+    it("reads an MBR whose logical partitions are not in disk order", () => {
       using image = new Image().sfdisk(
         "label: dos",
         "start=4096, size=100000, type=f",
@@ -280,7 +286,7 @@ describe(
       assertEquals(assertEqualsTools(image), 3);
     });
 
-    it("for an extended partition without logical ones", () => {
+    it("reads an extended partition without logical ones", () => {
       using image = new Image().sfdisk(
         "label: dos",
         "start=4096, size=8192, type=5",
@@ -288,7 +294,7 @@ describe(
       assertEquals(assertEqualsTools(image), 1);
     });
 
-    it("for an MBR without an id, and for one without partitions", () => {
+    it("reads an MBR without an ID, and one without partitions", () => {
       using image = new Image().sfdisk(
         "label: dos",
         "label-id: 0x0",
@@ -300,7 +306,7 @@ describe(
       assertEquals(sfdiskRows(empty), { kind: "mbr", rows: [] });
     });
 
-    it("for an MBR in the first sector of a FAT file system", () => {
+    it("reads an MBR in the first sector of a FAT file system", () => {
       using image = new Image();
       runOk("mkfs.vfat", image.path);
       image.sfdisk("label: dos", "start=2048, size=2048");
@@ -320,7 +326,7 @@ describe(
     withTools,
   ),
   () => {
-    it("for a GPT by parted", () => {
+    it("reads a GPT by parted", () => {
       using image = new Image().parted(4096, "mklabel", "gpt")
         .parted(4096, "mkpart", "one", "ext4", "1MiB", "2MiB")
         .parted(4096, "mkpart", "two", "ext4", "2MiB", "100%");
@@ -328,7 +334,7 @@ describe(
       assertEquals(probeSectorSize(image.source()), 4096);
     });
 
-    it("for a GPT by fdisk, also when its primary header is damaged", () => {
+    it("reads a GPT by fdisk, even if its primary header is damaged", () => {
       const commands = ["g", "n", "", "", "+1M", "n", "", "", "+2M", "w"];
       for (const sectorSize of [1024, 2048, 4096]) {
         using image = new Image()
@@ -341,7 +347,7 @@ describe(
       }
     });
 
-    it("for an MBR by fdisk", () => {
+    it("reads an MBR by fdisk", () => {
       const commands = ["o", "n", "p", "", "", "+1M", "n", "e", "", "", ""];
       commands.push("n", "l", "", "+1M", "n", "l", "", "+2M", "w");
       using image = new Image()
@@ -365,7 +371,7 @@ describe(
 describe(
   ...onAnyKernel("readTable() of disks without a table", withTools),
   () => {
-    it("gives undefined for ext4, FAT and a file of zeros", () => {
+    it("returns undefined for ext4, FAT and a file of zeros", () => {
       const commands = [
         ["mkfs.ext4", "-q"],
         ["mkfs.vfat", "-F", "12"],
@@ -386,12 +392,15 @@ describe(
 );
 
 describe(
-  ...onAnyKernel("readTable() of what sfdisk cannot read either", withTools),
+  ...onAnyKernel(
+    "readTable() of disks that sfdisk cannot read either",
+    withTools,
+  ),
   () => {
-    it("says that both headers of a GPT are damaged", () => {
+    it("reports that both headers of a GPT are damaged", () => {
       using image = new Image().sfdisk(...TWO)
         .write(512, [0]).write(64 * MiB - 512 + 57, [0xff]);
-      assertEquals(sfdiskRows(image).kind, "mbr"); // the protective one
+      assertEquals(sfdiskRows(image).kind, "mbr"); // the protective MBR
       assertEquals(
         image.damage(),
         "the primary GPT header at byte 512 has no signature, and the backup header at byte 67108352 does not match its checksum",

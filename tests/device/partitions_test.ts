@@ -54,7 +54,7 @@ function sfdisk(path: string, script: string, ...args: string[]): void {
   assert(code === 0, stderr);
 }
 
-/** What sfdisk says of a table, in bytes. */
+/** Returns sfdisk's description of a table, in bytes. */
 function theirs(path: string): Partial<Partition>[] {
   const { partitiontable } = JSON.parse(runOk("sfdisk", "--json", path));
   const { sectorsize, label } = partitiontable;
@@ -71,7 +71,7 @@ function extents(found: Partition[]): Partial<Partition>[] {
   return found.map(({ start, size, type = "" }) => ({ start, size, type }));
 }
 
-/** An image with a GPT of three partitions. */
+/** Creates an image with a GPT of three partitions. */
 function gptImage(scratch: Scratch, name = "gpt.img"): string {
   const path = scratch.image(64 * MiB, name);
   sfdisk(path, "label: gpt\\nsize=8M, name=one\\nsize=16M\\nsize=4M\\n");
@@ -80,7 +80,7 @@ function gptImage(scratch: Scratch, name = "gpt.img"): string {
 
 describe("partitions()", onDevices, () => {
   it(
-    "shows a GPT, with paths that can be opened",
+    "creates the partitions of a GPT, with paths that can be opened",
     withScratch(async (scratch) => {
       const path = gptImage(scratch);
       await using a = await attach(path, { partscan: true });
@@ -104,7 +104,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "shows 250 of them",
+    "creates 250 partitions",
     withScratch(async (scratch) => {
       const path = scratch.image(300 * MiB);
       sfdisk(
@@ -121,7 +121,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "shows them of a device that was attached without partscan, by whomever",
+    "creates partitions of a device attached without partscan, by any tool",
     withScratch(async (scratch) => {
       const device = runOk("losetup", "-f", "--show", gptImage(scratch));
       const found = await partitions(device);
@@ -132,7 +132,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "shows an MBR with logical partitions",
+    "creates the partitions of an MBR with logical ones",
     withScratch(async (scratch) => {
       const path = scratch.image(64 * MiB);
       sfdisk(
@@ -152,7 +152,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "shows a table for sectors of 4096 bytes, and probes for that",
+    "reads a table for sectors of 4096 bytes, and probes for it",
     withScratch(async (scratch) => {
       const path = scratch.image(64 * MiB);
       {
@@ -187,7 +187,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "probes behind the offset",
+    "probes after the offset",
     withScratch(async (scratch) => {
       const table = scratch.image(32 * MiB, "table");
       {
@@ -204,7 +204,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "has none without a table, and says what is damaged in a damaged one",
+    "returns none without a table, and reports the damage of a damaged one",
     withScratch(async (scratch) => {
       using memory = openMemory(MiB);
       await using bare = await attach(memory, { partscan: true });
@@ -228,7 +228,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "follows a table that was changed",
+    "follows a changed table",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch), { partscan: true });
       assertEquals((await a.partitions()).length, 3);
@@ -243,7 +243,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "says which partition is in use where the table had it before",
+    "names the partition in use at its old position",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch), { partscan: true });
       const [first] = await a.partitions();
@@ -258,7 +258,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "moves those that are not in use where another table has them",
+    "moves unused partitions to the positions of another table",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch), { partscan: true });
       assertEquals((await a.partitions()).length, 3);
@@ -271,7 +271,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "makes one that grew in place larger while it is mounted",
+    "enlarges a mounted partition that grew in place",
     withScratch(async (scratch) => {
       const path = scratch.image(64 * MiB);
       sfdisk(path, "label: dos\nstart=2048,type=83\n");
@@ -306,7 +306,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "changes nothing when one in use would have to move",
+    "changes nothing if a partition in use would have to move",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch), { partscan: true });
       const before = await a.partitions();
@@ -330,7 +330,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "keeps one in use that the table has no longer, and says so",
+    "keeps a partition in use that is no longer in the table, and reports it",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch), { partscan: true });
       const [, second] = await a.partitions();
@@ -349,7 +349,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "lists those of the kernel whose table only it can read, without a type",
+    "lists partitions whose table only the kernel can read, without a type",
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image(8 * MiB), { partscan: true });
       assertEquals(
@@ -364,13 +364,14 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "keeps the slices that the kernel has found in a partition of an MBR",
+    "keeps slices that the kernel found in a partition of an MBR",
     withScratch(async (scratch) => {
       const path = scratch.image(32 * MiB);
       sfdisk(path, "label: dos\nstart=2M,size=8M,type=a5\n");
       await using a = await attach(path, { partscan: true });
       await a.partitions();
-      // This kernel may not know them, nor let them be added over another.
+      // This kernel may not know them, or may refuse to add them over another
+      // partition.
       const extent = { number: 5, start: 2 * MiB, size: MiB };
       if (addPartition(a.loop.fd, extent) === 0) {
         assertEquals((await a.partitions()).length, 2);
@@ -380,7 +381,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "lists both of two that overlap, and what became of the second",
+    "lists both of two overlapping partitions, and the problem of the second",
     withScratch(async (scratch) => {
       const path = scratch.image(32 * MiB);
       sfdisk(path, "label: dos\nstart=2M,size=8M\nstart=12M,size=8M\n");
@@ -400,7 +401,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "says at once why a node may not be opened",
+    "reports at once why a node may not be opened",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const { path } = own;
@@ -430,7 +431,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "names the node that does not appear",
+    "names a node that does not appear",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch), { partscan: true });
       const [, second] = await a.partitions();
@@ -470,7 +471,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "leave those of others alone where there is no table, or a damaged one",
+    "does not touch existing partitions if there is no table or a damaged one",
     withScratch(async (scratch) => {
       for (const damage of ["none", "header"]) {
         const path = damage === "none"
@@ -504,7 +505,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "refuse a device whose file is exchanged while they wait",
+    "throws if the file is exchanged while it waits",
     withScratch(async (scratch) => {
       const path = scratch.image(16 * MiB);
       const one = (start: number): void =>
@@ -544,12 +545,12 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "appear on a disk that is held exclusively, and go with it",
+    "creates partitions on a disk that is held exclusively, removed on detaching",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       await using a = await attach(gptImage(scratch), { minor: own.minor });
       {
-        // From Linux 6.19 on partscan cannot be turned on meanwhile.
+        // From Linux 6.19 on, partscan cannot be turned on while it is held.
         using _holder = holdExclusively(a.path);
         assertEquals((await a.partitions()).length, 3);
       }
@@ -560,7 +561,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "wait for somebody who holds the disk exclusively for a moment",
+    "waits for a process that holds the disk exclusively for a moment",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch));
       const holder = holdExclusively(a.path);
@@ -572,7 +573,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "appear, can be used and disappear, 200 times",
+    "creates usable partitions that disappear on detaching, 200 times",
     withScratch(async (scratch) => {
       const path = gptImage(scratch);
       for (let round = 0; round < 200; round++) {
@@ -581,7 +582,8 @@ describe("partitions()", onDevices, () => {
         assertEquals(found.length, 3);
         for (const { path } of found) Deno.openSync(path).close();
         if (round % 10 === 0) {
-          // udev has the kernel read the table again: partitions are away for a moment.
+          // udev makes the kernel read the table again, so partitions disappear for a
+          // moment.
           assert(
             isSoon(() =>
               run("mkfs.ext4", "-q", "-F", found[1]!.path).code === 0
@@ -602,7 +604,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "disappear when the process is killed",
+    "creates partitions that disappear if the process is killed",
     withScratch((scratch) => {
       const path = gptImage(scratch);
       const script = `
@@ -624,7 +626,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "follow when the command line exchanges the file or takes over its size",
+    "follows when the command line exchanges the file or resizes the device",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const { path } = own;
@@ -652,7 +654,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "tell their file systems, as they are now",
+    "reports the current file systems",
     withScratch(async (scratch) => {
       const path = gptImage(scratch);
       await using a = await attach(path, { partscan: true });
@@ -676,7 +678,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "are read from a file without attaching it",
+    "reads a file without attaching it",
     withScratch(async (scratch) => {
       const path = gptImage(scratch);
       const found = await partitions(path);
@@ -698,7 +700,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "are shown with their file systems, and nothing is changed",
+    "shows partitions with their file systems, and changes nothing",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const { path } = own;
@@ -726,7 +728,7 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
-    "are listed by the command line",
+    "lists partitions by the command line",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const device = own.path;

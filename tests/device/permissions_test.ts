@@ -4,7 +4,7 @@ import { onDevices, type Output, run, withScratch } from "./support.ts";
 
 const MOD = new URL("../../mod.ts", import.meta.url).href;
 
-/** Attaches and detaches in a process that has these permissions. */
+/** Attaches and detaches in a process with these permissions. */
 function attachWith(
   directory: string,
   image: string,
@@ -40,7 +40,7 @@ const LIBC = [
 
 describe("permissions", onDevices, () => {
   it(
-    "--allow-ffi is enough, also for libc alone and for its directory",
+    "--allow-ffi is enough, even only for libc or its directory",
     withScratch((scratch) => {
       const image = scratch.image(4096);
       const grants = ["--allow-ffi", ...LIBC.map((it) => `--allow-ffi=${it}`)];
@@ -57,7 +57,7 @@ describe("permissions", onDevices, () => {
   );
 
   it(
-    "without it Deno's own error is thrown, and importing works",
+    "without it, Deno's own error is thrown, and importing works",
     withScratch((scratch) => {
       const denied = attachWith(scratch.path, scratch.image());
       assertEquals(denied.code, 1);

@@ -1,9 +1,9 @@
-/** Somebody without rights who exchanges a name in a directory of his own as fast as he can. */
+/** An unprivileged user who replaces a name in his own directory as fast as possible. */
 import type { Scratch } from "./support.ts";
 
-/** Runs until it is disposed of. */
+/** A racing process. Runs until it is disposed of. */
 export class Racer implements AsyncDisposable {
-  /** The directory, which belongs to him. */
+  /** The directory, owned by the racer. */
   readonly directory: string;
   readonly #process: Deno.ChildProcess;
 
@@ -19,7 +19,7 @@ export class Racer implements AsyncDisposable {
     }).spawn();
   }
 
-  /** Makes a directory whose owner is the racer. */
+  /** Creates a directory owned by the racer. */
   static directory(scratch: Scratch): string {
     const path = `${scratch.path}/his`;
     Deno.chmodSync(scratch.path, 0o755);
@@ -28,7 +28,7 @@ export class Racer implements AsyncDisposable {
     return path;
   }
 
-  /** A name stands for its file and for a FIFO in turn. */
+  /** Makes a name refer to its file and to a FIFO in turn. */
   static swappingFifo(directory: string, name: string): Racer {
     return new Racer(
       directory,
@@ -42,7 +42,7 @@ export class Racer implements AsyncDisposable {
     );
   }
 
-  /** A node that appears is replaced by a link to a file, which is removed soon. */
+  /** Replaces a node that appears by a link to a file, and removes that soon. */
   static linkingNodes(
     directory: string,
     name: string,

@@ -3,9 +3,12 @@ import { describe, it } from "@std/testing/bdd";
 import { recognize } from "../../lib/mounting/recognize.ts";
 import { onAnyKernel, run, runOk } from "./support.ts";
 
-// Files are enough: nothing is attached here.
+// These tests use files only and attach nothing.
 
-/** How to make what fills a device: a command, with the path for @ or last, and megabytes. */
+/**
+ * Commands that create the content of a device, with the path at @ or last, and the
+ * size in megabytes.
+ */
 const KINDS: readonly [command: string, megabytes: number][] = [
   ["mkfs.ext2 -q -F -L two", 16],
   ["mkfs.ext3 -q -F -L three", 16],

@@ -1,4 +1,7 @@
-/** Releasing devices beside others: who exchanges the file, who writes much, who closes too early. */
+/**
+ * Tests releasing devices beside other processes that exchange the file, write a lot,
+ * or close too early.
+ */
 import {
   attach,
   detach,
@@ -32,7 +35,10 @@ import {
 
 const MiB = 1 << 20;
 
-/** A file system in the directory `small` of a test, with no room for what it writes. */
+/**
+ * Mounts a file system on the directory `small` of a test, too small for the data
+ * written to it.
+ */
 function smallDisk(scratch: Scratch, size: string): Undo {
   const path = `${scratch.path}/small`;
   Deno.mkdirSync(path);
@@ -41,7 +47,7 @@ function smallDisk(scratch: Scratch, size: string): Undo {
 
 describe("Attachment.detach() and detach()", onDevices, () => {
   it(
-    "do not take an exchanged file for a free device",
+    "do not consider a device with an exchanged file free",
     withScratch(async (scratch) => {
       const path = scratch.image();
       using other = openMemory(MiB);
@@ -61,14 +67,14 @@ describe("Attachment.detach() and detach()", onDevices, () => {
         await error;
         assert(own.isBound);
         holder.close();
-        await device.detach().catch(() => {}); // by reference it is another file
+        await device.detach().catch(() => {}); // to detach by reference, it is another file
         assert(own.isFree);
       }
     }),
   );
 
   it(
-    "take a device that was recycled for free",
+    "consider a device that was reused for another file free",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();
@@ -86,7 +92,7 @@ describe("Attachment.detach() and detach()", onDevices, () => {
 
 describe("Attachment", onDevices, () => {
   it(
-    "reports that much could not be written back, by detach() and by persist()",
+    "reports a failed write-back of a large amount by detach() and persist()",
     withScratch(async (scratch) => {
       using mount = smallDisk(scratch, "16M");
       for (const persists of [false, true]) {
@@ -114,7 +120,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "reports by disposal what a detach() that was aborted could not tell",
+    "reports by disposal a failure that an aborted detach() could not report",
     withScratch(async (scratch) => {
       using mount = smallDisk(scratch, "2M");
       const path = scratch.image(8 * MiB, "small/disk.img");
@@ -132,7 +138,7 @@ describe("Attachment", onDevices, () => {
         LoopError,
       );
       assert(["EIO", "ENOSPC"].includes(error.code), error.message);
-      await device[Symbol.asyncDispose](); // once
+      await device[Symbol.asyncDispose](); // throws once
       assert(isSoon(() => scratch.devices().length === 0));
       Deno.removeSync(path);
       mount[Symbol.dispose]();
@@ -140,7 +146,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "is EBADF when its loop is closed while detach() writes back",
+    "throws EBADF if its loop is closed while detach() writes back",
     withScratch(async (scratch) => {
       for (const autoclear of [true, false]) {
         const device = await attach(scratch.image(64 * MiB), { autoclear });
@@ -158,7 +164,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "waits detachTimeout for others when it is disposed of",
+    "waits up to detachTimeout on disposal",
     withScratch(async (scratch) => {
       const device = await attach(scratch.image(), { detachTimeout: 1 });
       using _holder = new Loop(device.minor, { readOnly: true });
@@ -172,7 +178,7 @@ describe("Attachment", onDevices, () => {
   );
 
   it(
-    "gives a size above 2^53-1 as that, and Loop.getSize() none",
+    "clamps a size above 2^53-1, where Loop.getSize() throws",
     withScratch(async (scratch) => {
       const directory = `${scratch.path}/tmpfs`;
       Deno.mkdirSync(directory);
@@ -190,7 +196,7 @@ describe("Attachment", onDevices, () => {
 
 describe("writeBackError()", onDevices, () => {
   it(
-    "tells once of an error of another descriptor, without writing",
+    "returns an error of another descriptor once, without writing",
     withScratch(async (scratch) => {
       using mount = smallDisk(scratch, "1M");
       const device = await attach(scratch.image(4 * MiB, "small/disk.img"));
@@ -212,17 +218,25 @@ describe("writeBackError()", onDevices, () => {
 
 describe("attach()", onDevices, () => {
   it(
-    "refuses a range without one whole block, before a device is bound",
+    "refuses a range smaller than one block before a device is bound",
     withScratch(async (scratch) => {
       const empty = scratch.image(0, "empty");
       const path = scratch.image(MiB);
       const cases: [string, Parameters<typeof attach>[1], RegExp][] = [
-        [empty, {}, /no whole block of 512 bytes: the file has 0 bytes/],
+        [
+          empty,
+          {},
+          /smaller than one block of 512 bytes: the file has 0 bytes/,
+        ],
         [path, { offset: MiB }, /offset 1048576 is past the end/],
         [path, { offset: 2n ** 62n }, /is past the end: the file has 1048576/],
-        [path, { offset: MiB - 511 }, /no whole block of 512/],
-        [path, { sizelimit: 511 }, /no whole block of 512/],
-        [path, { sizelimit: 4095, blockSize: 4096 }, /no whole block of 4096/],
+        [path, { offset: MiB - 511 }, /smaller than one block of 512/],
+        [path, { sizelimit: 511 }, /smaller than one block of 512/],
+        [
+          path,
+          { sizelimit: 4095, blockSize: 4096 },
+          /smaller than one block of 4096/,
+        ],
       ];
       for (const [file, options, message] of cases) {
         const error = await assertRejects(
@@ -236,7 +250,7 @@ describe("attach()", onDevices, () => {
   );
 });
 
-/** Calls again while udev has a new partition open for a moment. */
+/** Retries while udev has a new partition open for a moment. */
 function onceFree(change: () => void): void {
   let failure: unknown;
   const isBusy = () => {
@@ -254,7 +268,7 @@ function onceFree(change: () => void): void {
 
 describe("Loop.changeFd() and Loop.setStatus()", onDevices, () => {
   it(
-    "leave no partitions of other bytes, with and without partscan",
+    "remove partitions that would show other bytes, with and without partscan",
     withScratch(async (scratch) => {
       const path = scratch.image();
       using second = openFile(scratch.image(MiB, "second"));
@@ -278,7 +292,7 @@ describe("Loop.changeFd() and Loop.setStatus()", onDevices, () => {
   );
 
   it(
-    "change nothing while a partition is in use, nor when the change fails",
+    "change nothing while a partition is in use, or if the change fails",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       const path = scratch.image();

@@ -1,6 +1,7 @@
 /**
- * What the tests on real devices share. Each test makes its own files and devices,
- * and looks only at those: other programs attach and detach on the same machine.
+ * Helpers for the tests on real devices. Each test creates its own files and devices
+ * and examines only those, because other programs attach and detach on the same
+ * machine.
  */
 import { FileDescriptor, LoopControl, LoopError } from "@loopdev/loopdev";
 import { assert, assertEquals } from "@std/assert";
@@ -12,7 +13,7 @@ import {
   openAt,
 } from "../../lib/sys/libc.ts";
 
-/** Why the tests cannot run here; `undefined` when they can. */
+/** Reason to skip the tests; `undefined` if they can run. */
 export const reasonToSkip: string | undefined = findReason();
 
 function findReason(): string | undefined {
@@ -34,19 +35,20 @@ export const onDevices: { ignore: boolean } = {
 if (reasonToSkip !== undefined) console.log(`Skipped: ${reasonToSkip}`);
 
 /**
- * `LOOPDEV_TEST_FEWER=20`: tests that do something many times do it 20 times less
- * often. For emulated machines, see `tests/kernels`; nowhere else.
+ * `LOOPDEV_TEST_FEWER=20` divides the repetitions of a test by 20. It is meant only for
+ * emulated machines, see `tests/kernels`.
  */
 const FEWER = Number(Deno.env.get("LOOPDEV_TEST_FEWER") ?? 1);
 
-/** How often to do what a test does so many times. */
+/** Returns the number of repetitions. */
 export function times(count: number): number {
   return Math.ceil(count / FEWER);
 }
 
 /**
- * A test that comes to the same on any kernel: on emulated machines, which are slow, it
- * runs only when `LOOPDEV_TEST_ALL` is set. Gives its name and options.
+ * Declares a test whose result does not depend on the kernel. On emulated machines,
+ * which are slow, it runs only if `LOOPDEV_TEST_ALL` is set. Returns its name and
+ * options.
  */
 export function onAnyKernel(
   name: string,
@@ -57,7 +59,7 @@ export function onAnyKernel(
     : unless(sameOnAnyKernel, name);
 }
 
-/** Why such a test does not run; `undefined` when it does. */
+/** Reason to skip such a test; `undefined` if it runs. */
 export const sameOnAnyKernel: string | undefined =
   FEWER === 1 || Deno.env.has("LOOPDEV_TEST_ALL")
     ? undefined
@@ -65,7 +67,10 @@ export const sameOnAnyKernel: string | undefined =
 
 type NameAndOptions = [name: string, options: { ignore: boolean }];
 
-/** A test that does not run where there is a reason. Gives its name, with the reason, and its options. */
+/**
+ * Declares a test that is skipped if there is a reason. Returns its name, with the
+ * reason, and its options.
+ */
 export function unless(
   reason: string | undefined,
   name: string,
@@ -76,14 +81,20 @@ export function unless(
   ];
 }
 
-/** Why a test with this program does not run; `undefined` when it is there. */
+/**
+ * Returns the reason to skip a test that needs a program, or `undefined` if the program
+ * exists.
+ */
 export function lacking(program: string): string | undefined {
   return run("sh", "-c", `command -v ${program}`).code === 0
     ? undefined
     : `there is no ${program}`;
 }
 
-/** Why a test with names that are not UTF-8 does not run: old versions of Deno refuse such arguments. */
+/**
+ * Returns the reason to skip a test with names that are not UTF-8: old versions of Deno
+ * refuse such arguments.
+ */
 export function lackingByteArguments(): string | undefined {
   const help = `'${Deno.execPath()}' eval 0 $'\\xff'`;
   return run("bash", "-c", help).code === 0
@@ -91,15 +102,15 @@ export function lackingByteArguments(): string | undefined {
     : "this Deno takes no arguments that are not UTF-8";
 }
 
-/** The numbers from 1 to `count`, or evenly spread ones of them, that begin anywhere. */
+/** Yields the numbers from 1 to `count`, or evenly spread ones with a random start. */
 export function* numbersTo(count: number): Generator<number> {
   const first = Math.floor(Math.random() * Math.min(FEWER, count));
   for (let number = first; number < count; number += FEWER) yield number + 1;
 }
 
 /**
- * Whether udev is running. It opens a device whenever somebody who could write closes
- * it, and the kernel detaches when udev lets go.
+ * `true` if udev is running. It opens a device after every close of a writable
+ * descriptor, so that the kernel detaches only once udev has closed it.
  */
 export const hasUdev: boolean = exists("/run/udev/control");
 
@@ -118,8 +129,8 @@ function exists(path: string): boolean {
 }
 
 /**
- * Whether something is so, or becomes so: udev, and all who list devices by opening
- * them, make the kernel detach a moment later.
+ * Waits until a condition is met, because udev and programs that list devices by
+ * opening them delay a detach. Returns `false` on timeout.
  */
 export function isSoon(
   condition: () => boolean,
@@ -133,9 +144,9 @@ export function isSoon(
   return true;
 }
 
-/** A directory of a test, with files that disappear with it. */
+/** A directory for one test, removed with its files. */
 export class Scratch implements Disposable {
-  /** The directory, without symbolic links. */
+  /** The directory, with symbolic links resolved. */
   readonly path: string;
   readonly #before = descriptors();
 
@@ -148,7 +159,7 @@ export class Scratch implements Disposable {
     );
   }
 
-  /** A file of so many zero bytes. */
+  /** Creates a file of zeros. */
   image(size: number = 1 << 20, name = "disk.img"): string {
     const path = `${this.path}/${name}`;
     Deno.createSync(path).close();
@@ -156,21 +167,21 @@ export class Scratch implements Disposable {
     return path;
   }
 
-  /** The devices that files of this directory are attached to, from sysfs. */
+  /** Returns the devices that files of this directory are attached to, from sysfs. */
   devices(): string[] {
     return boundDevices()
       .filter(({ file }) => file.startsWith(`${this.path}/`))
       .map(({ name }) => `/dev/${name}`);
   }
 
-  /** Nothing may be attached any more, and no descriptor be left. */
+  /** Checks that nothing is attached and no descriptor is left. */
   check(): void {
     isSoon(() => this.devices().length === 0);
     assertEquals(this.devices(), [], "a device is still attached");
     assertEquals(this.leaked(), [], "a descriptor leaked");
   }
 
-  /** Descriptors that were opened meanwhile and matter here, by what they lead to. */
+  /** Returns the targets of relevant descriptors that were opened during the test. */
   leaked(): string[] {
     const before = [...this.#before];
     return descriptors().filter((target) => {
@@ -186,7 +197,7 @@ export class Scratch implements Disposable {
   }
 }
 
-/** Runs a test with a directory of its own, and checks that it left nothing. */
+/** Runs a test with its own directory, and checks that it leaves nothing behind. */
 export function withScratch(
   test: (scratch: Scratch) => void | Promise<void>,
 ): () => Promise<void> {
@@ -197,7 +208,7 @@ export function withScratch(
   };
 }
 
-/** What the open descriptors lead to, as far as the library opens such things. */
+/** Returns the targets of open descriptors of the kinds that the library opens. */
 function descriptors(): string[] {
   const targets: string[] = [];
   for (const { name } of Deno.readDirSync("/proc/self/fd")) {
@@ -213,7 +224,7 @@ function descriptors(): string[] {
   );
 }
 
-/** The attached devices and their files, read from sysfs by Deno. */
+/** Returns the attached devices and their files, read from sysfs by Deno. */
 export function boundDevices(): { name: string; file: string }[] {
   const found: { name: string; file: string }[] = [];
   for (const { name } of Deno.readDirSync("/sys/block")) {
@@ -230,33 +241,33 @@ export function boundDevices(): { name: string; file: string }[] {
   return found;
 }
 
-/** An attribute of a device in sysfs. */
+/** Reads an attribute of a device in sysfs. */
 export function attribute(name: string, attribute: string): string {
   return Deno.readTextFileSync(`/sys/block/${name}/${attribute}`).trim();
 }
 
-/** The disk sequence number of a device; 0 where the kernel has none. */
+/** Returns the disk sequence number of a device, or 0 if the kernel has none. */
 export function diskSequenceOf(name: string): number {
   return exists(`/sys/block/${name}/diskseq`)
     ? Number(attribute(name, "diskseq"))
     : 0;
 }
 
-/** Why a test that needs disk sequence numbers does not run; `undefined` when it does. */
+/** Reason to skip a test that needs disk sequence numbers; `undefined` if it runs. */
 export const noDiskSequence: string | undefined =
   reasonToSkip !== undefined || [...Deno.readDirSync("/sys/block")]
       .some(({ name }) => exists(`/sys/block/${name}/diskseq`))
     ? undefined
     : "there are no disk sequence numbers before Linux 5.15";
 
-/** What a command printed. */
+/** Output of a command. */
 export interface Output {
   code: number;
   stdout: string;
   stderr: string;
 }
 
-/** Runs a command to its end. */
+/** Runs a command and waits for it. */
 export function run(command: string, ...args: string[]): Output {
   const output = new Deno.Command(command, { args }).outputSync();
   return {
@@ -266,18 +277,18 @@ export function run(command: string, ...args: string[]): Output {
   };
 }
 
-/** Runs a command that must succeed; what it printed. */
+/** Runs a command, throws if it fails, and returns its output. */
 export function runOk(command: string, ...args: string[]): string {
   const { code, stdout, stderr } = run(command, ...args);
   assert(code === 0, `${command} ${args.join(" ")}: ${stderr}`);
   return stdout.trim();
 }
 
-/** The program; `LOOPDEV_TEST_CLI` names another form of it, a bundle. */
+/** Path of the program; `LOOPDEV_TEST_CLI` names another form of it, such as a bundle. */
 export const CLI: string = Deno.env.get("LOOPDEV_TEST_CLI") ??
   new URL("../../cli.ts", import.meta.url).pathname;
 
-/** Runs the command line with the permission that it asks for, and no other. */
+/** Runs the command line with exactly the permission that it requires. */
 export function cli(...args: string[]): Output {
   return run(
     Deno.execPath(),
@@ -291,8 +302,8 @@ export function cli(...args: string[]): Output {
 }
 
 /**
- * A device of the test's own: of a high number, so that nobody who looks for a free
- * one gets it. Removed at the end.
+ * A device for one test, with a high number that is not found when looking for a free
+ * one. Removed at the end.
  */
 export class OwnDevice implements Disposable {
   readonly minor: number;
@@ -316,15 +327,15 @@ export class OwnDevice implements Disposable {
     this.path = `/dev/${this.name}`;
   }
 
-  /** Whether a file is attached to it. */
+  /** `true` if a file is attached to it. */
   get isBound(): boolean {
     return boundDevices().some(({ name }) => name === this.name);
   }
 
-  /** Whether nothing is attached to it any more. */
+  /** `true` if nothing is attached to it any longer. */
   get isFree(): boolean {
     if (!isSoon(() => !this.isBound)) return false;
-    Deno.openSync(this.path).close(); // which waits for others who are closing it
+    Deno.openSync(this.path).close(); // waits for other processes that are closing it
     return true;
   }
 
@@ -334,13 +345,13 @@ export class OwnDevice implements Disposable {
   }
 }
 
-/** The partitions that the kernel has for a disk, as `loop3p1`. */
+/** Returns the kernel's partitions of a disk, as `loop3p1`. */
 export function partitionNames(disk: string): string[] {
   return Array.from(Deno.readDirSync(`/sys/block/${disk}`), ({ name }) => name)
     .filter((name) => /p\d+$/.test(name));
 }
 
-/** Removes a device of the test's own, which others may have open for a moment. */
+/** Removes a device of a test, which other processes may have open for a moment. */
 export function removeDevice(minor: number): number | undefined {
   using control = new LoopControl();
   let removed: number | undefined;
@@ -362,14 +373,14 @@ export function losetupDetach(device: string): void {
   assert(isSoon(() => !exists(path)), `${device} is still attached`);
 }
 
-/** Holds a device exclusively, as a mount does. */
+/** Holds a device exclusively, like a mount. */
 export function holdExclusively(path: string): FileDescriptor {
   const fd = openAt(AT_FDCWD, cString(path), O_RDWR | O_EXCL);
   assert(fd >= 0, `cannot hold ${path}: ${-fd}`);
   return new FileDescriptor(fd);
 }
 
-/** Something that a test has set up, and that is undone once, however it ends. */
+/** Something set up by a test, undone exactly once, whatever happens. */
 export class Undo implements Disposable {
   #undo: (() => void) | undefined;
 
@@ -384,13 +395,16 @@ export class Undo implements Disposable {
   }
 }
 
-/** Mounts until it is disposed of: the arguments of mount, the directory last. */
+/**
+ * Mounts until it is disposed of. Takes the arguments of mount, with the directory
+ * last.
+ */
 export function mounted(...args: string[]): Undo {
   runOk("mount", ...args);
   return new Undo(() => runOk("umount", args.at(-1)!));
 }
 
-/** The lines of a stream. */
+/** Yields the lines of a stream. */
 export async function* lines(
   stream: ReadableStream<Uint8Array>,
 ): AsyncGenerator<string> {
@@ -405,8 +419,8 @@ export async function* lines(
 }
 
 /**
- * Why no partitions are left of an earlier owner; `undefined` when they are. Linux 7.2
- * drops those that were added by `BLKPG` at the detach; kernels before did not.
+ * Returns the reason why no leftover partitions exist, or `undefined` if they do. Linux
+ * 7.2 removes partitions added with `BLKPG` on detaching; earlier kernels do not.
  */
 export function dropsPartitions(): string | undefined {
   if (reasonToSkip !== undefined) return undefined;
@@ -415,7 +429,7 @@ export function dropsPartitions(): string | undefined {
   runOk("losetup", own.path, scratch.image());
   runOk("addpart", own.path, "1", "8", "8");
   losetupDetach(own.path);
-  // Beside udev some kernels remove them at the first open: the test knows.
+  // Beside udev, some kernels remove them at the first open; the test handles that.
   return hasUdev || partitionNames(own.name).length > 0
     ? undefined
     : "this kernel drops partitions at a detach";

@@ -1,4 +1,7 @@
-/** Odd worlds: each gives the right result, or an error that tells cause and remedy. */
+/**
+ * Tests unusual environments: each gives the correct result, or an error with cause and
+ * remedy.
+ */
 import { attach, list, LoopError } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -23,7 +26,7 @@ const MiB = 1 << 20;
 
 describe("an unprivileged user", onDevices, () => {
   it(
-    "can list and find, and is told who may do the rest",
+    "can list and find, and gets an error that names who may do the rest",
     withScratch(async (scratch) => {
       publish(scratch);
       const image = scratch.image();
@@ -93,7 +96,7 @@ describe("an unprivileged user", onDevices, () => {
 
 describe("a /dev without nodes", onDevices, () => {
   it(
-    "is no obstacle for attach() and detach(), which leave nothing there",
+    "does not prevent attach() and detach(), which leave nothing there",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const image = scratch.image();
@@ -130,7 +133,7 @@ describe("a /dev without nodes", onDevices, () => {
   );
 
   it(
-    "is named as the cause where no node may be made",
+    "is named as the cause if no node may be created",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const image = scratch.image();
@@ -142,7 +145,7 @@ describe("a /dev without nodes", onDevices, () => {
         { user: "setpriv --bounding-set -mknod" },
       );
       const missing =
-        /^(LoopError ENOENT .* the kernel has loop\d+, but there is no node for it here\n){2}$/;
+        /^(LoopError ENOENT .* the kernel has loop\d+, but it has no node here\n){2}$/;
       assertMatch(stdout, missing, stderr);
       const control = inNamespace(
         scratch,
@@ -159,7 +162,7 @@ describe("a /dev without nodes", onDevices, () => {
   );
 
   it(
-    "is made up for by nodes in another directory, removed at the end",
+    "is replaced by attach({ nodes }), with nodes that other programs can open",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const image = scratch.image(64 * MiB);
@@ -197,7 +200,7 @@ describe("a /dev without nodes", onDevices, () => {
   );
 
   it(
-    "that is read-only is no obstacle",
+    "that is read-only does not prevent attaching",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const { stdout, stderr } = inNamespace(
@@ -213,7 +216,7 @@ describe("a /dev without nodes", onDevices, () => {
   );
 
   it(
-    "that has other things under those names is said to",
+    "that has other files with those names is named as the cause",
     withScratch(async (scratch) => {
       using own = new OwnDevice();
       Deno.removeSync(own.path);
@@ -233,7 +236,7 @@ describe("a /dev without nodes", onDevices, () => {
 
 describe("no /sys", onDevices, () => {
   it(
-    "leaves attaching and detaching, and list() says so",
+    "does not prevent attach() and detach(), and is named by list()",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const image = scratch.image();
@@ -265,7 +268,7 @@ describe("no /sys", onDevices, () => {
 
 describe("no /proc", onDevices, () => {
   it(
-    "leaves opening of what was examined, and nothing open after a refusal",
+    "does not prevent opening exactly the examined file, without leaking a descriptor",
     withScratch((scratch) => {
       using own = new OwnDevice();
       const image = scratch.image();
@@ -295,7 +298,7 @@ describe("no /proc", onDevices, () => {
 
 describe("few descriptors", onDevices, () => {
   it(
-    ...onAnyKernel("are enough, or named as the cause"),
+    ...onAnyKernel("are enough, or are named as the cause"),
     withScratch((scratch) => {
       using own = new OwnDevice();
       const image = scratch.image();
@@ -321,7 +324,7 @@ describe("few descriptors", onDevices, () => {
 
 describe("attach() with nodes", onDevices, () => {
   it(
-    "refuses a devtmpfs, what is no directory, and names that are taken",
+    "refuses a devtmpfs, files, and existing names",
     withScratch(async (scratch) => {
       const path = scratch.image();
       const refused = async (nodes: string) =>
@@ -343,7 +346,7 @@ describe("attach() with nodes", onDevices, () => {
 });
 
 describe("every file system", onDevices, () => {
-  /** Attaches, writes, detaches, and finds what was written. */
+  /** Attaches, writes, detaches, and reads the data back. */
   async function roundTrip(path: string): Promise<void> {
     Deno.createSync(path).close();
     Deno.truncateSync(path, MiB);
@@ -364,7 +367,7 @@ describe("every file system", onDevices, () => {
   );
 
   it(
-    "overlayfs works, also for a file of the lower layer",
+    "overlayfs works, even for a file of the lower layer",
     withScratch(async (scratch) => {
       const { path } = scratch;
       Deno.mkdirSync(`${path}/mnt`);

@@ -1,6 +1,7 @@
 /**
- * The process into which faults are injected. It is told what to do line by line, as
- * JSON, and answers so: `setup`, which is not traced, `run`, which is, and `cleanup`.
+ * The process into which faults are injected. It reads commands line by line as JSON
+ * and answers the same way: `setup`, which is not traced, `run`, which is, and
+ * `cleanup`.
  */
 import {
   attach,
@@ -16,10 +17,13 @@ import {
   openFile,
 } from "@loopdev/loopdev";
 
-/** Bytes that are written through the device before it is detached. */
+/** Bytes written through the device before it is detached. */
 export const DATA: Uint8Array = new Uint8Array(64 * 1024).fill(0x5a);
 
-/** What is done with: a file, a second one of the same size, one with a partition table, a directory for nodes, a file with a file system, and a directory to mount on. */
+/**
+ * Files of an operation: an image, another one of the same size, one with a partition
+ * table, a directory for nodes, an image with a file system, and a mount point.
+ */
 interface Files {
   readonly path: string;
   readonly second: string;
@@ -29,7 +33,7 @@ interface Files {
   readonly target: string;
 }
 
-/** An operation: what comes before it, and itself. */
+/** An operation and its preparation. */
 interface Operation {
   setup?(files: Files): Promise<void>;
   run(files: Files): Promise<unknown> | unknown;
@@ -39,7 +43,7 @@ let attachment: Attachment | undefined;
 let disk: Mount | undefined;
 let reference: { minor: number; diskSequence: number } | undefined;
 
-/** What harness and child agree on asking for. */
+/** Options that harness and child agree on. */
 export const EVERY_OPTION = {
   offset: 4096,
   sizelimit: 512 * 1024,
@@ -171,7 +175,7 @@ export const OPERATIONS: Record<string, Operation> = {
         found.filter((holder: Holder) =>
           holder.kind === "process" && holder.pid === Deno.pid
         ).length;
-      return complete ? own : 1; // it says that somebody may be missing
+      return complete ? own : 1; // an incomplete result is reported as such
     },
   },
   "mount": {
@@ -204,7 +208,7 @@ export const ON_OTHER_THREADS = [
   "unmount",
 ];
 
-/** Lets go of what is left, as a user would. */
+/** Releases what is left, as a user would. */
 async function cleanup(): Promise<void> {
   const [left, mounted] = [attachment, disk];
   [attachment, disk, reference] = [undefined, undefined, undefined];
@@ -212,7 +216,7 @@ async function cleanup(): Promise<void> {
   await left?.detach();
 }
 
-/** What a call came to. */
+/** Result of a call. */
 export type Answer =
   | { ok: true; value: unknown }
   | { ok: false; error: string; code: string; operation: string; text: string };

@@ -1,4 +1,7 @@
-/** Faults and signals in `loopdev attach`: what was printed stays attached, and nothing else. */
+/**
+ * Injects faults and signals into `loopdev attach`: the devices that were printed stay
+ * attached, and no others.
+ */
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
@@ -11,7 +14,7 @@ import {
   Scratch,
 } from "../device/support.ts";
 
-/** Attaches two files with that injected, and detaches what stays. */
+/** Attaches two files with an injected fault, and detaches the devices that stay. */
 function attachTwo(
   scratch: Scratch,
   calls: string,
@@ -38,7 +41,7 @@ function attachTwo(
     ...files,
   );
   const printed = output.stdout.match(/\/dev\/loop\d+(?=["\n])/g) ?? [];
-  // Let go of is not gone: udev may have it open.
+  // A released device may still be open in udev.
   const areThose = () =>
     scratch.devices().toSorted().join() === printed.toSorted().join();
   assert(isSoon(areThose), `${injection}: ${printed}, ${scratch.devices()}`);
@@ -57,7 +60,7 @@ const SIGNALS: [signal: string, status: number, ...options: string[]][] = [
 ];
 
 describe("loopdev attach", onDevices, () => {
-  it("keeps what was printed when another device cannot be written back", () => {
+  it("keeps printed devices if another device cannot be written back", () => {
     using scratch = new Scratch();
     const calls = "sync_file_range,fsync";
     for (const options of [[], ["--json"]]) {
@@ -83,7 +86,7 @@ describe("loopdev attach", onDevices, () => {
     scratch.check();
   });
 
-  it("keeps what was printed, and nothing else, when it is interrupted", () => {
+  it("keeps only printed devices if it is interrupted", () => {
     using scratch = new Scratch();
     const calls = "ioctl,sync_file_range,write";
     const whole = attachTwo(scratch, calls);
@@ -102,11 +105,11 @@ describe("loopdev attach", onDevices, () => {
     scratch.check();
   });
 
-  it("goes on when the signal was ignored from the start", () => {
+  it("continues if the signal was ignored from the start", () => {
     using scratch = new Scratch();
     const calls = "sync_file_range";
     for (const signal of ["INT", "HUP"]) {
-      const injection = `${calls}:signal=${signal}`; // at each of them
+      const injection = `${calls}:signal=${signal}`; // at each call
       const { code, stdout } = attachTwo(scratch, calls, injection, {
         ignores: signal,
       });

@@ -1,9 +1,9 @@
 /**
- * Every system call of every operation fails in turn, with each error that it can give:
- * then either all is as it should be, or there is a `LoopError` that names what failed,
- * and nothing is left.
+ * Makes every system call of every operation fail in turn, with each error that it can
+ * return. Then either the result is correct, or a `LoopError` names what failed and
+ * nothing is left behind.
  *
- * `LOOPDEV_FAULTS=all` tries all errors, otherwise one for each call.
+ * `LOOPDEV_FAULTS=all` tries all errors; otherwise one for each call.
  */
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -23,11 +23,13 @@ import { IMAGE_SIZE, Site } from "./site.ts";
 
 const ALL = Deno.env.get("LOOPDEV_FAULTS") === "all";
 
-/** What the kernel says of a process, or its descriptor, that is no more: nobody can know better. */
+/**
+ * Errors for a process that has exited, or its descriptor, which cannot be told apart.
+ */
 const ENDED =
   /^(openat|getdents64|readlinkat|statx|pread64):error=(ENOENT|ESRCH|ENXIO|ENODEV|EINVAL):/;
 
-/** What is wrong after an operation that says that it succeeded. */
+/** Returns the faults after an operation that reports success. */
 function faultsOf(
   name: string,
   value: unknown,
@@ -139,7 +141,7 @@ function faultsOf(
   return faults;
 }
 
-/** What is wrong with the file system in an image, and with the file that was written. */
+/** Returns the faults of the file system in an image, and of the file written to it. */
 function faultsOfImage(image: string): string[] {
   const { code, stdout } = run("e2fsck", "-f", "-n", image);
   const content = new Deno.Command("debugfs", {
@@ -153,12 +155,18 @@ function faultsOfImage(image: string): string[] {
   ];
 }
 
-/** Whether nothing is attached: others, who look at all devices, may have one open for a moment. */
+/**
+ * Returns `true` if nothing is attached. Programs that examine all devices may have one
+ * open for a moment.
+ */
 function isFreeSoon(site: Site): boolean {
   return isSoon(() => site.devices().length === 0, 1000);
 }
 
-/** What is wrong after an operation in which a call failed; `undefined` when it did not make that call. */
+/**
+ * Returns the faults after an operation in which a call failed, or `undefined` if the
+ * operation did not make that call.
+ */
 async function inject(
   site: Site,
   name: string,
@@ -172,7 +180,7 @@ async function inject(
     injection,
     threads,
   );
-  if (!trace.includes("(INJECTED)")) { // it took another way
+  if (!trace.includes("(INJECTED)")) { // it took another path
     await site.tell("cleanup", name);
     return undefined;
   }
@@ -184,7 +192,7 @@ async function inject(
     faults.push(`it threw ${answer.error}: ${answer.text}`);
   }
   if (answer !== undefined && !answer.ok && /attach|detach|^mount/.test(name)) {
-    // What is not held is left alone by a detach that fails early.
+    // A detach that fails early leaves a device alone that it does not hold.
     if (!/reference|persisted/.test(name) && !isFreeSoon(site)) {
       faults.push(`${site.devices()} is still attached`);
     }
@@ -192,7 +200,7 @@ async function inject(
     if (after > before) faults.push("a descriptor leaked");
   }
   const cleaned = await site.tell("cleanup", name);
-  // ESTALE: it was free, and somebody else has taken the number.
+  // ESTALE: the device was free, and another process has taken the number.
   if (!cleaned?.ok && cleaned?.code !== "ESTALE") {
     faults.push(`cleaning up: ${JSON.stringify(cleaned)}`);
   }
@@ -227,7 +235,7 @@ describe("every system call fails in turn", onDevices, () => {
   for (const name of operations) {
     it(name, async () => {
       await using site = new Site();
-      // Once before, for what is loaded on first use.
+      // Run once first, to load everything that is loaded on first use.
       await site.setUp(name);
       await site.tell("run", name);
       await site.tell("cleanup", name);
@@ -243,7 +251,7 @@ describe("every system call fails in turn", onDevices, () => {
       let tried = 0;
       for (const [call, count] of counts) {
         const errors = ERRORS[call]!;
-        // The processes of a machine are many, and looked at one like the other.
+        // There are many processes on a machine, and all are examined alike.
         for (const when of numbersTo(Math.min(count, 60))) {
           points++;
           for (const error of ALL ? errors : errors.slice(0, 1)) {

@@ -1,9 +1,9 @@
-/** Injects faults into the system calls of another process, by strace. */
+/** Injects faults into the system calls of another process with strace. */
 import { assert } from "@std/assert";
 import { lines } from "../device/support.ts";
 import type { Answer } from "./child.ts";
 
-/** The system calls of the library, and what each can fail with. */
+/** The system calls of the library, and the errors of each. */
 export const ERRORS: Record<string, readonly string[]> = {
   openat: [
     "EMFILE",
@@ -52,7 +52,7 @@ export const ERRORS: Record<string, readonly string[]> = {
 
 const CALLS = Object.keys(ERRORS).join(",");
 
-/** A child, and a strace beside it when faults are injected. */
+/** A child process, and strace while faults are injected. */
 export class Child implements AsyncDisposable {
   readonly #process: Deno.ChildProcess;
   readonly #input: WritableStreamDefaultWriter<Uint8Array>;
@@ -75,7 +75,7 @@ export class Child implements AsyncDisposable {
     return this.#process.pid;
   }
 
-  /** What it has open, by descriptor. */
+  /** Returns its open files by descriptor. */
   descriptors(): string[] {
     return [...Deno.readDirSync(`/proc/${this.pid}/fd`)].map(({ name }) => {
       try {
@@ -88,7 +88,7 @@ export class Child implements AsyncDisposable {
     );
   }
 
-  /** Has it do something; `undefined` when it dies of it. */
+  /** Sends a command. Returns `undefined` if the child dies of it. */
   async tell(command: unknown): Promise<Answer | undefined> {
     try {
       await this.#input.write(
@@ -101,15 +101,15 @@ export class Child implements AsyncDisposable {
     }
   }
 
-  /** Its threads but the first, on which nonblocking calls are made. */
+  /** Returns its threads other than the first, which make nonblocking calls. */
   #otherThreads(): string[] {
     return [...Deno.readDirSync(`/proc/${this.pid}/task`)]
       .map(({ name }) => name).filter((name) => name !== `${this.pid}`);
   }
 
   /**
-   * The same under strace, with an injection (`ioctl:error=EIO:when=2`) or without, into
-   * the first thread or into the others. Gives the trace too.
+   * Sends a command under strace, with an injection (`ioctl:error=EIO:when=2`) or
+   * without, into the first thread or into the others. Also returns the trace.
    */
   async tellTraced(
     command: unknown,
@@ -154,11 +154,11 @@ export class Child implements AsyncDisposable {
   }
 }
 
-/** How often each system call was made. */
+/** Counts the calls of each system call. */
 export function countCalls(trace: string): Map<string, number> {
   const counts = new Map<string, number>();
   for (const [, call] of trace.matchAll(/^(?:\d+ +)?(\w+)\(/gm)) {
-    if (!Object.hasOwn(ERRORS, call!)) continue; // what it was in when strace came
+    if (!Object.hasOwn(ERRORS, call!)) continue; // the call in progress when strace attached
     counts.set(call!, (counts.get(call!) ?? 0) + 1);
   }
   return counts;

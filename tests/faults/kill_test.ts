@@ -1,7 +1,8 @@
 /**
- * `kill -9` at every system call: nothing stays attached that was not meant to stay.
+ * Kills a process with `kill -9` at every system call: nothing stays attached that was
+ * not meant to.
  *
- * `LOOPDEV_FAULTS=all` kills in every operation, otherwise in the short ones.
+ * `LOOPDEV_FAULTS=all` kills in every operation; otherwise in the short ones.
  */
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -28,7 +29,7 @@ const LONG_OPERATIONS = [
   "unmount",
 ];
 
-/** The calls of an operation, each once: `ioctl:signal=KILL:when=2`. */
+/** Yields the calls of an operation, each once: `ioctl:signal=KILL:when=2`. */
 function* kills(trace: string): Generator<string> {
   for (const [call, count] of countCalls(trace)) {
     for (const when of numbersTo(Math.min(count, 60))) {
@@ -39,7 +40,7 @@ function* kills(trace: string): Generator<string> {
 
 describe("kill -9 at every system call", onDevices, () => {
   for (const name of ALL ? [...OPERATIONS, ...LONG_OPERATIONS] : OPERATIONS) {
-    it(`of ${name}`, async () => {
+    it(`leaves nothing attached by ${name}`, async () => {
       await using site = new Site();
       await site.setUp(name);
       const { trace } = await site.traced(name);
@@ -49,7 +50,7 @@ describe("kill -9 at every system call", onDevices, () => {
       for (const injection of kills(trace)) {
         await site.setUp(name);
         const { answer } = await site.traced(name, injection);
-        if (answer !== undefined) { // it took another way
+        if (answer !== undefined) { // it took another path
           await site.tell("cleanup", name);
           continue;
         }
@@ -69,7 +70,7 @@ describe("kill -9 at every system call", onDevices, () => {
     });
   }
 
-  it("of loopdev run", () => {
+  it("leaves nothing attached by loopdev run", () => {
     using own = new OwnDevice();
     using scratch = new Scratch();
     const image = scratch.image();

@@ -1,4 +1,7 @@
-/** A place where faults are injected: images, a child that works on them, and somebody else's device. */
+/**
+ * The setting for injecting faults: images, a child that works on them, and a device of
+ * another program.
+ */
 import { assert, assertEquals } from "@std/assert";
 import {
   attribute,
@@ -11,10 +14,10 @@ import {
 import type { Answer } from "./child.ts";
 import { Child } from "./harness.ts";
 
-/** The size of the images. */
+/** Size of the images. */
 export const IMAGE_SIZE: number = 1 << 20;
 
-/** A device of somebody else, which must stay as it is. */
+/** A device of another program, which must not change. */
 class Victim implements Disposable {
   readonly #scratch: Scratch;
   readonly #device: string;
@@ -50,7 +53,7 @@ class Victim implements Disposable {
   }
 }
 
-/** An image with two partitions. */
+/** Creates an image with two partitions. */
 function tableImage(path: string): Uint8Array {
   Deno.writeFileSync(path, new Uint8Array(4 * IMAGE_SIZE));
   runOk(
@@ -61,14 +64,14 @@ function tableImage(path: string): Uint8Array {
   return Deno.readFileSync(path);
 }
 
-/** An image with an ext4. */
+/** Creates an image with an ext4. */
 function fileSystemImage(path: string): Uint8Array {
   Deno.writeFileSync(path, new Uint8Array(2 * IMAGE_SIZE));
   runOk("mkfs.ext4", "-q", "-F", path);
   return Deno.readFileSync(path);
 }
 
-/** A place with images and a victim, and the child that works there. */
+/** A directory with images and a victim, and the child that works there. */
 export class Site implements AsyncDisposable {
   readonly scratch = new Scratch();
   readonly files = {
@@ -84,14 +87,14 @@ export class Site implements AsyncDisposable {
   readonly victim = new Victim(this.scratch);
   child = new Child();
 
-  /** The devices of the two images. */
+  /** Returns the devices of the images. */
   devices(): string[] {
     return boundDevices()
       .filter(({ file }) => Object.values(this.files).includes(file))
       .map(({ name }) => name);
   }
 
-  /** Fresh images. */
+  /** Creates fresh images. */
   async setUp(name: string): Promise<void> {
     const { path, second, partitioned, nodes, mountable, target } = this.files;
     Deno.writeFileSync(path, new Uint8Array(IMAGE_SIZE));

@@ -1,20 +1,20 @@
 /**
  * Reads damaged partition tables: `partitions_fuzz.ts [COUNT [SEED]]`.
  *
- * Prints the seed and how the tables were taken; ends with status 1 when one was
- * taken wrongly: another error than `DamagedTable`, a partition that is not on the
- * disk, two that overlap, too many, or too long a time. Table N of seed S is table
- * 0 of seed S + N: `partitions_fuzz.ts 1 SEED` repeats what was reported.
+ * Prints the seed and the results. Exits with status 1 if a result was wrong: an error
+ * other than `DamagedTable`, a partition that is not on the disk, an unreported
+ * overlap, too many partitions, or too long a time. Table N of seed S is table 0 of
+ * seed S + N, so `partitions_fuzz.ts 1 SEED` repeats a reported table.
  *
- * The tables are read in a worker, so that one that never ends is seen too. Run it
- * with `--allow-read`, which Deno wants for the worker.
+ * The tables are read in a worker, so that one that never ends is noticed. Run it with
+ * `--allow-read`, which Deno requires for the worker.
  */
 import type { Result, Task } from "./partitions_worker.ts";
 
-/** Milliseconds after which a table does not end. */
+/** Time in milliseconds after which a table is considered endless. */
 const WATCH_INTERVAL = 5000;
 
-/** Runs the worker; says which table it hangs at. */
+/** Runs the worker, and reports the table at which it hangs. */
 function runWorker(count: number, seed: number): Promise<Result> {
   const { promise, resolve, reject } = Promise.withResolvers<Result>();
   const progress = new Int32Array(new SharedArrayBuffer(4)).fill(-1);

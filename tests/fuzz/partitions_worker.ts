@@ -1,4 +1,4 @@
-/** Damages partition tables, reads them and checks what was read, in a worker. */
+/** Damages partition tables, reads them and checks the results, in a worker. */
 import type { ByteSource } from "../../lib/partitions/byte_source.ts";
 import { DamagedTable } from "../../lib/partitions/damaged_table.ts";
 import {
@@ -21,17 +21,20 @@ import {
   writeFatBootSector,
 } from "../unit/partition_images.ts";
 
-/** Milliseconds for a table. It takes less than one; a machine may be busy for longer. */
+/**
+ * Time limit for a table in milliseconds. Reading takes less than one, but the machine
+ * may be busy.
+ */
 const TIME_LIMIT = 2000;
-/** How often a table may be read from: the longest chain, and then some. */
+/** Maximum number of reads for a table: the longest chain, and some more. */
 const READ_LIMIT = 1200;
 
-/** Numbers that look random, the same for each seed (mulberry32). */
+/** Pseudorandom numbers from a seed (mulberry32). */
 class Random {
   #state: number;
 
   constructor(seed: number) {
-    // Neighbouring seeds must not give similar numbers.
+    // Adjacent seeds must not give similar numbers.
     this.#state = Math.imul(seed ^ 0x9e3779b9, 0x85ebca6b);
     this.below(2);
   }
@@ -48,12 +51,12 @@ class Random {
   }
 }
 
-/** A disk to damage: what to damage, and what has checksums. */
+/** A disk to damage: its fields and its checksums. */
 interface Base {
   image: Uint8Array;
-  /** Where the bytes of the table are: offset and length. */
+  /** Ranges of the table: offset and length. */
   areas: [number, number][];
-  /** The fields of headers, entries and slots: offset and size. */
+  /** Fields of headers, entries and slots: offset and size. */
   fields: [number, number][];
   /** The sector size of a GPT. */
   sectorSize?: number;
@@ -157,7 +160,7 @@ function makeBases(): Base[] {
   ];
 }
 
-/** A damaged copy of a disk, and whether its checksums were made right again. */
+/** Returns a damaged copy of a disk, and whether its checksums were corrected. */
 function damage(
   base: Base,
   random: Random,
@@ -222,7 +225,10 @@ function resize(image: Uint8Array, random: Random): Uint8Array {
   return resized;
 }
 
-/** Makes the checksums right, mostly of both copies; and mostly what they say of their own sectors. */
+/**
+ * Corrects the checksums, usually of both copies, and usually also the headers' own
+ * sectors.
+ */
 function sealBoth(
   image: Uint8Array,
   sectorSize: number,
@@ -237,7 +243,7 @@ function sealBoth(
   }
 }
 
-/** A source that ends what reads without end. */
+/** Returns a source that throws after too many reads. */
 function counted(image: Uint8Array): ByteSource {
   const source = memory(image);
   let reads = 0;
@@ -255,7 +261,7 @@ function fail(text: string): never {
   throw new Error(text);
 }
 
-/** What must be true of every table, whatever the disk. */
+/** Checks properties of every table, whatever the disk. */
 function checkTable(
   { kind, sectorSize, partitions, unusable }: PartitionTable,
   size: number,
@@ -293,7 +299,7 @@ function checkTable(
   checkOverlaps(partitions);
 }
 
-/** Who overlaps says so: both of them. */
+/** Checks that both of two overlapping partitions report it. */
 function checkOverlaps(partitions: TableEntry[]): void {
   for (const a of partitions) {
     for (const b of partitions) {
@@ -311,7 +317,7 @@ function checkOverlaps(partitions: TableEntry[]): void {
   }
 }
 
-/** How a table was taken, in a word, and whether its checksums had been made right. */
+/** Returns the kind of result in a word, and whether the checksums had been corrected. */
 function readOne(
   bases: Base[],
   seed: number,
@@ -343,21 +349,21 @@ function outcomeOf(image: Uint8Array, sectorSize?: number): string {
   }
 }
 
-/** What the worker is told to do. */
+/** Task of the worker. */
 export interface Task {
   count: number;
   seed: number;
-  /** Where it says which table it is at. */
+  /** Shared array in which the worker reports the current table. */
   progress: Int32Array;
 }
 
-/** What it found. */
+/** Result of the worker. */
 export interface Result {
-  /** How many tables were taken how. */
+  /** Number of tables for each kind of result. */
   outcomes: Map<string, number>;
-  /** How many had the right checksums after they were damaged. */
+  /** Number of tables whose checksums were corrected after the damage. */
   sealed: number;
-  /** Milliseconds. */
+  /** Longest time for a table, in milliseconds. */
   slowest: number;
   violations: string[];
 }
@@ -389,7 +395,9 @@ function readAll({ count, seed, progress }: Task): Result {
   return { outcomes, sealed, slowest, violations };
 }
 
-/** The worker's side of its messages: the types of the main side are the window's. */
+/**
+ * The worker's side of its messages: the types of the main side are those of a window.
+ */
 interface WorkerScope {
   onmessage: (event: MessageEvent<Task>) => void;
   postMessage(message: Result): void;

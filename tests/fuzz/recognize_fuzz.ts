@@ -1,8 +1,8 @@
 /**
  * Recognizes damaged superblocks: `recognize_fuzz.ts [COUNT [SEED]]`.
  *
- * Plants the marks of file systems among random bytes; ends with status 1 when one makes it
- * throw, read too much or give what is no plain line.
+ * Plants signatures of file systems among random bytes. Exits with status 1 if
+ * recognition throws, reads too much or returns anything but a plain line.
  */
 import { recognize } from "../../lib/mounting/recognize.ts";
 
@@ -34,10 +34,10 @@ const MARKS: readonly [offset: number, mark: string][] = [
   [1040, "\x7f\x13"],
 ];
 
-/** So many bytes may be read of one disk. */
+/** Maximum number of bytes to read from a disk. */
 const READ_LIMIT = 512 << 10;
 
-/** Numbers that look random, the same for each seed (mulberry32). */
+/** Returns pseudorandom numbers from a seed (mulberry32). */
 function random(seed: number): (limit: number) => number {
   let state = Math.imul(seed ^ 0x9e3779b9, 0x85ebca6b);
   return (limit) => {

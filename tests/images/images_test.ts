@@ -1,7 +1,7 @@
 /**
- * Disk images as boot loaders ship them: read here and by the programs of util-linux.
- * The packages are fetched and unpacked, not installed. Every file in them is an image
- * to all who read: what is none must be none to everybody.
+ * Reads disk images from packages with boot loaders, and compares with the programs of
+ * util-linux. The packages are downloaded and unpacked, but not installed. Every file
+ * in them is treated as an image: the readers must also agree on files that are none.
  */
 import { LoopError, type Partition } from "@loopdev/loopdev";
 import { assert, assertEquals } from "@std/assert";
@@ -9,7 +9,10 @@ import { describe, it } from "@std/testing/bdd";
 import { run, runOk, Scratch } from "../device/support.ts";
 import { partitionTable } from "../../lib/partitions/partitions.ts";
 
-/** Packages with images in them, or with boot sectors and kernels, and how many partitions there are at least. */
+/**
+ * Packages with images, boot sectors or kernels, and the minimum number of partitions
+ * in each.
+ */
 const PACKAGES = {
   "grub-efi-amd64-bin": 0,
   "grub-pc-bin": 0,
@@ -25,7 +28,7 @@ const PACKAGES = {
 };
 const SECTOR_SIZE = 512;
 
-/** The files of a package, unpacked below a directory. */
+/** Returns the files of a package, unpacked into a directory. */
 function unpack(name: string, directory: string): string[] {
   runOk("bash", "-c", 'cd "$0" && apt-get download -qq "$1"', directory, name);
   const [archive] = [...Deno.readDirSync(directory)]
@@ -46,10 +49,10 @@ function* filesIn(directory: string): Generator<string> {
   }
 }
 
-/** What there is in a file, as all can tell it. */
+/** Content of a file as all readers describe it. */
 interface Content {
   partitions: { number: number; start: number; size: number }[];
-  /** Of the whole file, where it has no table. */
+  /** File system of the whole file, if it has no table. */
   fileSystem?: string;
 }
 
@@ -74,7 +77,7 @@ async function ours(path: string): Promise<Content & { all: Partition[] }> {
 function partx(path: string): Content["partitions"] {
   const { stdout } = run(
     "partx",
-    "--raw", // which is to show
+    "--raw", // the fields to print
     "--noheadings",
     "--output=NR,START,SECTORS",
     path,
@@ -91,7 +94,7 @@ function partx(path: string): Content["partitions"] {
 
 function sfdisk(path: string): Content["partitions"] {
   const { code, stdout } = run("sfdisk", "--json", path);
-  if (code !== 0) return []; // it sees no table
+  if (code !== 0) return []; // partx finds no table
   const { partitiontable } = JSON.parse(stdout);
   return (partitiontable.partitions ?? []).map((
     entry: { node: string; start: number; size: number },
@@ -102,7 +105,7 @@ function sfdisk(path: string): Content["partitions"] {
   }));
 }
 
-/** What blkid says of a range: the type of its file system. */
+/** Returns blkid's type of the file system in a range. */
 function blkid(path: string, start: number, size: number): string | undefined {
   const { stdout } = run(
     "blkid",
@@ -117,7 +120,10 @@ function blkid(path: string, start: number, size: number): string | undefined {
   return stdout.trim() || undefined;
 }
 
-/** Cut off at the end of the file: the kernel does so, the others do not. */
+/**
+ * Cuts a partition off at the end of the file, as the kernel does and the other tools
+ * do not.
+ */
 function cutOff(
   path: string,
   partitions: Content["partitions"],
@@ -130,7 +136,7 @@ function cutOff(
 
 describe("partitions() of the images that Debian ships", () => {
   for (const [name, atLeast] of Object.entries(PACKAGES)) {
-    it(`gives those of partx, sfdisk and blkid in ${name}`, async () => {
+    it(`equals partx, sfdisk and blkid in ${name}`, async () => {
       using scratch = new Scratch();
       const files = unpack(name, scratch.path);
       assert(files.length > 0);
@@ -148,14 +154,14 @@ describe("partitions() of the images that Debian ships", () => {
   }
 });
 
-/** What others see otherwise. */
+/** Returns the differences between the readers. */
 function compare(
   path: string,
   { all, partitions, fileSystem }: Awaited<ReturnType<typeof ours>>,
 ): Comparison[] {
   const shown = cutOff(path, partx(path));
   const compared: Comparison[] = [["partx", partitions, shown]];
-  // To sfdisk alone boot code is a table too.
+  // Only sfdisk considers boot code a table.
   if (shown.length > 0) {
     compared.push(["sfdisk", partitions, cutOff(path, sfdisk(path))]);
   }

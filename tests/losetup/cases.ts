@@ -1,25 +1,28 @@
-/** The command lines on which losetup and ours are compared. */
+/** Command lines on which losetup and ours are compared. */
 import { ODD_NAMES, type World } from "./world.ts";
 
 /** A command line. */
 export interface Case {
-  /** What is typed, and in what situation. */
+  /** The command line and its situation. */
   readonly name: string;
-  /** The arguments, a character a byte; `$A` and the like stand for devices. */
+  /**
+   * The arguments, with one character for each byte; `$A` and the like represent
+   * devices.
+   */
   readonly args: string[];
-  /** What is the case before. */
+  /** Preparation before the command line. */
   readonly given?: (world: World) => void;
   readonly user?: "nobody";
   readonly env?: Record<string, string>;
-  /** losetup would not end. */
+  /** `true` if losetup would hang. */
   readonly hangs?: boolean;
-  /** Every device that can be seen will be detached. */
+  /** `true` if every visible device will be detached. */
   readonly detachesAll?: boolean;
-  /** How it differs from losetup: the first cell of a row in the table of deviations. */
+  /** Deviation from losetup: the first cell of a row in the table of deviations. */
   readonly differs?: string;
 }
 
-/** Words with blanks between them, or the words. */
+/** Words separated by blanks, or a list of words. */
 type Line = string | readonly string[];
 
 type More = Omit<Case, "name" | "args">;
@@ -28,7 +31,10 @@ function words(line: string): string[] {
   return line.split(" ").filter((word) => word !== "");
 }
 
-/** Command lines in one situation: a line, or the words of one that has blanks in them; and how it differs. */
+/**
+ * Declares command lines in one situation, with their deviations. A line is a text, or
+ * a list of words if these contain blanks.
+ */
 function situation(
   what: string,
   more: More,
@@ -71,19 +77,20 @@ const pending = (world: World) => {
   world.clear("A");
 };
 
-const HELP = "`--help` in its own words";
-const CUT = "a DEV of more than 127 bytes is cut";
-const VERSION = "`--version` names this program";
-const TWO_DEVICES = "`-l DEV DEV` attaches one to the other";
-const DIRECT_IO = "`--direct-io` is dropped in silence where it cannot be";
-const DETACHES = "a failed attach detaches what was there";
-const WRAPS = "numbers are cut to 32 bits";
+const HELP = "`--help` is that of util-linux";
+const CUT = "a DEV of more than 127 bytes is truncated";
+const VERSION = "`--version` names util-linux";
+const TWO_DEVICES = "`-l DEV DEV` attaches one device to the other";
+const DIRECT_IO = "`--direct-io` is silently ignored if it is not possible";
+const DETACHES = "a failed attach detaches the previous file";
+const WRAPS = "numbers are truncated to 32 bits";
 const HANGS = "a FIFO as FILE hangs";
 const AGAIN = "`-d A BAD` detaches A again";
-const READ_ONLY = "a device that an earlier owner made read-only stays so";
-const PARTITION = "a partition as DEV to attach to stands for its disk";
-const STALE = "a node of no device adds the device";
-const NO_NAME = "an empty FILE fails for no reason that is true";
+const READ_ONLY =
+  "a device that an earlier user made read-only stays read-only";
+const PARTITION = "attaching to a partition attaches to its disk";
+const STALE = "a node without a device adds the device";
+const NO_NAME = "an empty FILE fails with a misleading error";
 const DEV_LOOP = "a directory `/dev/loop` empties all lists";
 
 const OPTIONS = situation("", {}, [
@@ -725,7 +732,7 @@ const WORLDS = [
   ]),
 ];
 
-/** All of them. */
+/** All command lines. */
 export const CASES: readonly Case[] = [
   ...OPTIONS,
   ...LISTS,

@@ -1,6 +1,6 @@
 /**
- * Runs each command line with losetup and with ours, from the same state, and prints as
- * JSON what came of it. To be run in a mount namespace of its own.
+ * Runs each command line with losetup and with ours, from the same state, and prints
+ * the results as JSON. Must be run in its own mount namespace.
  */
 import { assertNotEquals } from "@std/assert";
 import { type Case, CASES } from "./cases.ts";
@@ -8,12 +8,12 @@ import { fromBytes, toBytes } from "../../lib/losetup/byte_string.ts";
 import { lines, type Output } from "../device/support.ts";
 import { World } from "./world.ts";
 
-/** What a command line printed and did. */
+/** Output and effects of a command line. */
 export interface Outcome extends Output {
   state: unknown;
 }
 
-/** What came of a case. */
+/** Result of a case. */
 export interface Result {
   name: string;
   differs: string | undefined;
@@ -21,7 +21,7 @@ export interface Result {
   ours: Outcome;
 }
 
-/** A process that runs our command lines, one after the other. */
+/** A process that runs our command lines in sequence. */
 class Server implements Disposable {
   readonly #process: Deno.ChildProcess;
   readonly #requests: WritableStreamDefaultWriter<Uint8Array>;
@@ -56,7 +56,9 @@ class Server implements Disposable {
 
 const NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups";
 
-/** losetup itself. A shell gives it the arguments from a file: they may be no UTF-8. */
+/**
+ * Runs losetup. A shell reads the arguments from a file, because they may not be UTF-8.
+ */
 function runLosetup(
   directory: string,
   args: string[],
@@ -87,13 +89,13 @@ function runLosetup(
   };
 }
 
-/** What this does to `/sys` must not be seen by anybody else. */
+/** Throws if changes to `/sys` would be visible outside. */
 function checkNamespace(): void {
   const namespaceOf = (pid: number) => Deno.readLinkSync(`/proc/${pid}/ns/mnt`);
   assertNotEquals(namespaceOf(Deno.pid), namespaceOf(Deno.ppid));
 }
 
-/** Tries a command line with both. */
+/** Runs a command line with both. */
 async function compare(
   test: Case,
   world: World,
@@ -124,7 +126,10 @@ async function compare(
   };
 }
 
-/** Others who list all devices open ours for a moment, which delays a detach: what differs then is equal soon. */
+/**
+ * Maximum number of attempts: programs that list all devices open ours for a moment,
+ * which delays a detach and causes differences that do not last.
+ */
 const MAX_TRIES = 10;
 
 function isExpected({ theirs, ours, differs }: Result): boolean {

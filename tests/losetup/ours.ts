@@ -3,7 +3,7 @@ import { fromBytes } from "../../lib/losetup/byte_string.ts";
 import { losetup } from "../../lib/losetup/losetup.ts";
 import type { Output } from "../device/support.ts";
 
-/** What it prints, a character a byte, and its exit status. */
+/** Returns its output, with one character for each byte, and its exit status. */
 export async function ours(
   args: readonly string[],
   env: Readonly<Record<string, string>> = {},

@@ -1,7 +1,7 @@
 /**
- * Runs command lines that come as JSON, one a line, in one process that has no permission
- * but `--allow-ffi`: starting Deno for each takes longer than all the rest. With the
- * argument `nobody` as an unprivileged user.
+ * Runs command lines, given as JSON on lines of their own, in one process that has only
+ * `--allow-ffi`: starting Deno for each would take longer than everything else. With
+ * the argument `nobody`, runs as an unprivileged user.
  */
 import { ours } from "./ours.ts";
 

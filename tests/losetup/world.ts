@@ -1,7 +1,7 @@
 /**
- * Where command lines of losetup are tried: devices of high numbers and files of a
- * directory of its own. In this mount namespace `/sys/block`, which is where losetup
- * looks for devices, holds those devices and no other.
+ * The environment for trying command lines of losetup: devices with high numbers, and
+ * files in their own directory. In this mount namespace, `/sys/block`, where losetup
+ * looks for devices, contains only those devices.
  */
 import {
   detach,
@@ -30,14 +30,14 @@ import {
   Scratch,
 } from "../device/support.ts";
 
-/** What the names `$A`, `$B`, `$C` stand for. */
+/** Names `$A`, `$B`, `$C` for devices. */
 export type Key = "A" | "B" | "C";
 const KEYS: readonly Key[] = ["A", "B", "C"];
 
 const MiB = 1 << 20;
 const BLOCK = "/sys/devices/virtual/block";
 
-/** How a device is attached before a command line is run. */
+/** Options for attaching a device before a command line is run. */
 export interface Attached {
   offset?: number;
   sizelimit?: number;
@@ -49,15 +49,15 @@ export interface Attached {
   reference?: string;
 }
 
-/** Files, devices, and what was done to them. */
+/** Files and devices, and the changes made to them. */
 export class World implements AsyncDisposable {
-  /** Removed at the end, also when making them fails. */
+  /** Resources removed at the end, even if creating them fails. */
   readonly #made = new DisposableStack();
   readonly #scratch = this.#made.use(new Scratch());
   readonly #devices: Record<Key, OwnDevice>;
-  /** The number of no device. */
+  /** A number without a device. */
   readonly #missing: number;
-  /** Undone after each command line. */
+  /** Changes undone after each command line. */
   #held = new DisposableStack();
 
   constructor() {
@@ -93,7 +93,10 @@ export class World implements AsyncDisposable {
     this.checkHidden();
   }
 
-  /** What detaches all devices may only be run when this holds. */
+  /**
+   * Throws unless other devices are hidden, before running anything that detaches all
+   * devices.
+   */
   checkHidden(): void {
     assertEquals(
       Array.from(Deno.readDirSync("/sys/block"), ({ name }) => name).sort(),
@@ -150,7 +153,7 @@ export class World implements AsyncDisposable {
     );
   }
 
-  /** What stands in a command line, in place of `$A`, `$PWD` and the like. */
+  /** Replaces `$A`, `$PWD` and the like in a command line. */
   expand(text: string): string {
     const { A, B, C } = this.#devices;
     const values: Record<string, string> = {
@@ -168,7 +171,10 @@ export class World implements AsyncDisposable {
     return text.replace(/\$(\w+)/g, (_, name) => values[name]!);
   }
 
-  /** Output in which the devices that the kernel chose, which others have, too, are equal. */
+  /**
+   * Normalizes devices in the output that the kernel chose, which other programs may
+   * also have.
+   */
   normalize(output: string): string {
     return output.replace(/\/dev\/loop\d{1,3}\b/g, "/dev/loop<free>");
   }
@@ -186,7 +192,7 @@ export class World implements AsyncDisposable {
     loop.configure(backing.fd, { reference: path.slice(0, 63), ...options });
   }
 
-  /** The same for a file of any name, a character a byte. */
+  /** Attaches a file with any name, one character for each byte. */
   attachBytes(key: Key, file: string): void {
     using backing = openFile(urlOf(toBytes(`${this.path}/${file}`)));
     using loop = new Loop(this.#devices[key].minor);
@@ -198,50 +204,54 @@ export class World implements AsyncDisposable {
     this.attach(key, this.#devices[lower].path);
   }
 
-  /** Attaches a file with a partition, and has it appear, also where the kernel reads no tables. */
+  /**
+   * Attaches a file with a partition and creates it, even if the kernel reads no
+   * tables.
+   */
   attachPartition(key: Key): void {
     this.attach(key, "parts.img", { partscan: true });
     runOk("partx", "--update", this.#devices[key].path);
   }
 
-  /** Keeps a device open, so that it is detached later than asked for. */
+  /** Keeps a device open, which delays its detach. */
   hold(key: Key): void {
     this.#held.use(new Loop(this.#devices[key].minor, { readOnly: true }));
   }
 
-  /** Keeps a device open as a mount does. */
+  /** Holds a device exclusively, like a mount. */
   holdExclusively(key: Key): void {
     this.#held.use(holdExclusively(this.#devices[key].path));
   }
 
-  /** Marks a device for clearing. It must be held. */
+  /** Marks a device for clearing. It must be held open. */
   clear(key: Key): void {
     using loop = new Loop(this.#devices[key].minor);
     loop.clearFd();
   }
 
-  /** A device that the kernel has, without a node. */
+  /** Hides the node of an existing device. */
   loseNode(key: Key): void {
     const { path, minor } = this.#devices[key];
-    // Renamed: a new one would not be the kernel's, and stay when the device is removed.
+    // Renamed, because a new node would not be the kernel's and would outlive the
+    // device.
     const elsewhere = `/dev/.lost-${minor}`;
     Deno.renameSync(path, elsewhere);
     this.#held.defer(() => Deno.renameSync(elsewhere, path));
   }
 
-  /** What an earlier owner of a device did to it: `blockdev --setro`. */
+  /** Makes a device read-only like an earlier user: `blockdev --setro`. */
   makeReadOnly(key: Key): void {
     runOk("blockdev", "--setro", this.#devices[key].path);
   }
 
-  /** Lets everybody use a device. */
+  /** Makes a device accessible to every user. */
   share(key: Key): void {
     const { path } = this.#devices[key];
     Deno.chmodSync(path, 0o666);
     this.#held.defer(() => Deno.chmodSync(path, 0o600));
   }
 
-  /** A file that grows, until the command line has been run. */
+  /** Makes a file larger until the command line has been run. */
   grow(file: string, size: number): void {
     const path = `${this.path}/${file}`;
     const before = Deno.statSync(path).size;
@@ -249,14 +259,14 @@ export class World implements AsyncDisposable {
     this.#held.defer(() => Deno.truncateSync(path, before));
   }
 
-  /** A file that is deleted while it is attached, or that never was. */
+  /** Attaches a file that is deleted while it is attached. */
   attachDeleted(key: Key, file: string): void {
     this.#scratch.image(MiB, file);
     this.attach(key, file);
     Deno.removeSync(`${this.path}/${file}`);
   }
 
-  /** A directory `/dev/loop`, as old systems have it, in a `/dev` of our own. */
+  /** Creates a directory `/dev/loop`, as on old systems, in our own `/dev`. */
   makeDevLoop(): void {
     const nodes = Object.values(this.#devices).map(({ path }) => path);
     this.#bash(
@@ -267,7 +277,7 @@ export class World implements AsyncDisposable {
     this.#held.defer(() => runOk("umount", "--lazy", "/dev"));
   }
 
-  /** What became of the devices. */
+  /** Returns the state of the devices. */
   state(): Record<string, unknown>[] {
     const own = new Map<string, string>(
       KEYS.map((key) => [this.#devices[key].name, key]),
@@ -299,15 +309,15 @@ export class World implements AsyncDisposable {
       ?.startsWith(this.path) ?? false;
   }
 
-  /** Undoes what was done, so that the next command line finds what the last one found. */
+  /** Undoes all changes, so that the next command line starts from the same state. */
   async reset(): Promise<void> {
     this.#held.dispose();
     this.#held = new DisposableStack();
     const bound = list().filter(({ name, backingFile }) =>
       this.#isOwn(name) || backingFile.startsWith(this.path)
     );
-    // What is attached to a device, before the device. Others may have it open for a
-    // moment, when they list all there are.
+    // Upper devices before lower ones. Programs that list all devices may have one open
+    // for a moment.
     const isUpper = ({ backingFile }: LoopDevice) =>
       backingFile.startsWith("/dev/loop");
     bound.sort((a, b) => Number(isUpper(b)) - Number(isUpper(a)));
@@ -345,7 +355,7 @@ export class World implements AsyncDisposable {
   }
 }
 
-/** Names of files of 1 MiB, a character a byte. */
+/** Names of files of 1 MiB, with one character for each byte. */
 export const ODD_NAMES: readonly string[] = [
   "a b",
   "new\nline",
@@ -375,11 +385,11 @@ function read(path: string): string | undefined {
   try {
     return Deno.readTextFileSync(path).trimEnd();
   } catch {
-    return undefined; // the attribute of a device to which nothing is attached
+    return undefined; // the attribute of a device without a file
   }
 }
 
-/** What is attached, without what differs from run to run. */
+/** Returns the status of a device without values that differ between runs. */
 function status(minor: number, directory: string): Record<string, unknown> {
   using loop = openLoop(minor, { readOnly: true });
   const { offset, sizelimit, flags, fileName } = loop.getInfo();

@@ -1,4 +1,4 @@
-/** Attaches and detaches: `cycles.ts FILE COUNT`. Says which devices it had. */
+/** Attaches and detaches: `cycles.ts FILE COUNT`. Prints the devices it used. */
 import { attach } from "@loopdev/loopdev";
 
 if (import.meta.main) {

@@ -14,10 +14,10 @@ import { lines, onDevices, Scratch, times } from "../device/support.ts";
 import { BLOCK, BLOCKS, content } from "./writer.ts";
 
 const RUNS = times(500);
-/** At most so often, whatever the machine: until a write is lost. */
+/** Maximum number of runs until a write is lost, on any machine. */
 const UNSAFE_RUNS = 500;
 
-/** The second process. */
+/** The writing process. */
 class Writer implements AsyncDisposable {
   readonly #process: Deno.ChildProcess;
   readonly #input: WritableStreamDefaultWriter<Uint8Array>;
@@ -36,7 +36,7 @@ class Writer implements AsyncDisposable {
     this.#lines = lines(this.#process.stdout);
   }
 
-  /** Begins to write; resolves after the first write. */
+  /** Starts writing, and resolves after the first write. */
   async start(minor: number, run: number): Promise<void> {
     await this.#input.write(
       new TextEncoder().encode(`${minor} ${run}\n`),
@@ -44,7 +44,7 @@ class Writer implements AsyncDisposable {
     assertEquals((await this.#lines.next()).value, "started");
   }
 
-  /** What was written by the time that the device was gone. */
+  /** Returns the writes that were complete when the device was detached. */
   async result(): Promise<Record<number, number | null>> {
     return JSON.parse((await this.#lines.next()).value);
   }
@@ -98,7 +98,10 @@ const SEQUENCES: Record<string, Sequence> = {
   },
 };
 
-/** What loses data: `LOOP_CLR_FD` from the only descriptor, though everything was written back just before. */
+/**
+ * Loses data: `LOOP_CLR_FD` from the only descriptor, although everything was written
+ * back just before.
+ */
 const unsafe: Sequence = async (path, write) => {
   const loop = bindFree(path);
   const { minor } = loop;
@@ -109,7 +112,7 @@ const unsafe: Sequence = async (path, write) => {
   await untilUnbound(minor);
 };
 
-/** Binds the kernel layer's way. */
+/** Binds a file with the kernel layer. */
 function bindFree(path: string): Loop {
   using control = new LoopControl();
   using file = openFile(path);
@@ -136,7 +139,10 @@ async function untilUnbound(minor: number): Promise<void> {
   }
 }
 
-/** Runs a sequence over and over; how many complete writes there were, and how many are missing in the file. */
+/**
+ * Repeats a sequence. Returns the number of complete writes, and how many of them are
+ * missing in the file.
+ */
 async function count(
   sequence: Sequence,
   runs: number,
@@ -166,7 +172,7 @@ async function count(
   return { complete, missing };
 }
 
-describe("no write is lost whose close returned", onDevices, () => {
+describe("no write is lost once its close has returned", onDevices, () => {
   for (const [name, sequence] of Object.entries(SEQUENCES)) {
     it(`${name}, ${RUNS} times`, async () => {
       const { complete, missing } = await count(sequence, RUNS);
@@ -176,7 +182,7 @@ describe("no write is lost whose close returned", onDevices, () => {
     });
   }
 
-  it("and this test is known to bite", async () => {
+  it("writes are lost with the unsafe sequence (control)", async () => {
     const { complete, missing } = await count(
       unsafe,
       UNSAFE_RUNS,

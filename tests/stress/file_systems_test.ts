@@ -15,7 +15,7 @@ const MiB = 1 << 20;
 
 type Files = Map<string, Uint8Array>;
 
-/** A file system, and how files get into it and out of it. */
+/** A file system, with commands to copy files into it and out of it. */
 interface FileSystem {
   readonly make: [string, ...string[]];
   readonly check: [string, ...string[]];
@@ -38,7 +38,7 @@ const FILE_SYSTEMS: Record<string, FileSystem> = {
       return readAll(directory, names);
     },
   },
-  // By mtools: not every kernel has vfat.
+  // With mtools, because not every kernel has vfat.
   vfat: {
     make: ["mkfs.vfat"],
     check: ["fsck.vfat", "-n"],
@@ -67,7 +67,7 @@ function readAll(directory: string, names: string[]): Files {
   );
 }
 
-/** Files of random content and size. */
+/** Returns files of random content and size. */
 function randomFiles(): Files {
   const files: Files = new Map();
   for (let index = 0; index < 5; index++) {
@@ -83,9 +83,9 @@ describe(
   onDevices,
   () => {
     for (const [name, fileSystem] of Object.entries(FILE_SYSTEMS)) {
-      it(`${name} is whole after detaching at once, ${RUNS} times`, async () => {
+      it(`${name} is intact after detaching at once, ${RUNS} times`, async () => {
         using scratch = new Scratch();
-        using own = new OwnDevice(); // others who try a number keep mkfs out for a moment
+        using own = new OwnDevice(); // programs that try the number keep mkfs out for a moment
         const directory = `${scratch.path}/mnt`;
         Deno.mkdirSync(directory);
         for (let round = 0; round < RUNS; round++) {

@@ -24,7 +24,10 @@ const PROCESSES = 8;
 const MANY_PROCESSES = 16;
 const CYCLES = times(200);
 
-/** Processes that attach and detach at once. The devices that they had. */
+/**
+ * Runs processes that attach and detach at the same time. Returns the devices they
+ * used.
+ */
 async function cycleAtOnce(
   scratch: Scratch,
   processes = PROCESSES,
@@ -55,13 +58,13 @@ describe(
   `${PROCESSES} processes attach and detach ${CYCLES} times`,
   onDevices,
   () => {
-    it("without a failure, and leave nothing", async () => {
+    it("without a failure, and leave nothing attached", async () => {
       using scratch = new Scratch();
       assert((await cycleAtOnce(scratch)).size >= 1);
       scratch.check();
     });
 
-    it("beside somebody who holds the lowest unbound device exclusively", async () => {
+    it("beside a process that holds the lowest unbound device exclusively", async () => {
       const { path: lowest, holder } = holdLowestUnbound();
       using _holder = holder;
       using scratch = new Scratch();
@@ -88,7 +91,7 @@ describe(
   `${MANY_PROCESSES} processes attach and detach ${CYCLES} times`,
   onDevices,
   () => {
-    it("beside losetup on the same devices, and touch nobody else's", async () => {
+    it("beside losetup, and do not touch its devices", async () => {
       using scratch = new Scratch();
       const victim = scratch.image(1 << 20, "victim.img");
       Deno.writeFileSync(victim, new Uint8Array(1 << 20).fill(0x7e));
@@ -102,7 +105,7 @@ describe(
       ];
       const before = state();
 
-      // Somebody with another tool, who looks whether his device stays his.
+      // Another tool attaches a file, and checks that its device does not change.
       const theirs = scratch.image(1 << 20, "theirs.img");
       const stop = `${scratch.path}/stop`;
       const other = new Deno.Command("bash", {
@@ -139,7 +142,7 @@ describe(
 
 describe("kill -9 of a process that attaches in a loop", onDevices, () => {
   const rounds = times(100);
-  it(`leaves nothing, ${rounds} times`, async () => {
+  it(`leaves nothing attached, ${rounds} times`, async () => {
     using scratch = new Scratch();
     const path = scratch.image();
     let whileBound = 0;
@@ -156,13 +159,14 @@ describe("kill -9 of a process that attaches in a loop", onDevices, () => {
       while (scratch.devices().length === 0) {
         await new Promise((resolve) => setTimeout(resolve, 1));
       }
-      // Some at once, some a little later.
+      // Kill some at once, others a little later.
       if (round % 2 === 1) {
         await new Promise((resolve) => setTimeout(resolve, round / 20));
       }
-      // Stopped, so that what is seen is what is killed.
+      // Stopped first, so that the state observed is the state killed.
       process.kill("SIGSTOP");
-      // Every other one while it is attached, however long that is on this machine.
+      // In every other round, wait until it is attached, however long that takes on
+      // this machine.
       while (round % 2 === 0 && scratch.devices().length === 0) {
         process.kill("SIGCONT");
         await new Promise((resolve) => setTimeout(resolve, 1));

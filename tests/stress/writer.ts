@@ -1,26 +1,30 @@
 /**
- * Writes to devices while others detach them: opens the node, writes a block, closes,
- * over and over, and reports which writes were complete, their close included.
+ * Writes to devices while other processes detach them: opens the node, writes a block
+ * and closes it, repeatedly, and reports the writes that were complete, including their
+ * close.
  *
- * A line of input is `minor run`. The answer is `started` after the first
- * write, and then the blocks as JSON once the device is not that binding any more.
+ * An input line is `minor run`. The answers are `started` after the first
+ * write, and the blocks as JSON once the device no longer has that binding.
  */
 import { Loop, LoopError } from "@loopdev/loopdev";
 import { bindingOf } from "../../lib/kernel/loop_sysfs.ts";
 import { pwrite } from "../../lib/sys/libc.ts";
 
-/** How many blocks the device has. */
+/** Number of blocks of the device. */
 export const BLOCKS = 64;
-/** Bytes of a block. */
+/** Size of a block in bytes. */
 export const BLOCK = 4096;
 
-/** The content of a block: the number of the write. */
+/** Returns the content of a block, which encodes the number of the write. */
 export function content(run: number, write: number): Uint8Array {
   const block = new Uint32Array(BLOCK / 4);
   return new Uint8Array(block.fill(run * 65536 + write).buffer);
 }
 
-/** Writes until the device is gone. Gives the last complete write of each block; `null` when a later one was not. */
+/**
+ * Writes until the device is detached. Returns the last complete write of each block,
+ * or `null` if a later one was incomplete.
+ */
 function writeUntilGone(
   minor: number,
   run: number,

@@ -14,7 +14,7 @@ import { maximumBlockSize } from "../../lib/kernel/block_size.ts";
 import { checkBytes, checkPath } from "../../lib/arguments.ts";
 import { errnoMessage, errnoName } from "../../lib/sys/errno.ts";
 
-// None of these has a permission: what is refused is refused before any system call.
+// These tests have no permissions, so every refusal comes before any system call.
 
 // deno-lint-ignore no-explicit-any
 const any = (value: unknown): any => value;
@@ -41,7 +41,7 @@ describe("new Loop()", () => {
 });
 
 describe("Loop.open()", () => {
-  it("refuses numbers that would wrap, and bad paths", () => {
+  it("refuses numbers that would wrap around, and bad paths", () => {
     assertThrows(() => Loop.open("/dev/loop4294967303"), RangeError);
     assertThrows(() => Loop.open("loop1048576"), RangeError);
     assertThrows(() => Loop.open("/dev/lo\0op3"), TypeError, "NUL");
@@ -116,7 +116,7 @@ describe("attach()", () => {
     await refused(null, TypeError, "options");
   });
 
-  it("refuses what is no file", async () => {
+  it("refuses values that are not a file", async () => {
     await assertRejects(() => attach(any(5)), TypeError);
     await assertRejects(() => attach(any(null)), TypeError);
     await assertRejects(() => attach({ fd: -2 }), RangeError);
@@ -126,7 +126,7 @@ describe("attach()", () => {
     await assertRejects(() => attach("a\0"), TypeError);
   });
 
-  it("rejects with the reason of an abort that has happened", async () => {
+  it("rejects with the reason of an aborted signal", async () => {
     const reason = new Error("enough");
     const error = await assertRejects(
       () => attach("x", { signal: AbortSignal.abort(reason) }),
@@ -166,7 +166,7 @@ describe("find()", () => {
 });
 
 describe("checkBytes()", () => {
-  it("takes every value that the kernel takes, exactly", () => {
+  it("accepts every value that the kernel supports, exactly", () => {
     assertEquals(checkBytes(0, "offset"), 0n);
     assertEquals(checkBytes(2 ** 53 - 1, "offset"), 2n ** 53n - 1n);
     assertEquals(checkBytes(2n ** 63n - 1n, "offset"), 2n ** 63n - 1n);
@@ -175,7 +175,7 @@ describe("checkBytes()", () => {
 });
 
 describe("checkPath()", () => {
-  it("gives the bytes of a name, those of a URL undecoded", () => {
+  it("returns the exact bytes of a path or URL", () => {
     const bytes = (path: string | URL) => [...checkPath(path).bytes];
     assertEquals(bytes("é"), [0xc3, 0xa9, 0]);
     assertEquals(bytes(new URL("file:///a%ffb%2f%C3%A9")), [
@@ -207,7 +207,7 @@ describe("maximumBlockSize()", () => {
 });
 
 describe("errnoName()", () => {
-  it("knows the errors of Linux", () => {
+  it("returns the names of Linux error numbers", () => {
     assertEquals(errnoName(16), "EBUSY");
     assertEquals(errnoMessage(16), "device or resource busy");
     assertEquals(errnoName(132), "ERFKILL");

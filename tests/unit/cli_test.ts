@@ -25,7 +25,7 @@ import { escapeControls, LoopError } from "../../lib/errors.ts";
 import { formatSize, table } from "../../lib/cli/table.ts";
 
 describe("parseSize()", () => {
-  it("takes bytes, binary and decimal units", () => {
+  it("parses bytes, binary and decimal units", () => {
     const sizes: [string, bigint][] = [
       ["0", 0n],
       ["512", 512n],
@@ -73,7 +73,7 @@ describe("parse()", () => {
     "direct-io": { negatable: true, help: "" },
   };
 
-  it("tells options from operands, which stay text", () => {
+  it("separates options from operands, which stay text", () => {
     const given = parse(
       ["007", "-rP", "-o", "4K", "1e3", "--loop-ref=a=b", "--", "-x", "--y"],
       options,
@@ -88,7 +88,7 @@ describe("parse()", () => {
     assertEquals(parse([], options).value("offset"), undefined);
   });
 
-  it("refuses options that do not exist, and values that are missing", () => {
+  it("refuses unknown options and missing values", () => {
     const wrong = [
       ["--bogus"],
       ["-x"],
@@ -112,7 +112,7 @@ describe("parse()", () => {
     }
   });
 
-  it("takes letters together, and values behind them", () => {
+  it("parses combined letters, with a value attached", () => {
     for (const args of [["-rPo4K"], ["-rPo", "4K"], ["-rP", "-o=4K"]]) {
       const given = parse(args, options);
       assertEquals(given.value("offset"), "4K", args.join(" "));
@@ -121,7 +121,7 @@ describe("parse()", () => {
     }
   });
 
-  it("takes no word behind a flag for its value", () => {
+  it("does not treat the word after a flag as its value", () => {
     const given = parse(["-r", "false", "--partscan", "true"], options);
     assertEquals(given.operands, ["false", "true"]);
     assertEquals(given.flag("read-only"), true);
@@ -136,7 +136,7 @@ describe("parse()", () => {
 });
 
 describe("parseTimeout()", () => {
-  it("takes seconds, with or without a unit, and milliseconds", () => {
+  it("parses seconds, with or without a unit, and milliseconds", () => {
     assertEquals(parseTimeout("5s"), 5000);
     assertEquals(parseTimeout("500ms"), 500);
     assertEquals(parseTimeout("0.5s"), 500);
@@ -148,7 +148,7 @@ describe("parseTimeout()", () => {
 });
 
 describe("parseDevice()", () => {
-  it("takes numbers, names and paths", () => {
+  it("accepts numbers, names and paths", () => {
     assertEquals(parseDevice("3"), 3);
     assertEquals(parseDevice("loop3"), "loop3");
     assertEquals(parseDevice("/run/dev/disk"), "/run/dev/disk");
@@ -159,7 +159,7 @@ describe("parseDevice()", () => {
 });
 
 describe("parseDeviceNumber()", () => {
-  it("takes the number from a name, without looking at the device", () => {
+  it("returns the number in a name, without accessing the device", () => {
     assertEquals(parseDeviceNumber("3"), 3);
     assertEquals(parseDeviceNumber("loop12"), 12);
     assertEquals(parseDeviceNumber("/dev/loop12"), 12);
@@ -177,7 +177,7 @@ describe("table()", () => {
     },
   ];
 
-  it("aligns by what a terminal shows", () => {
+  it("aligns columns by their width on a terminal", () => {
     assertEquals(table([["a", 1], ["画像", 4096]], columns), [
       "NAME SIZE",
       "a       1",
@@ -185,13 +185,13 @@ describe("table()", () => {
     ]);
   });
 
-  it("keeps a row on one line whatever a name holds", () => {
+  it("keeps a row on one line whatever a name contains", () => {
     assertEquals(table([["a\nb\x1b[31m", 1]], columns, { headings: false }), [
       "a\\x0ab\\x1b[31m 1",
     ]);
   });
 
-  it("leaves out the middle of names to be as narrow as the terminal", () => {
+  it("shortens names in the middle to fit the terminal", () => {
     const shrinking = [
       { ...columns[0]!, narrowed: "cells" as const },
       columns[1]!,
@@ -216,13 +216,13 @@ describe("table()", () => {
     );
   });
 
-  it("has no lines without rows", () => {
+  it("returns no lines without rows", () => {
     assertEquals(table([], columns), []);
   });
 });
 
 describe("formatSize()", () => {
-  it("is short", () => {
+  it("rounds to one decimal and a unit", () => {
     assertEquals(formatSize(0), "0B");
     assertEquals(formatSize(512), "512B");
     assertEquals(formatSize(64 * 2 ** 20), "64M");
@@ -239,7 +239,7 @@ describe("drawDisk()", () => {
     type: "0x83",
   });
 
-  it("draws partitions and free space to scale, in the order of the disk", () => {
+  it("draws partitions and free space to scale, in disk order", () => {
     const partitions = [
       { ...partition(2, 512, 256), name: "röot" },
       partition(1, 0, 256),
@@ -264,7 +264,7 @@ describe("drawDisk()", () => {
     );
   });
 
-  it("never draws more than fits", () => {
+  it("never draws beyond the given width", () => {
     const many = Array.from(
       { length: 60 },
       (_, index) => partition(index + 1, index * 512, 512),
@@ -294,7 +294,7 @@ describe("loopdev <command> --help", () => {
   });
 });
 
-/** What is printed to stderr meanwhile. */
+/** Returns the lines printed to stderr by a function. */
 async function linesOf(act: () => void | Promise<void>): Promise<string[]> {
   const lines: string[] = [];
   const printed = console.error;
@@ -308,7 +308,7 @@ async function linesOf(act: () => void | Promise<void>): Promise<string[]> {
 }
 
 describe("report()", () => {
-  it("says all that went wrong, a line each", async () => {
+  it("prints every error on its own line", async () => {
     const error = (name: string) =>
       new LoopError(`Cannot detach ${name}`, {
         errno: 16,
@@ -331,7 +331,7 @@ describe("report()", () => {
     );
   });
 
-  it("prints nothing that a terminal acts on, whatever was thrown", async () => {
+  it("prints no control characters, whatever was thrown", async () => {
     const text = "a\x1b[2J\n\x9b\u202eb";
     const thrown = [
       new LoopError(text, { errno: 5, operation: "open" }),
@@ -351,7 +351,7 @@ describe("report()", () => {
 });
 
 describe("main()", () => {
-  it("prints nothing of its arguments that a terminal acts on", async () => {
+  it("prints no control characters from its arguments", async () => {
     const text = `\x1b[2J\n\x9b\u202e${"x".repeat(300)}`;
     const wrong = [
       [text],

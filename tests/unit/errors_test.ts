@@ -7,7 +7,7 @@ import {
   quote,
 } from "../../lib/errors.ts";
 
-/** What a terminal acts on, and how it reads escaped, in a quoted name. */
+/** Text that a terminal interprets, escaped and as part of a quoted name. */
 const ACTED_ON: [text: string, escaped: string, quoted: string][] = [
   ["\x1b[2J", "\\x1b[2J", "\\u001b[2J"],
   ["\x9b31m", "\\x9b31m", "\\u009b31m"],
@@ -22,19 +22,19 @@ const ACTED_ON: [text: string, escaped: string, quoted: string][] = [
 ];
 
 describe("printable()", () => {
-  it("escapes what a terminal acts on", () => {
+  it("escapes control characters", () => {
     for (const [text, escaped] of ACTED_ON) {
       assertEquals(printable(text), escaped);
     }
   });
 
-  it("leaves all else as it is", () => {
+  it("does not change other characters", () => {
     for (const text of ["disk.img", "größe 画像 😀", '"a\\b"', "\u00a0"]) {
       assertEquals(printable(text), text);
     }
   });
 
-  it("cuts a name off after 200 characters, and no pair in halves", () => {
+  it("cuts a name after 200 characters, but never splits a surrogate pair", () => {
     assertEquals(printable("x".repeat(200)), "x".repeat(200));
     assertEquals(printable("x".repeat(300)), `${"x".repeat(200)}…`);
     assertEquals(printable("x".repeat(199) + "😀😀"), `${"x".repeat(199)}…`);
@@ -42,7 +42,7 @@ describe("printable()", () => {
 });
 
 describe("quote()", () => {
-  it("escapes what a terminal acts on, so that JSON reads it", () => {
+  it("escapes control characters so that JSON.parse() restores them", () => {
     for (const [text, , quoted] of ACTED_ON) {
       assertEquals(quote(text), `"${quoted}"`);
       assertEquals(JSON.parse(quote(text)), text);
@@ -50,13 +50,13 @@ describe("quote()", () => {
     assertEquals(quote('a "b" 😀'), '"a \\"b\\" 😀"');
   });
 
-  it("cuts a name off after 200 characters", () => {
+  it("cuts a name after 200 characters", () => {
     assertEquals(quote("x".repeat(300)), `"${"x".repeat(200)}…"`);
   });
 });
 
 describe("escapeControls()", () => {
-  it("changes nothing when it is done twice", () => {
+  it("has no further effect when applied twice", () => {
     for (const [text] of ACTED_ON) {
       for (const once of [escapeControls(text), quote(text), printable(text)]) {
         assertEquals(escapeControls(once), once);
@@ -66,7 +66,7 @@ describe("escapeControls()", () => {
 });
 
 describe("LoopError", () => {
-  it("holds nothing that a terminal acts on", () => {
+  it("contains no control characters", () => {
     for (const [text, escaped] of ACTED_ON) {
       const error = new LoopError(`Cannot use ${text}`, {
         errno: 5,

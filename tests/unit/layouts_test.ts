@@ -1,7 +1,8 @@
 // deno-lint-ignore-file camelcase -- names of C
 /**
- * The structures and numbers that depend on the architecture, for both of them: computed
- * from the declarations in C, by the rules of the two ABIs.
+ * Checks the structures and numbers that depend on the architecture, for both
+ * architectures: they are computed from the C declarations by the rules of the two
+ * ABIs.
  */
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -32,7 +33,7 @@ import {
 import { libraryPaths } from "../../lib/sys/find_libc.ts";
 import { OPEN_FLAGS } from "../../lib/sys/libc.ts";
 
-/** Size of the types of C, which is their alignment too. */
+/** Sizes of the C types, which are also their alignments. */
 const ABIS: Record<string, Record<string, number>> = {
   // System V ABI, AMD64 supplement, figure 3.1
   x86_64: { "void *": 8, long: 8, "long long": 8, int: 4, short: 2, char: 1 },
@@ -40,7 +41,10 @@ const ABIS: Record<string, Record<string, number>> = {
   aarch64: { "void *": 8, long: 8, "long long": 8, int: 4, short: 2, char: 1 },
 };
 
-/** What the kernel's names for types mean on both: asm-generic/int-ll64.h and asm-generic/posix_types.h. */
+/**
+ * Types of the kernel on both architectures: asm-generic/int-ll64.h and
+ * asm-generic/posix_types.h.
+ */
 const TYPES: Record<string, string> = {
   __u64: "long long",
   __s64: "long long",
@@ -63,7 +67,7 @@ interface Struct extends Type {
   readonly offsets: Record<string, number>;
 }
 
-/** Lays a structure out, as its declaration in C says. */
+/** Computes the layout of a structure from its C declaration. */
 function layOut(
   abi: string,
   declaration: string,
@@ -136,7 +140,7 @@ const BLKPG_PARTITION_DECLARATION = `
   long long start; long long length; int pno; char devname[64];
   char volname[64]`;
 
-/** All that a table says is so in the structure. */
+/** Checks a table against the structure. */
 function assertLayout(table: Record<string, number>, struct: Struct): void {
   const actual = Object.fromEntries(
     Object.keys(table).map((name) => [
@@ -149,7 +153,7 @@ function assertLayout(table: Record<string, number>, struct: Struct): void {
   assertEquals(table, actual);
 }
 
-/** `lo_encrypt_key_size` for `encryptKeySize`. */
+/** Converts names: `encryptKeySize` to `lo_encrypt_key_size`. */
 function inC(table: Record<string, number>, prefix: string): typeof table {
   return Object.fromEntries(
     Object.entries(table).map(([name, offset]) => [
@@ -201,8 +205,8 @@ for (const abi of Object.keys(ABIS)) {
       assertLayout(BLKPG_PARTITION, layOut(abi, BLKPG_PARTITION_DECLARATION));
     });
 
-    it("request numbers that hold the size of their argument", () => {
-      // asm-generic/ioctl.h, which both use: direction, size, type, number.
+    it("request numbers that contain the size of their argument", () => {
+      // Encoding in asm-generic/ioctl.h, which both use: direction, size, type, number.
       const read = (type: number, number: number, size: number) =>
         (2 * 2 ** 30) + (size << 16) + (type << 8) + number;
       const write = (type: number, number: number, size: number) =>
@@ -217,7 +221,7 @@ for (const abi of Object.keys(ABIS)) {
   });
 }
 
-describe("what differs between x86_64 and aarch64", () => {
+describe("values that differ between x86_64 and aarch64", () => {
   it("flags of open(2): asm-generic/fcntl.h, and asm/fcntl.h of arm64", () => {
     assertEquals(OPEN_FLAGS, {
       x86_64: {

@@ -13,7 +13,7 @@ import { parseSize } from "../../lib/losetup/size.ts";
 import { formatTable, type TableStyle } from "../../lib/losetup/table.ts";
 
 describe("fromBytes()", () => {
-  it("loses no byte", () => {
+  it("preserves every byte", () => {
     const bytes = Uint8Array.from({ length: 256 }, (_, byte) => byte);
     assertEquals(toBytes(fromBytes(bytes)), bytes);
   });
@@ -38,7 +38,7 @@ describe("getopt()", () => {
     return [given.join(" "), operands.join(" ")];
   };
 
-  it("takes options and operands in any order", () => {
+  it("accepts options and operands in any order", () => {
     assertEquals(parse("x -a y --output=1 -O 2 -O3 -avO 4 z"), [
       "a O=1 O=2 O=3 a v O=4",
       "x y z",
@@ -48,14 +48,14 @@ describe("getopt()", () => {
     assertEquals(parse("- -a"), ["a", "-"]);
   });
 
-  it("takes abbreviations, and the whole name before a longer one", () => {
+  it("accepts abbreviations, and prefers an exact name", () => {
     assertEquals(parse("--al --output x --output-a --d --d=on y"), [
       "a O=x output-all direct-io direct-io=on",
       "y",
     ]);
   });
 
-  it("refuses what is no option, or ambiguous, or lacks its argument", () => {
+  it("refuses unknown and ambiguous options, and missing arguments", () => {
     const wrong: [string, string][] = [
       ["-x", "invalid option -- 'x'"],
       ["-ax", "invalid option -- 'x'"],
@@ -73,7 +73,7 @@ describe("getopt()", () => {
 });
 
 describe("parseSize() of losetup", () => {
-  it("takes units, and fractions as losetup counts them", () => {
+  it("parses units, and fractions as losetup computes them", () => {
     const sizes: [string, bigint][] = [
       ["1.5M", 1572864n],
       ["1KB", 1000n],
@@ -109,7 +109,7 @@ describe("chooseColumns()", () => {
   const names = (output: string | undefined, all = false) =>
     chooseColumns(output, all).map(({ name }) => name).join(" ");
 
-  it("takes the columns of later versions by name alone", () => {
+  it("prints columns of later versions only if named", () => {
     assertEquals(names("ref,Back-Maj"), "REF BACK-MAJ");
     assertEquals(names(undefined, true).includes("REF"), false);
     assertEquals(names("+REF"), `${names(undefined)} REF`);
@@ -119,7 +119,7 @@ describe("chooseColumns()", () => {
 describe("parseRequest()", () => {
   const request = (args: string[]) => parseRequest(args, () => false);
 
-  it("takes the options of later versions, which make nothing ambiguous", () => {
+  it("accepts options of later versions, which make no abbreviation ambiguous", () => {
     assertEquals(request(["--remove", "x"]).action, "remove");
     assertEquals(request(["--rem", "x"]).devices, ["x"]);
     assertEquals(
@@ -130,7 +130,7 @@ describe("parseRequest()", () => {
     assertEquals(request(["--re", "-f", "x"]).readOnly, true);
   });
 
-  it("refuses a table beside two operands", () => {
+  it("refuses options for tables with two operands", () => {
     for (
       const option of ["-l", "-J", "--raw", "-n", "-ONAME", "--output-all"]
     ) {
@@ -158,7 +158,7 @@ describe("formatTable() of losetup", () => {
     });
   const fromText = (text: string) => fromBytes(new TextEncoder().encode(text));
 
-  it("aligns by what a terminal shows, and spells out what it cannot", () => {
+  it("aligns columns by their width on a terminal, and escapes other bytes", () => {
     assertEquals(
       format([fromText("画像"), "1", "5"], {}),
       fromText("画像  1    5\n"),
@@ -171,14 +171,14 @@ describe("formatTable() of losetup", () => {
     );
   });
 
-  it("leaves no blank in raw cells", () => {
+  it("escapes blanks in raw cells", () => {
     assertEquals(
       format(["a b\t\\", undefined, "5"], { format: "raw" }),
       "a\\x20b\\x09\\x5c  5\n",
     );
   });
 
-  it("is JSON that keeps every byte", () => {
+  it("prints JSON that preserves every byte", () => {
     const json = format(['a"\\\x01\xff\n', "1", undefined], { format: "json" });
     assertEquals(
       json,
@@ -195,7 +195,7 @@ describe("formatTable() of losetup", () => {
     );
   });
 
-  it("has no lines without rows, but in JSON", () => {
+  it("returns no lines without rows, except in JSON", () => {
     const style = { headings: true, isUtf8: true };
     assertEquals(formatTable(columns, [], { ...style, format: "raw" }), "");
     assertEquals(

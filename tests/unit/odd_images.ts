@@ -1,4 +1,4 @@
-/** Images of disks with odd tables, by what is odd about them. */
+/** Images of disks with odd tables, named by what is odd about them. */
 import {
   gptImage,
   type GptPartition,
@@ -14,7 +14,7 @@ const TWO: GptPartition[] = [
   { first: 128, last: 200 },
 ];
 
-/** An MBR with logical partitions, after something was changed. */
+/** Returns an MBR with logical partitions, after a change. */
 function mbr(change: (parts: MbrParts) => void): Uint8Array {
   const parts = logicalParts();
   change(parts);
@@ -40,7 +40,7 @@ function spoil(image: Uint8Array, sector: number): void {
   headerOf(image, 512, sector).setUint8(57, 1);
 }
 
-/** Images, each of few MiB, with sectors of 512 bytes. */
+/** Images of a few MiB each, with sectors of 512 bytes. */
 export const ODD_IMAGES: Record<string, Uint8Array> = {
   "MBR: nothing odd": mbr(() => {}),
   "MBR: type 0 with sectors, and overlapping": mbr(({ slots }) => {

@@ -1,15 +1,15 @@
-/** Disks with partition tables, built by hand in memory. */
+/** Builds disks with partition tables by hand in memory. */
 import type { ByteSource } from "../../lib/partitions/byte_source.ts";
 import { crc32 } from "../../lib/partitions/crc32.ts";
 
-/** The type of partitions unless another is given: "Linux filesystem". */
+/** Default type of partitions: "Linux filesystem". */
 export const LINUX = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
-/** The type of an EFI system partition. */
+/** Type of an EFI system partition. */
 export const EFI_SYSTEM = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B";
 
 const encoder = new TextEncoder();
 
-/** A source over bytes in memory, which must not be asked for others. */
+/** Returns a source of bytes in memory, which throws on reads beyond them. */
 export function memory(bytes: Uint8Array): ByteSource {
   const size = bytes.length;
   return {
@@ -23,7 +23,7 @@ export function memory(bytes: Uint8Array): ByteSource {
   };
 }
 
-/** The same bytes, as numbers. */
+/** Returns a view of the same bytes. */
 export function viewOf(bytes: Uint8Array, offset = 0): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset + offset);
 }
@@ -36,7 +36,7 @@ export interface SlotParts {
   bootFlag?: number;
 }
 
-/** Writes a boot record: slots that are not given are empty. */
+/** Writes a boot record. Slots that are not given are empty. */
 export function writeBootRecord(
   image: Uint8Array,
   offset: number,
@@ -53,17 +53,17 @@ export function writeBootRecord(
   image.set([0x55, 0xaa], offset + 510);
 }
 
-/** What an MBR disk has; sectors from the beginning of the disk. */
+/** Parts of an MBR disk, in sectors from the start of the disk. */
 export interface MbrParts {
   size?: number;
   sectorSize?: number;
   diskId?: number;
   slots?: (SlotParts | undefined)[];
-  /** Extended boot records: where, and their slots. */
+  /** Extended boot records: their sectors and slots. */
   records?: { sector: number; slots: (SlotParts | undefined)[] }[];
 }
 
-/** A disk with an MBR. */
+/** Returns a disk with an MBR. */
 export function mbrImage(parts: MbrParts = {}): Uint8Array {
   const { size = 1 << 20, sectorSize = 512, diskId = 0x1234abcd } = parts;
   const image = new Uint8Array(size);
@@ -75,7 +75,7 @@ export function mbrImage(parts: MbrParts = {}): Uint8Array {
   return image;
 }
 
-/** Two primaries and an extended partition with three logical ones. */
+/** Returns two primary partitions and an extended one with three logical ones. */
 export function logicalParts(): MbrParts {
   return {
     slots: [
@@ -102,7 +102,7 @@ export function logicalParts(): MbrParts {
 
 /** An entry of a GPT, in sectors. */
 export interface GptPartition {
-  /** The place in the array, from 1 on; by default the one after the entry before. */
+  /** Its place in the array, starting at 1; by default after the previous entry. */
   number?: number;
   first: number;
   last: number;
@@ -112,7 +112,7 @@ export interface GptPartition {
   name?: string | number[];
 }
 
-/** What a GPT disk has. */
+/** Parts of a GPT disk. */
 export interface GptParts {
   size?: number;
   sectorSize?: number;
@@ -121,7 +121,7 @@ export interface GptParts {
   partitions?: GptPartition[];
 }
 
-/** Where things are in a GPT image that `gptImage` built. */
+/** Positions in a GPT image built by `gptImage`. */
 export interface GptLayout {
   sectorSize: number;
   arraySectors: number;
@@ -130,7 +130,7 @@ export interface GptLayout {
   lastSector: number;
 }
 
-/** Where `gptImage` puts things. */
+/** Returns the positions that `gptImage` uses. */
 export function gptLayout(parts: GptParts = {}): GptLayout {
   const { size = 1 << 20, sectorSize = 512 } = parts;
   const { entryCount = 128, entrySize = 128 } = parts;
@@ -145,7 +145,7 @@ export function gptLayout(parts: GptParts = {}): GptLayout {
   };
 }
 
-/** A disk with a GPT: protective MBR, primary and backup. */
+/** Returns a disk with a GPT: protective MBR, primary and backup. */
 export function gptImage(parts: GptParts = {}): Uint8Array {
   const { size = 1 << 20, sectorSize = 512 } = parts;
   const { entryCount = 128, entrySize = 128 } = parts;
@@ -199,7 +199,7 @@ function writeEntry(
   }
 }
 
-/** The GUID of a partition unless another is given. */
+/** Returns the default GUID of a partition. */
 export function uuidOf(number: number): string {
   return `00000000-0000-4000-8000-${
     number.toString(16).toUpperCase().padStart(12, "0")
@@ -215,7 +215,7 @@ function writeGuid(view: DataView, offset: number, guid: string): void {
   }
 }
 
-/** The header in a sector, to read and to write. */
+/** Returns a view of the header in a sector. */
 export function headerOf(
   image: Uint8Array,
   sectorSize: number,
@@ -224,7 +224,9 @@ export function headerOf(
   return viewOf(image, sector * sectorSize);
 }
 
-/** Makes the checksums of the copy whose header is in a sector right, where that is possible. */
+/**
+ * Corrects the checksums of the copy whose header is in a sector, if that is possible.
+ */
 export function seal(
   image: Uint8Array,
   sectorSize: number,
@@ -242,7 +244,7 @@ export function seal(
   header.setUint32(16, crc32(image.subarray(at, at + size)), true);
 }
 
-/** Changes both copies of a GPT with 1 MiB, and makes their checksums right. */
+/** Changes both copies of a GPT on a disk of 1 MiB, and corrects their checksums. */
 export function changeHeaders(
   image: Uint8Array,
   sectorSize: number,
@@ -254,7 +256,7 @@ export function changeHeaders(
   }
 }
 
-/** The beginning of a FAT file system, as mkfs.vfat makes it. */
+/** Writes the start of a FAT file system, as mkfs.vfat does. */
 export function writeFatBootSector(image: Uint8Array): void {
   const view = viewOf(image);
   image.set([0xeb, 0x3c, 0x90, ...encoder.encode("mkfs.fat")]);

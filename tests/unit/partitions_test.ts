@@ -48,7 +48,7 @@ function partitionsOf(image: Uint8Array): TableEntry[] {
   return table.partitions;
 }
 
-/** What is wrong with a disk. */
+/** Returns the damage of a disk. */
 function damage(image: Uint8Array, options?: TableOptions): string {
   return assertThrows(() => read(image, options), DamagedTable).message;
 }
@@ -58,7 +58,7 @@ const TWO: GptPartition[] = [
   { first: 128, last: 200 },
 ];
 
-/** What `TWO` is, by sector size. */
+/** Returns the entries of `TWO` for a sector size. */
 function two(sectorSize: number): TableEntry[] {
   return [
     {
@@ -80,13 +80,13 @@ function two(sectorSize: number): TableEntry[] {
 }
 
 describe("crc32()", () => {
-  it("gives the check value of the catalogues", () => {
+  it("returns the standard check value", () => {
     assertEquals(crc32(encoder.encode("123456789")), 0xcbf43926);
     assertEquals(crc32(new Uint8Array()), 0);
   });
 
-  it("takes bytes of any number from any place", () => {
-    // The checksum of bytes and their own checksum behind them is always the same.
+  it("accepts any number of bytes at any offset", () => {
+    // The checksum of bytes followed by their own checksum is constant.
     const noise = Uint8Array.from({ length: 64 }, (_, at) => at * 167 + 13);
     for (let length = 0; length <= 20; length++) {
       for (let from = 0; from < 4; from++) {
@@ -104,7 +104,7 @@ describe("crc32()", () => {
 });
 
 describe("readTable() of hostile headers", () => {
-  it("reads 8 MiB of entries at most for each look", () => {
+  it("reads up to 8 MiB of entries in each pass", () => {
     const image = new Uint8Array(12 << 20);
     image.set(mbrImage({ slots: [{ start: 1, count: 100, type: 0xee }] }));
     const first = gptImage({ partitions: TWO }).slice(512, 1024);
@@ -133,28 +133,31 @@ describe("readTable() of hostile headers", () => {
     };
     const error = assertThrows(() => readTable(source), DamagedTable);
     assertStringIncludes(error.message, "do not match their checksum");
-    assertStringIncludes(error.message, "too many with large tables");
-    // A second look tells the sector size.
+    assertStringIncludes(
+      error.message,
+      "exceeds the limit for the size of all tables",
+    );
+    // A second pass determines the sector size.
     assert(bytes < (17 << 20), `${bytes} bytes were read`);
   });
 });
 
 describe("readTable() of disks without a table", () => {
-  it("gives undefined for nothing, too little, zeros and noise", () => {
+  it("returns undefined for nothing, too little, zeros and noise", () => {
     for (const size of [0, 1, 511, 512, 4096, 1 << 20]) {
       assertEquals(read(new Uint8Array(size)), undefined);
       assertEquals(read(new Uint8Array(size).fill(0xa5)), undefined);
     }
   });
 
-  it("gives undefined for a GPT without a protective MBR", () => {
+  it("returns undefined for a GPT without a protective MBR", () => {
     const image = gptImage({ partitions: TWO });
     image.fill(0, 0, 512);
     assertEquals(read(image), undefined);
     assertEquals(probeSectorSize(memory(image)), undefined);
   });
 
-  it("gives undefined for FAT, NTFS, exFAT and BitLocker", () => {
+  it("returns undefined for FAT, NTFS, exFAT and BitLocker", () => {
     const fat = new Uint8Array(1 << 20);
     writeFatBootSector(fat);
     assertEquals(read(fat), undefined);
@@ -165,14 +168,14 @@ describe("readTable() of disks without a table", () => {
     }
   });
 
-  it("gives undefined for a dynamic disk of Windows, and reads type 0x42 without one", () => {
+  it("returns undefined for a dynamic disk of Windows, but reads type 0x42 without its database", () => {
     const image = mbrImage({ slots: [{ start: 63, count: 100, type: 0x42 }] });
     assertEquals(partitionsOf(image).map(({ type }) => type), ["0x42"]);
     image.set(encoder.encode("PRIVHEAD"), 6 * 512);
     assertEquals(read(image), undefined);
   });
 
-  it("gives undefined for FAT whose slots are boot code or the disk itself", () => {
+  it("returns undefined for FAT whose slots are boot code or the disk itself", () => {
     const slots = [
       { start: 0, count: 2048, type: 0x0c, bootFlag: 0x80 },
       { start: 0x6f6f6f6f, count: 0x6f6f6f6f },
@@ -185,7 +188,7 @@ describe("readTable() of disks without a table", () => {
     }
   });
 
-  it("gives undefined for boot code where the boot flags are", () => {
+  it("returns undefined for boot code in place of the boot flags", () => {
     for (const bootFlag of [1, 0x7f, 0x81, 0xff]) {
       const slots = [undefined, { start: 64, count: 64, bootFlag }];
       assertEquals(read(mbrImage({ slots })), undefined);
@@ -195,7 +198,7 @@ describe("readTable() of disks without a table", () => {
 
 describe("readTable() of a GPT", () => {
   for (const sectorSize of [512, 1024, 2048, 4096]) {
-    it(`reads one for sectors of ${sectorSize} bytes`, () => {
+    it(`reads a table for sectors of ${sectorSize} bytes`, () => {
       const image = gptImage({ sectorSize, size: 1 << 20, partitions: TWO });
       const expected = {
         kind: "gpt" as const,
@@ -209,15 +212,15 @@ describe("readTable() of a GPT", () => {
     });
   }
 
-  it("names the sector size when it is not that of the disk", () => {
+  it("names the sector size if it is not that of the disk", () => {
     const image = gptImage({ sectorSize: 4096, partitions: TWO });
     assertEquals(
       damage(image, { sectorSize: 512 }),
-      "the GPT is for sectors of 4096 bytes, and the disk has 512",
+      "the GPT is for sectors of 4096 bytes, but those of the disk have 512",
     );
   });
 
-  it("reads one without partitions", () => {
+  it("reads a table without partitions", () => {
     assertEquals(partitionsOf(gptImage()), []);
   });
 
@@ -239,7 +242,7 @@ describe("readTable() of a GPT", () => {
     }
   });
 
-  it("reads 255 partitions, and leaves a partition 256 out as the kernel does", () => {
+  it("reads 255 partitions, and leaves out a partition 256 as the kernel does", () => {
     const parts: GptParts = { entryCount: 256 };
     const first = gptLayout(parts).firstUsable;
     const partitions = Array.from({ length: 256 }, (_, index) => ({
@@ -270,7 +273,7 @@ describe("readTable() of a GPT", () => {
     );
   });
 
-  it("reads names up to NUL, and half surrogate pairs as U+FFFD", () => {
+  it("reads names up to NUL, and unpaired surrogates as U+FFFD", () => {
     const names: [string | number[], string | undefined][] = [
       ["x".repeat(36), "x".repeat(36)],
       ["ab\0cd", "ab"],
@@ -287,7 +290,7 @@ describe("readTable() of a GPT", () => {
     }
   });
 
-  it("wins over the other slots of a hybrid MBR", () => {
+  it("ignores the other slots of a hybrid MBR", () => {
     const image = gptImage({ partitions: TWO });
     writeBootRecord(image, 0, [
       { start: 64, count: 64, bootFlag: 0x80 },
@@ -297,7 +300,7 @@ describe("readTable() of a GPT", () => {
     assertEquals(partitionsOf(image), two(512));
   });
 
-  it("reads a disk that grew, or has a part of a sector at the end", () => {
+  it("reads a disk that grew, or ends within a sector", () => {
     for (const more of [1, 511, 512, 100000]) {
       const image = gptImage({ partitions: TWO });
       const grown = new Uint8Array(image.length + more);
@@ -319,7 +322,7 @@ describe("readTable() of a GPT with a damaged copy", () => {
     ],
   ];
   for (const [fault, spoil] of faults) {
-    it(`uses the other one: ${fault}`, () => {
+    it(`uses the other copy: ${fault}`, () => {
       for (const sector of [1, 2047]) {
         const image = gptImage({ partitions: TWO });
         spoil(image, headerOf(image, 512, sector));
@@ -328,7 +331,7 @@ describe("readTable() of a GPT with a damaged copy", () => {
       }
     });
 
-    it(`says what both have: ${fault}`, () => {
+    it(`reports the faults of both copies: ${fault}`, () => {
       const image = gptImage({ partitions: TWO });
       const header = headerOf(image, 512, 1);
       spoil(image, header);
@@ -348,18 +351,24 @@ describe("readTable() of a GPT with a damaged copy", () => {
 
   const sane: [string, (header: DataView) => void][] = [
     ["revision 0x20000", (header) => header.setUint32(8, 0x20000, true)],
-    ["has 91 bytes", (header) => header.setUint32(12, 91, true)],
-    ["has 513 bytes", (header) => header.setUint32(12, 513, true)],
+    ["claims a size of 91 bytes", (header) => header.setUint32(12, 91, true)],
+    ["claims a size of 513 bytes", (header) => header.setUint32(12, 513, true)],
     ["sector 5", (header) => header.setBigUint64(24, 5n, true)],
     ["0 to 2014", (header) => header.setBigUint64(40, 0n, true)],
     ["2015 to 2014", (header) => header.setBigUint64(40, 2015n, true)],
-    ["entry has 0 bytes", (header) => header.setUint32(84, 0, true)],
-    ["entry has 64 bytes", (header) => header.setUint32(84, 64, true)],
-    ["entry has 384 bytes", (header) => header.setUint32(84, 384, true)],
-    ["are 0 entries", (header) => header.setUint32(80, 0, true)],
-    ["are 32769 entries", (header) => header.setUint32(80, 32769, true)],
+    ["claims 0 bytes for an entry", (header) => header.setUint32(84, 0, true)],
     [
-      "are 4294967295 entries of 2147483648 bytes",
+      "claims 64 bytes for an entry",
+      (header) => header.setUint32(84, 64, true),
+    ],
+    [
+      "claims 384 bytes for an entry",
+      (header) => header.setUint32(84, 384, true),
+    ],
+    ["claims 0 entries", (header) => header.setUint32(80, 0, true)],
+    ["claims 32769 entries", (header) => header.setUint32(80, 32769, true)],
+    [
+      "claims 4294967295 entries of 2147483648 bytes",
       (header) => {
         header.setUint32(80, 0xffffffff, true);
         header.setUint32(84, 0x80000000, true);
@@ -372,11 +381,11 @@ describe("readTable() of a GPT with a damaged copy", () => {
     ],
   ];
   for (const [fault, change] of sane) {
-    it(`refuses a header whose checksum is right: ${fault}`, () => {
+    it(`refuses a header with a correct checksum: ${fault}`, () => {
       const image = gptImage({ partitions: TWO });
       changeHeaders(image, 512, change);
       assertStringIncludes(damage(image), fault);
-      // One sane copy is enough.
+      // One valid copy is enough.
       const half = gptImage({ partitions: TWO });
       change(headerOf(half, 512, 1));
       seal(half, 512, 1);
@@ -384,7 +393,7 @@ describe("readTable() of a GPT with a damaged copy", () => {
     });
   }
 
-  it("finds the backup where the damaged primary says, on a disk that grew", () => {
+  it("finds the backup where a damaged primary points, on a disk that grew", () => {
     const image = new Uint8Array(2 << 20);
     image.set(gptImage({ partitions: TWO }));
     headerOf(image, 512, 1).setUint8(57, 1);
@@ -401,7 +410,7 @@ describe("readTable() of a GPT with a damaged copy", () => {
     }
   });
 
-  it("refuses tables for two sector sizes unless it is told which", () => {
+  it("refuses tables for two sector sizes unless one is given", () => {
     const image = gptImage({ partitions: TWO, entryCount: 4 });
     const other = gptImage({ sectorSize: 4096, partitions: TWO });
     image.set(other.subarray(4096, 8 * 4096), 4096);
@@ -446,7 +455,7 @@ describe("readTable() of a GPT with odd entries", () => {
     }],
   ];
   for (const [message, partition] of unusable) {
-    it(`shows the others: ${message}`, () => {
+    it(`shows the other entries: ${message}`, () => {
       const table = read(gptImage({ partitions: [partition, good] }));
       assertEquals(table?.partitions.map(({ number }) => number), [9]);
       assertEquals(table?.partitions[0]?.problem, undefined);
@@ -458,7 +467,7 @@ describe("readTable() of a GPT with odd entries", () => {
     });
   }
 
-  it("names five of many entries that cannot be used", () => {
+  it("names five of many unusable entries", () => {
     const partitions = Array.from(
       { length: 20 },
       () => ({ first: 3000, last: 3000 }),
@@ -469,7 +478,7 @@ describe("readTable() of a GPT with odd entries", () => {
     );
   });
 
-  it("shows what lies outside the usable sectors, and says so", () => {
+  it("shows entries outside the usable sectors, with a problem", () => {
     for (
       const [first, last] of [
         [firstUsable - 1, 40],
@@ -488,7 +497,7 @@ describe("readTable() of a GPT with odd entries", () => {
     }
   });
 
-  it("shows what overlaps, and says so of both", () => {
+  it("shows both of two overlapping entries, with a problem", () => {
     const partitions = [
       { first: 60, last: 70 },
       { first: 50, last: 60 },
@@ -506,7 +515,7 @@ describe("readTable() of a GPT with odd entries", () => {
     );
   });
 
-  it("takes sectors that are no safe integers exactly", () => {
+  it("reads sectors exactly that are not safe integers", () => {
     const image = gptImage({ partitions: TWO });
     for (const sector of [2, 2047 - 32]) {
       viewOf(image, sector * 512).setBigUint64(40, 2n ** 64n - 1n, true);
@@ -562,7 +571,7 @@ describe("readTable() of an MBR", () => {
     }
   });
 
-  it("reads one without partitions", () => {
+  it("reads a table without partitions", () => {
     assertEquals(read(mbrImage()), {
       kind: "mbr",
       sectorSize: 512,
@@ -571,7 +580,7 @@ describe("readTable() of an MBR", () => {
     });
   });
 
-  it("has no uuids on a disk without an id", () => {
+  it("has no uuids on a disk without an ID", () => {
     const slots = [{ start: 64, count: 64 }];
     assertEquals(partitionsOf(mbrImage({ diskId: 0, slots })), [
       { number: 1, start: 32768, size: 32768, type: "0x83" },
@@ -601,13 +610,13 @@ describe("readTable() of an MBR", () => {
     );
   });
 
-  it("reads one that was written over a FAT file system", () => {
+  it("reads a table written over a FAT file system", () => {
     const image = mbrImage({ slots: [{ start: 64, count: 64 }] });
     writeFatBootSector(image);
     assertEquals(partitionsOf(image).length, 1);
   });
 
-  it("reads the containers of DOS, Windows and Linux", () => {
+  it("reads extended partitions of DOS, Windows and Linux", () => {
     for (const type of [0x05, 0x0f, 0x85]) {
       const parts = logicalParts();
       parts.slots![2]!.type = type;
@@ -621,7 +630,7 @@ describe("readTable() of an MBR", () => {
   it("numbers logical partitions in the order of the chain, without gaps", () => {
     const parts = logicalParts();
     const [first, second, third] = parts.records!;
-    // 256 → 768 → 512, and the partition of 768 deleted.
+    // 256 → 768 → 512, with the partition of 768 deleted.
     first!.slots[1]!.start = 512;
     third!.slots = [undefined, { start: 256, count: 256, type: 5 }];
     second!.slots.length = 1;
@@ -632,12 +641,12 @@ describe("readTable() of an MBR", () => {
     );
   });
 
-  it("takes the slots of an extended boot record in either order", () => {
+  it("accepts the slots of an extended boot record in either order", () => {
     const parts = logicalParts();
     parts.records![0]!.slots.reverse();
     parts.records![0]!.slots.push({ start: 7, count: 2000 }); // garbage
     assertEquals(partitionsOf(mbrImage(parts)).length, 6);
-    parts.records![0]!.slots.push({ start: 120, count: 20 }); // as OS/2 does
+    parts.records![0]!.slots.push({ start: 120, count: 20 }); // as OS/2 writes it
     assertEquals(partitionsOf(mbrImage(parts)).length, 7);
   });
 
@@ -653,7 +662,7 @@ describe("readTable() of an MBR", () => {
     assertEquals(partitionsOf(mbrImage(parts)).length, 3);
   });
 
-  it("numbers through two extended partitions", () => {
+  it("continues the numbers over two extended partitions", () => {
     const image = mbrImage({
       slots: [
         { start: 100, count: 100, type: 5 },
@@ -700,7 +709,7 @@ describe("readTable() of an odd MBR", () => {
     (parts: MbrParts) => void,
   ][] = [
     [
-      "cut off at the end of the disk: the table has it end in sector 2063",
+      "cut off at the end of the disk: according to the table it ends in sector 2063",
       [
         2,
       ],
@@ -718,10 +727,10 @@ describe("readTable() of an odd MBR", () => {
     ["overlaps partition 3", [2], ALL, (parts) => {
       parts.slots![1]!.count = 129;
     }],
-    ["extended boot record (sector 256) comes twice", [3], ALL, (parts) => {
+    ["extended boot record (sector 256) occurs twice", [3], ALL, (parts) => {
       parts.records![2]!.slots[1] = { start: 0, count: 1, type: 5 };
     }],
-    ["extended boot record (sector 512) comes twice", [3], [1, 2, 3, 5, 6], (
+    ["extended boot record (sector 512) occurs twice", [3], [1, 2, 3, 5, 6], (
       parts,
     ) => {
       parts.records![1]!.slots[1]!.start = 256;
@@ -740,7 +749,7 @@ describe("readTable() of an odd MBR", () => {
     ], (parts) => {
       parts.records![1]!.slots[1]!.start = 100000 - 256;
     }],
-    ["boot record (sector 1300) lies outside of it", [3], ALL, (parts) => {
+    ["boot record (sector 1300) lies outside it", [3], ALL, (parts) => {
       parts.records![1]!.slots[1]!.start = 1300 - 256;
       parts.records![2]!.sector = 1300;
     }],
@@ -750,7 +759,7 @@ describe("readTable() of an odd MBR", () => {
     ["(sector 256) has two links", [3], [1, 2, 3, 5, 6], (parts) => {
       parts.records![0]!.slots[0] = { type: 0x05, start: 256, count: 9 };
     }],
-    ["partition 7 (sectors 769 to 1280) lies outside of it", [3], ALL, (
+    ["partition 7 (sectors 769 to 1280) lies outside it", [3], ALL, (
       parts,
     ) => {
       parts.records![2]!.slots[0]!.count = 512;
@@ -763,7 +772,7 @@ describe("readTable() of an odd MBR", () => {
     }],
   ];
   for (const [message, numbers, left, spoil] of cases) {
-    it(`says: ${message}`, () => {
+    it(`reports: ${message}`, () => {
       const parts = logicalParts();
       spoil(parts);
       const found = partitionsOf(mbrImage(parts));
@@ -785,7 +794,7 @@ describe("readTable() of an odd MBR", () => {
     );
   });
 
-  it("leaves out what begins past the end, and keeps the numbers", () => {
+  it("leaves out partitions that start past the end, and keeps the numbers", () => {
     const parts = logicalParts();
     parts.slots![0] = { start: 0xffffffff, count: 0xffffffff };
     parts.records![0]!.slots[0]!.start = 5000;
@@ -800,7 +809,7 @@ describe("readTable() of an odd MBR", () => {
     ]);
   });
 
-  it("refuses a table of which nothing is on the disk", () => {
+  it("refuses a table without any partition on the disk", () => {
     const slots = [{ start: 5000, count: 10 }];
     assertStringIncludes(damage(mbrImage({ slots })), "lies outside the disk");
   });
@@ -823,7 +832,7 @@ describe("readTable() of an odd MBR", () => {
 });
 
 describe("readTable() of a source that ends early", () => {
-  it("takes what cannot be read as damaged", () => {
+  it("treats unreadable sectors as damaged", () => {
     const image = gptImage({ partitions: TWO });
     const whole = memory(image);
     const source = {

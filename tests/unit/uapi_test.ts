@@ -162,7 +162,7 @@ describe("makedev()", () => {
   });
 });
 
-/** Where each field is, and of which bytes it is made. */
+/** Each field, its offset, and the bytes it consists of. */
 const NUMBERS = [
   ["device", 0, 8],
   ["inode", 8, 8],
@@ -175,7 +175,7 @@ const NUMBERS = [
   ["flags", 52, 4],
 ] as const;
 
-/** The only bytes that differ from zero. */
+/** Returns the bytes that differ from zero. */
 function written(bytes: Uint8Array): Record<number, number> {
   const found: Record<number, number> = {};
   bytes.forEach((byte, at) => {
@@ -233,7 +233,7 @@ describe("LoopInfo64", () => {
     info.fileName = "x".repeat(63);
     assertEquals(info.bytes[119], 0);
     assertEquals(info.fileName.length, 63);
-    info.fileName = "short"; // nothing of the long one is left
+    info.fileName = "short"; // nothing of the long name is left
     assertEquals(info.fileName, "short");
     assertEquals(info.bytes.slice(61, 119), new Uint8Array(58));
     assertThrows(() => info.fileName = "x".repeat(64), RangeError);
