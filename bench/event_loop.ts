@@ -8,6 +8,7 @@ import {
   holders,
   Loop,
   LoopBusyError,
+  type Mount,
   mount,
 } from "@loopdev/loopdev";
 import { summary } from "./measure.ts";
@@ -162,6 +163,7 @@ export async function eventLoopCase(world: World): Promise<Findings> {
   const { path } = world.disk;
   const file = `${path}/stop.img`;
   await measureDirty(add, path, file, sizes);
+  await measureMount(add, file, sizes);
   await measureCrowd(add, path, file, sizes);
   await measureMounts(add, path, file, sizes);
   await measurePartitions(add, file, sizes);
@@ -206,6 +208,21 @@ async function measureDirty(
   await fill(one.path, sizes.device);
   await add(`persist with ${inDevice}`, () => one.persist());
   await one.detach();
+}
+
+async function measureMount(
+  add: Add,
+  file: string,
+  { device }: Sizes,
+): Promise<void> {
+  await run("mkfs.ext4", "-q", "-F", file);
+  let mounted: Mount | undefined;
+  await add("mount", async () => mounted = await mount(file));
+  await fill(`${mounted!.path}/file`, device);
+  await add(
+    `unmount with ${device / MiB} MiB unwritten`,
+    () => mounted!.unmount(),
+  );
 }
 
 async function measureCrowd(

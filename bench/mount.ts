@@ -26,8 +26,7 @@ export async function mountCase(world: World): Promise<Findings> {
         ...commands.flatMap((words) => ["--then", ...words]).slice(1),
       ),
     );
-  const command = Deno.execPath();
-  const cli = new URL("../dist/loopdev.js", import.meta.url).pathname;
+  const bin = world.installed();
   const free = reserve(world);
   const rounds = world.times(40, 4);
   return {
@@ -46,8 +45,7 @@ export async function mountCase(world: World): Promise<Findings> {
       unit: "µs",
       samples: await alternate([
         script([
-          ...[command, "run", "--quiet", "--allow-ffi", "--allow-run", cli],
-          ...["run", "--mount", target, image!, "--", "true"],
+          ...[`${bin}/loopdev`, "run", "--mount", target, image!, "--", "true"],
         ]).as("loopdev", 2, 3),
         script(
           ["losetup", free, image!],

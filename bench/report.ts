@@ -203,8 +203,9 @@ function start(row: Row | undefined): string {
   const names: Record<string, string> = {
     empty: "an empty program",
     import: "one that imports the module",
-    version: "`cli.ts --version`",
-    list: "`cli.ts list`, 8 devices",
+    version: "`loopdev --version`, as installed",
+    list: "`loopdev list`, 8 devices",
+    "losetup -l": "the drop-in `losetup -l`, 8 devices",
     losetup: "`losetup --version`",
   };
   const empty = row.samples["empty"]?.median ?? NaN;

@@ -22,11 +22,20 @@ export async function startCase(world: World): Promise<Findings> {
     programs.use(
       new Program(run, Deno.execPath(), ...denoArguments(program), ...args),
     ).as(name, 2, 3); // the first runs fill Deno's cache
+  const bin = world.installed();
+  const installed = (
+    name: string,
+    program: string,
+    ...args: string[]
+  ): Contender =>
+    programs.use(new Program(run, `${bin}/${program}`, ...args))
+      .as(name, 2, 3);
   const samples = await alternate([
     deno("empty", "start/empty.ts"),
     deno("import", "start/import.ts"),
-    deno("version", "../cli.ts", "--version"),
-    deno("list", "../cli.ts", "list"),
+    installed("version", "loopdev", "--version"),
+    installed("list", "loopdev", "list"),
+    installed("losetup -l", "losetup", "-l"),
     programs.use(new Program(run, "losetup", "--version")).as("losetup", 2),
   ], world.times(40, 3));
   return {

@@ -105,6 +105,18 @@ export class World implements AsyncDisposable {
     }
   }
 
+  /** Installs the command line in the directory of this run, and returns that of its programs. */
+  installed(): string {
+    const root = `${this.disk.path}/installed`;
+    const { success, stderr } = new Deno.Command(Deno.execPath(), {
+      args: ["task", "--quiet", "install"],
+      cwd: new URL("..", import.meta.url).pathname,
+      env: { DENO_INSTALL_ROOT: root },
+    }).outputSync();
+    if (!success) throw new Error(new TextDecoder().decode(stderr));
+    return `${root}/bin`;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     killPrograms();
     this.#detachOurs();
