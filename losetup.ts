@@ -13,6 +13,7 @@
  * |---|---|---|
  * | a failed attach detaches the previous file | nothing is detached | on any error except `EBUSY`, losetup clears the device, which may belong to another process |
  * | `-l DEV DEV` attaches one device to the other | `unexpected arguments`, also with the other options for tables | a request for a list must not change a device |
+ * | `-D DEV` detaches every device | `unexpected arguments` | it is mostly meant to be `-d DEV` |
  * | numbers are truncated to 32 bits | they are refused: `-b 4294967808`, `/dev/loop4294967296` | a truncated number means another sector size or another device |
  * | a FIFO as FILE hangs | files that are neither regular nor block devices are refused before they are opened, sometimes with another message | opening them can wait forever or have side effects |
  * | `--direct-io` is silently ignored if it is not possible | `Invalid argument`, and nothing is attached | the result would not be what was requested |

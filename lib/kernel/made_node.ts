@@ -29,6 +29,10 @@ import { pathOf } from "./found_file.ts";
 
 const PERMISSIONS = 0o7777;
 
+const CHMOD_HINTS: Record<number, string> = {
+  [ENOENT]: "the umask clears some bits of the mode, and /proc is not mounted",
+};
+
 /**
  * Creates a node with exactly the type and permissions of `mode`, regardless of the
  * umask. Returns its identity.
@@ -46,10 +50,7 @@ export function makeNode(
     path: node.text,
     hint: {
       [EEXIST]: "something else has that name",
-      ...operation === "chmod" && {
-        [ENOENT]:
-          "the umask clears some bits of the mode, and /proc is not mounted",
-      },
+      ...(operation === "chmod" ? CHMOD_HINTS : {}),
     },
   });
   unwrap(mknodAt(directory, node.bytes, mode, rdev), failure("mknod"));

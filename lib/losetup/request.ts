@@ -215,6 +215,10 @@ export function parseRequest(
     request.device = devicePath(name);
     request.file = file;
   }
+  // -D in place of -d must not detach every device.
+  if (action === "detach-all" && operands.length > 0) {
+    throw new Failure("unexpected arguments");
+  }
   if (action === "remove" && operands.length === 0) {
     throw new Failure("no loop device specified");
   }

@@ -103,6 +103,6 @@ function chooseGpt(source: ByteSource, sectorSize?: number): Gpt {
   throw new DamagedTable(
     actual === undefined
       ? damage
-      : `the GPT is for sectors of ${actual} bytes, but those of the disk have ${sectorSize}`,
+      : `the GPT is for sectors of ${actual} bytes, but those of the disk have ${sectorSize}; blockSize: ${actual} (-b ${actual}) attaches it for them`,
   );
 }

@@ -216,7 +216,6 @@ describe("loopdev run --mount", onDevices, () => {
     "shows the file system to the command, and to nobody else",
     withScratch((scratch) => {
       const { image, directory } = ext4(scratch);
-      const before = Deno.readTextFileSync("/proc/self/mountinfo");
       const script = `
         findmnt -n -o TARGET,FSTYPE "$0" && cd "$0" && pwd && echo content > file
         grep -c " $0 " /proc/${Deno.pid}/mountinfo
@@ -229,7 +228,8 @@ describe("loopdev run --mount", onDevices, () => {
         stdout.replace(/ +/g, " "),
         `${directory} ext4\n${directory}\n0\n`,
       );
-      assertEquals(Deno.readTextFileSync("/proc/self/mountinfo"), before);
+      const mounts = Deno.readTextFileSync("/proc/self/mountinfo");
+      assertEquals(mounts.includes(directory), false);
       assertEquals(scratch.devices(), []);
       assertEquals([...Deno.readDirSync(directory)], []);
       runOk("e2fsck", "-f", "-n", image);

@@ -139,14 +139,13 @@ describe("mount() without target", onDevices, () => {
     "gives a mount that is in no mountinfo, and leaves nothing",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
-      const before = mountinfo();
       {
         await using disk = await mount(image);
         assertMatch(disk.path, new RegExp(`^/proc/${Deno.pid}/fd/\\d+$`));
         assertEquals(disk.type, "ext4");
         assertEquals(disk.readOnly, false);
         assertEquals(scratch.devices(), [disk.source]);
-        assertEquals(mountinfo(), before);
+        assertEquals(mountinfo().includes(` ${disk.source} `), false);
         Deno.writeTextFileSync(`${disk.path}/hello`, "from here");
         // A child of ours reaches it too.
         assertEquals(runOk("cat", `${disk.path}/hello`), "from here");
@@ -877,7 +876,6 @@ describe("mount() of what cannot be mounted", onDevices, () => {
         Error,
         "enough",
       );
-      const before = mountinfo();
       const target = directory(scratch);
       for (let delay = 0; delay < 4; delay++) {
         const controller = new AbortController();
@@ -890,7 +888,7 @@ describe("mount() of what cannot be mounted", onDevices, () => {
         }
         clearTimeout(timer);
         assert(isSoon(() => scratch.devices().length === 0));
-        assertEquals(mountinfo(), before);
+        assertEquals(mountinfo().includes(scratch.path), false);
       }
     }),
   );

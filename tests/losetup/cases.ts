@@ -539,7 +539,10 @@ const DETACHING = [
     ["-D", { detachesAll: true }],
     ["--detach-all", { detachesAll: true }],
     ["-D -O NAME", { detachesAll: true }],
-    ["-J -D extra", { detachesAll: true }],
+    ["-J -D extra", {
+      detachesAll: true,
+      differs: "`-D DEV` detaches every device",
+    }],
   ]),
   ...situation("nothing attached", {}, [
     "-d $A",
