@@ -193,7 +193,7 @@ describe("mount() without target", onDevices, () => {
       ]);
       assertEquals(
         describeHolder(files[0]!),
-        "mounted on no directory, but in use by this process: /",
+        "not mounted on any directory, but in use by this process: /",
       );
     }),
   );
