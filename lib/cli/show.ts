@@ -141,7 +141,7 @@ function rowsOf(details: Details): Row[] {
     ["autoclear", yes(details.autoclear)],
     ["partscan", yes(details.partscan)],
     ["direct I/O", yes(details.directIo)],
-    ["reference", details.reference ?? "(it may not be opened)"],
+    ["reference", details.reference ?? "(the device may not be opened)"],
     ["disk sequence", `${details.diskSequence}`],
     ...list("file system", fileSystem ? [describe(fileSystem)] : []),
     ...list("table problem", tableProblem ? [tableProblem] : []),

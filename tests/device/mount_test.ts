@@ -631,7 +631,7 @@ describe("mount() of every type", onDevices, () => {
     const [program] = make.split(" ");
     const isThere = run("sh", "-c", `command -v ${program}`).code === 0;
     it(
-      `${type}${isThere ? "" : " (skipped: not there)"}`,
+      `mounts ${type}${isThere ? "" : " (skipped: not there)"}`,
       { ignore: !isThere },
       withScratch(async (scratch) => {
         const image = scratch.image(megabytes * MiB);
