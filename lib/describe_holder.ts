@@ -36,9 +36,9 @@ function use(holder: Holder): string {
       return `mounted on ${printable(holder.target)}${where}`;
     }
     case "file":
-      return `mounted on no directory, but in use by ${processOf(holder)}: ${
-        printable(holder.path)
-      }`;
+      return `not mounted on any directory, but in use by ${
+        processOf(holder)
+      }: ${printable(holder.path)}`;
     case "swap":
       return "used for swap";
     case "block": {

@@ -17,7 +17,7 @@ export type Holder =
   }
   | {
     /**
-     * A process that uses a file on a file system that is mounted on no directory: after
+     * A process that uses a file on a file system that is not mounted on any directory: after
      * a lazy unmount, or in a private mount that only a descriptor leads to. In the error
      * of {@linkcode Mount.unmount}, also a process that uses a file on a mounted one.
      */

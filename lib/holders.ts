@@ -7,7 +7,7 @@ export type { Holders } from "./holder.ts";
 /**
  * Finds the holders of a device and its partitions: mounts in every mount namespace
  * that is visible, swap, block devices on top of it, processes that have it open or
- * mapped, and processes that use a file system on it that is mounted on no directory:
+ * mapped, and processes that use a file system on it that is not mounted on any directory:
  * after a lazy unmount, or in a private mount, as {@linkcode mount} creates it.
  *
  * The device is not opened. Without root, processes and mount namespaces of other users

@@ -10,35 +10,36 @@ export { Mount };
 export type { MountOptions };
 
 /**
- * Mounts a file system: that of an image, of an attached device or of a partition.
+ * Mounts the file system of an image, of an attached device or of a partition.
  *
  * A file is attached first, and detached with the {@linkcode Mount}. The path of a loop
  * device or of one of its partitions is mounted as it is. The type comes from the
  * superblock. No program is run.
  *
- * Without `target` the mount is private: this process, its children and root reach it by
- * {@linkcode Mount.path}, and it cannot leak. When the process ends, however it ends,
- * mount and device are gone, as soon as children that have files open in it have ended too.
- * With `target` every process sees it, and it outlives this one, as with mount(8); whoever
- * unmounts it frees the device.
+ * Without `target`, the mount is private: this process, its children and root reach it by
+ * {@linkcode Mount.path}, and it cannot leak. The mount and the device are released when
+ * the process ends, however it ends, and all children with files open in the mount have
+ * ended. With `target`, every process sees the mount and it outlives this process, as with
+ * mount(8). The process that unmounts it also releases the device.
  *
  * Requires Linux 5.10 or later, `--allow-ffi`, and `CAP_SYS_ADMIN`. Deno's own file calls
  * require `--allow-all` for the path of a private mount, since it is below `/proc`.
  *
  * @param source The image, the device or partition, an {@linkcode Attachment}, or an open
  * descriptor of an image. A path is relative to the working directory.
- * @param options How to mount it, and how to attach a file.
+ * @param options Options for mounting, and for attaching a file.
  * @returns The mounted file system, which is unmounted when it is disposed of.
- * @throws {LoopError} `EINVAL` when nothing is recognized, it is no file system (LUKS, LVM,
- * RAID, swap), or there are several and no `partition`; `ENOENT` when there is no such
- * partition or target; `ENOTDIR` for a target that is no directory; `ENODEV` when the
- * kernel does not know the type; `EROFS` when a journal would have to be replayed on a
- * read-only device; `EPERM` without the right to mount; what {@linkcode attach} throws; and
- * whatever the kernel says, in its own words
- * @throws {TypeError} for options that do not exist or have the wrong type
- * @throws {RangeError} for a bad partition number, type or option
+ * @throws {LoopError} If no file system is recognized, the content is not a file system
+ * (LUKS, LVM, RAID, swap), or there are several file systems and no `partition` is given
+ * (`EINVAL`), if the partition or the target does not exist (`ENOENT`), if the target is
+ * not a directory (`ENOTDIR`), if the kernel does not know the type (`ENODEV`), if a
+ * journal would have to be replayed on a read-only device (`EROFS`), if the process may
+ * not mount (`EPERM`), or if the file cannot be attached, as for {@linkcode attach}. Other
+ * errors are the kernel's; the message quotes its explanation.
+ * @throws {TypeError} If an option is unknown or has the wrong type.
+ * @throws {RangeError} If the partition number, the type or an option is out of range.
  *
- * @example Editing a file in an image
+ * @example Edit a file in an image
  * ```ts
  * import { mount } from "@loopdev/loopdev";
  * import { assertEquals } from "@std/assert";

@@ -125,7 +125,7 @@ function examine(
 ): boolean {
   const action = `Cannot mount ${quote(path)} as ${type}`;
   const { identity } = numbersOf(mount.fd, path);
-  // Those of some types, Btrfs above all, have a number of their own.
+  // File systems of some types, such as Btrfs, have a device number of their own.
   const isAnonymous = majorMinor(identity.device)[0] === 0;
   if (!isAnonymous && identity.device !== stat.rdev) {
     throw new StaleDeviceError(action, path, "it is another device by now");

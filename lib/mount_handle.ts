@@ -5,7 +5,7 @@ import {
   type ResolvedDetachOptions,
 } from "./detach.ts";
 
-/** A mounted file system. Its implementation is loaded by the first mount: most programs mount nothing. */
+/** A mounted file system. The first mount loads the implementation, because most programs mount nothing. */
 export abstract class Mounted {
   /** Path of its root directory. */
   abstract readonly path: string;
@@ -13,7 +13,7 @@ export abstract class Mounted {
   abstract readonly source: string;
   /** The type of the file system. */
   abstract readonly type: string;
-  /** True for a read-only mount. */
+  /** `true` if the mount is read-only. */
   abstract readonly readOnly: boolean;
 
   /** Takes over a device, to be detached after unmounting. */
@@ -31,16 +31,16 @@ export interface Owned {
   detach(options: DetachOptions): Promise<void>;
 }
 
-/** Returns the implementation that a handle stands for. */
+/** Returns the implementation of a handle. */
 export let mountedIn: (mount: Mount) => Mounted;
 
 /**
  * A file system mounted by {@linkcode mount}, unmounted on disposal.
  *
  * A private mount, without `target`, lives as long as this process and the files that are
- * open in it. On a `target` it stays mounted until this process or another unmounts it.
+ * open in the mount. A mount on a `target` stays until this process or another unmounts it.
  *
- * @example Unmounting by hand, with a limit
+ * @example Unmount explicitly, with a time limit
  * ```ts
  * import { mount } from "@loopdev/loopdev";
  *
@@ -57,9 +57,9 @@ export class Mount implements AsyncDisposable {
   readonly #mounted: Mounted;
 
   /**
-   * Made by {@linkcode mount}.
+   * Constructed by {@linkcode mount} only.
    *
-   * @param mounted What was mounted.
+   * @param mounted The mounted file system.
    */
   constructor(mounted: Mounted) {
     if (!(mounted instanceof Mounted)) {
@@ -72,7 +72,11 @@ export class Mount implements AsyncDisposable {
     mountedIn = (mount) => mount.#mounted;
   }
 
-  /** Path of its root directory: the target, or `/proc/PID/fd/N`, by which this process, its children and root reach a private mount. Deno's own file calls require `--allow-all` for paths below `/proc`. */
+  /**
+   * Path of the root directory: the target or, for a private mount, `/proc/PID/fd/N`, which
+   * this process, its children and root can use. Deno's own file calls require
+   * `--allow-all` for paths below `/proc`.
+   */
   get path(): string {
     return this.#mounted.path;
   }
@@ -87,25 +91,27 @@ export class Mount implements AsyncDisposable {
     return this.#mounted.type;
   }
 
-  /** True for a read-only mount. */
+  /** `true` if the mount is read-only. */
   get readOnly(): boolean {
     return this.#mounted.readOnly;
   }
 
   /**
-   * Writes back, unmounts, and detaches the device when {@linkcode mount} attached it.
+   * Writes back, unmounts, and detaches the device if {@linkcode mount} attached it.
    *
    * A target that is in use stays mounted, unless `lazy` is set. A private mount is closed
-   * first, and then waited for until no file in it is open; after
-   * {@linkcode LoopBusyError}, an abort or `lazy`, another call waits again. If it is already
-   * unmounted, by an earlier call or by another process, it resolves at once.
+   * first; the call then waits until no file in the mount is open. After
+   * {@linkcode LoopBusyError}, an abort or `lazy`, another call waits again. If the file
+   * system is already unmounted, by an earlier call or by another process, the call
+   * resolves at once.
    *
-   * @param options How long to wait for others.
-   * @throws {LoopBusyError} `EBUSY` if it is still in use after `timeout`, with the holders
-   * @throws {LoopError} `EIO` or `ENOSPC` if write-back failed, after unmounting; `EBUSY` if
-   * another file system is mounted over it
+   * @param options Limits for waiting for other processes.
+   * @throws {LoopBusyError} If other processes still use the file system after `timeout`
+   * (`EBUSY`).
+   * @throws {LoopError} If another file system is mounted over it (`EBUSY`), or if writing
+   * back failed (`EIO`, `ENOSPC`). The file system is unmounted in the latter case.
    *
-   * @example
+   * @example Unmount before the end of a block
    * ```ts
    * import { mount } from "@loopdev/loopdev";
    *
@@ -122,7 +128,7 @@ export class Mount implements AsyncDisposable {
   }
 
   /**
-   * The path of the mount, for use in texts and command lines.
+   * Returns the path of the mount, for use in texts and command lines.
    *
    * @returns The path.
    */
@@ -149,9 +155,9 @@ export class Mount implements AsyncDisposable {
   }
 
   /**
-   * Unmounts as {@linkcode Mount.unmount} does, within 5 seconds or the `detachTimeout` of
-   * `attach`. It does not wait again after a failure. If the target stays mounted, the device
-   * is detached by whoever unmounts it.
+   * Unmounts like {@linkcode Mount.unmount}, within 5 seconds or the `detachTimeout` of
+   * `attach`. Does not wait again after a failure. If the target stays mounted, the process
+   * that unmounts it also releases the device.
    */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#mounted.dispose();

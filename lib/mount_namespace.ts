@@ -23,7 +23,7 @@ export async function mountInNamespace(
   mounted.own(device, DEFAULT_TIMEOUT);
   try {
     enterMountNamespace();
-    // A directory opened before would be in the old namespace.
+    // A directory opened earlier would be in the old namespace.
     using target = new Target(checkPath(directory));
     mounted.moveInNamespace(target);
     return mount;

@@ -38,7 +38,7 @@ export async function usersOf(
       within: await place.mountsWithin(),
     };
   } catch (error) {
-    // A failed search must not hide that it is busy.
+    // A failed search must not hide that the file system is busy.
     if (!(error instanceof LoopError)) throw error;
     return { holders: [], complete: false, within: [] };
   }
@@ -49,7 +49,10 @@ function nameOf(path: string): string {
   return path.slice(path.lastIndexOf("/") + 1);
 }
 
-/** Tells users of the file system from holders of the node, and from copies of the mount in other namespaces. */
+/**
+ * Returns `true` for a user of the file system, and `false` for a holder of the node or a
+ * copy of the mount in another namespace.
+ */
 function isUser(
   holder: Holder,
   place: PrivateMount | PublicMount,
@@ -58,7 +61,7 @@ function isUser(
     case "mount":
       return holder.target !== place.path;
     case "file":
-      // Our own descriptor of a private mount is always among them.
+      // The search always finds this process's own descriptor of a private mount.
       return place instanceof PublicMount ||
         holder.pid !== Number(readLink("/proc/self"));
     default:
@@ -66,7 +69,7 @@ function isUser(
   }
 }
 
-/** Loop devices whose backing file is in the file system. */
+/** Finds loop devices whose backing file is in the file system. */
 function devicesIn(path: string, device: string): Holder[] {
   return list({ under: path })
     .map(({ name }) => ({ kind: "block", device, name }));

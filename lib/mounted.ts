@@ -34,9 +34,9 @@ export class MountedFileSystem extends Mounted {
   #owned: Owned | undefined;
   #timeout = DEFAULT_TIMEOUT;
   #state: "mounted" | "pending" | "unmounted" = "mounted";
-  /** A write-back error that was not thrown yet. */
+  /** A write-back error that has not been thrown yet. */
   #failure: LoopError | undefined;
-  /** The previous call: calls run one after the other. */
+  /** The previous call. Calls run one after the other. */
   #last: Promise<void> = Promise.resolve();
 
   constructor(place: PrivateMount | PublicMount, details: Details) {
@@ -97,7 +97,7 @@ export class MountedFileSystem extends Mounted {
     this.#tellFailure();
   }
 
-  /** Unmounts. A private mount is only closed, and lives on while files in it are open. */
+  /** Unmounts. A private mount is only closed, and stays alive while files in it are open. */
   async #leave(isLazy: boolean, waiting: WaitOptions): Promise<void> {
     const place = this.#place;
     if (place instanceof PrivateMount) return await place.close();
@@ -105,7 +105,7 @@ export class MountedFileSystem extends Mounted {
     if (looks === undefined) throw await this.#busy("it stays mounted");
   }
 
-  /** Waits until the file system is released, and a device of ours is free. */
+  /** Waits until the file system is released, and until the device is free if it was attached for the mount. */
   async #isFreeWithin(isLazy: boolean, waiting: WaitOptions): Promise<boolean> {
     if (this.#owned !== undefined) return await this.#detach(isLazy, waiting);
     if (this.#place instanceof PublicMount) return true;
@@ -145,7 +145,7 @@ export class MountedFileSystem extends Mounted {
     throw this.#busyError(holders, [...words, "nothing was changed"]);
   }
 
-  /** Describes who uses it, in words for a message. */
+  /** Describes the users of the file system for a message. */
   async whoUses(): Promise<string[]> {
     return (await this.#users()).words;
   }
@@ -163,7 +163,7 @@ export class MountedFileSystem extends Mounted {
       : describeHolders({ holders, complete });
     words.push(...within.map((path) => `${quote(path)} is mounted in it`));
     if (holders.length + within.length === 0) {
-      words.unshift("somebody else uses it");
+      words.unshift("another process uses it");
     }
     return { holders, words };
   }

@@ -78,7 +78,7 @@ async function findMount(
   return undefined;
 }
 
-/** Returns the device number of a node: a Btrfs has a number of its own. */
+/** Returns the device number of a node. A mounted Btrfs reports a number of its own instead. */
 function rdevAt(path: string): number | undefined {
   const stat = statAt(AT_FDCWD, cString(path));
   return typeof stat === "number" ? undefined : stat.rdev;

@@ -1,4 +1,4 @@
-/** The arguments of a command. */
+/** Parses the arguments of commands. */
 import { parseArgs } from "@std/cli/parse-args";
 import { checkBytes, checkMinor } from "../arguments.ts";
 import { checkBlockSize } from "../kernel/block_size.ts";
@@ -13,15 +13,15 @@ import { UsageError } from "./usage_error.ts";
 
 export { UsageError };
 
-/** What a command was given. */
+/** Parsed arguments of a command. */
 export interface Arguments {
-  /** Everything that is no option. */
+  /** Arguments that are not options. */
   readonly operands: string[];
-  /** The value of an option; `undefined` when it was not given. */
+  /** Returns the value of an option, or `undefined` if the option was not given. */
   value(name: string): string | undefined;
-  /** Whether a flag was given. */
+  /** Returns `true` if a flag was given. */
   flag(name: string): boolean;
-  /** What a switch was turned to; `undefined` when it was not given. */
+  /** Returns the state of a switch, or `undefined` if the switch was not given. */
   switched(name: string): boolean | undefined;
 }
 
@@ -46,14 +46,14 @@ export function parse(args: string[], options: Options = {}): Arguments {
   };
 }
 
-/** Values of these names need not be UTF-8: `fileOf` finds out what they are. */
+/** Names of values that need not be UTF-8: `fileOf` finds their bytes. */
 const FILES = ["FILE", "DIR"];
 const ON = "on";
 const OFF = "off";
 
 /**
- * Spells every option as `--name=value`, and refuses what is none: the parser would take
- * the word after a flag for its value, and `-r5` for something else than `-r`.
+ * Spells every option as `--name=value`, and refuses unknown options. The parser would
+ * otherwise take the word after a flag for its value, and misread `-r5`.
  */
 class Speller {
   readonly spelled: string[] = [];
@@ -104,13 +104,13 @@ class Speller {
     this.#add(isFlag ? name : positive, isFlag ? ON : OFF);
   }
 
-  /** The long spellings of all options. */
+  /** Returns the long spellings of all options. */
   #all(): string[] {
     return Object.entries(this.#options)
       .flatMap(([name, { negatable }]) => spellings(name, negatable));
   }
 
-  /** `rP`, `o4K`, `rPo` with its value in the next word. */
+  /** Spells short options: `rP`, `o4K`, or `rPo` with its value in the next word. */
   #letters(letters: string): void {
     for (let index = 0; index < letters.length; index++) {
       const letter = letters[index]!;
@@ -144,7 +144,7 @@ class Speller {
   }
 }
 
-/** Refuses what the library says is a bad argument as wrong usage. */
+/** Runs a check of the library, and reports a bad argument as wrong usage. */
 export function asUsage<T>(check: () => T): T {
   try {
     return check();
@@ -156,7 +156,7 @@ export function asUsage<T>(check: () => T): T {
   }
 }
 
-/** The one operand of a command. */
+/** Returns the only operand of a command. */
 export function only(operands: string[], name: string): string {
   const [operand, ...more] = operands;
   if (operand === undefined) throw new UsageError(`${name} is missing`);
@@ -171,15 +171,15 @@ export function none(operands: readonly string[]): void {
   throw new UsageError(`unexpected operand ${quote(operand)}`);
 }
 
-/** A device: `/dev/loop3`, `loop3`, `3`, or any path to its node. */
+/** Parses a device: `/dev/loop3`, `loop3`, `3`, or any path to its node. */
 export function parseDevice(text: string): string | number {
   if (/^\d+$/.test(text)) return parseMinor(text);
   const minor = minorInName(text);
-  if (minor !== undefined) asUsage(() => checkMinor(minor)); // one that no device can have
+  if (minor !== undefined) asUsage(() => checkMinor(minor)); // refuses a number that no device can have
   return exact(text);
 }
 
-/** A loop number. */
+/** Parses a loop number. */
 function parseMinor(text: string): number {
   if (!/^\d+$/.test(text)) {
     throw new UsageError(`${quote(text)} is not a loop number`);
@@ -187,7 +187,7 @@ function parseMinor(text: string): number {
   return asUsage(() => checkMinor(Number(text)));
 }
 
-/** A loop number, or the name of a device that need not exist. */
+/** Parses a loop number, or the name of a device that need not exist. */
 export function parseNumber(text: string): number {
   return parseMinor(`${minorInName(text) ?? text}`);
 }
@@ -197,14 +197,14 @@ export function openDevice(text: string, options: LoopOpenOptions): Loop {
   return openAny(parseDevice(text), options);
 }
 
-/** The number of a device, which need not exist when it is given by name. */
+/** Returns the number of a device. A device that is given by name need not exist. */
 export function parseDeviceNumber(text: string): number {
   return minorOf(parseDevice(text));
 }
 
 const UNITS = ["K", "M", "G", "T", "P", "E"];
 
-/** A number of bytes for an option: `512`, `4K` and `4KiB` (1024), `4KB` (1000), `1.5M`. */
+/** Parses a number of bytes for an option: `512`, `4K` and `4KiB` (1024), `4KB` (1000), `1.5M`. */
 export function parseSize(text: string, option: string): bigint {
   const [, digits, fraction = "", unit, system] =
     /^(\d+)(?:\.(\d+))?(?:([KMGTPE])(iB|B)?)?$/i.exec(text) ?? [];
@@ -229,7 +229,7 @@ export function parseSize(text: string, option: string): bigint {
   );
 }
 
-/** The size that an option was given, if it was. */
+/** Returns the size given for an option, if there is one. */
 export function optionalSize(
   given: Arguments,
   option: string,
@@ -239,7 +239,7 @@ export function optionalSize(
   return asUsage(() => checkBytes(parseSize(text, option), `--${option}`));
 }
 
-/** The block size that `--sector-size` was given, if it was. */
+/** Returns the block size given for `--sector-size`, if there is one. */
 export function optionalBlockSize(given: Arguments): number | undefined {
   const size = optionalSize(given, "sector-size");
   return size === undefined
@@ -247,7 +247,7 @@ export function optionalBlockSize(given: Arguments): number | undefined {
     : asUsage(() => checkBlockSize(Number(size)));
 }
 
-/** Milliseconds: `5` and `5s` are seconds, `500ms`. */
+/** Parses a time into milliseconds: `5` and `5s` are seconds, `500ms` milliseconds. */
 export function parseTimeout(text: string): number {
   const [, digits, unit] = /^(\d+(?:\.\d+)?)(ms|s)?$/.exec(text) ?? [];
   if (digits === undefined) {

@@ -21,7 +21,7 @@ import { print, printJson } from "./output.ts";
 import { Interruptible } from "./signals.ts";
 import { warnAboutFile } from "./warnings.ts";
 
-/** The options of the commands that attach. */
+/** Options of the commands that attach. */
 export const ATTACH_OPTIONS: Options = {
   offset: {
     letter: "o",
@@ -38,7 +38,7 @@ export const ATTACH_OPTIONS: Options = {
   },
   "read-only": {
     letter: "r",
-    help: "attach it for reading only",
+    help: "attach read-only",
   },
   partscan: { letter: "P", help: "make the partitions appear" },
   "direct-io": {
@@ -50,15 +50,16 @@ export const ATTACH_OPTIONS: Options = {
   },
   nooverlap: {
     letter: "L",
-    help: "fail if any device shows some of the bytes, read-only or not",
+    help: "fail if another device shows any of the bytes, even read-only",
   },
   overlap: {
-    help: "allow devices over the same bytes: two that write corrupt the file",
+    help: "allow devices over the same bytes; two writers corrupt the file",
   },
-  device: { value: "DEV", help: "use this device, and no other" },
+  device: { value: "DEV", help: "use this device and no other" },
   nodes: {
     value: "DIR",
-    help: "create nodes there as well, if /dev has none: in a container",
+    help:
+      "create nodes in DIR, for programs that have none in /dev (containers)",
   },
 };
 
@@ -77,15 +78,15 @@ loopdev attach -o 1M --sizelimit 64M disk.img
 loopdev attach -P -b 4096 disk.img         partitions; 4 KiB sectors`,
   options: OPTIONS,
   notes:
-    `Prints one device a line, in the order of the files. All files are tried; the exit
-status is 1 if one failed. Devices that were printed stay attached, and no others, even if
-the command is interrupted; only kill -9 may leave one that is not printed yet. --json
-prints all of them at the end. With --partscan the partitions are there when the device is
-printed, and a damaged table is an error.
+    `Prints one device per line, in the order of the files. All files are tried; the exit
+status is 1 if one failed. Exactly the printed devices stay attached, even if the command
+is interrupted; only kill -9 may leave a device that was not printed. --json prints all of
+them at the end. With --partscan, the partitions exist when the device is printed, and a
+damaged table is an error.
 
-Warns about a file that is compressed or an image of another format, that another device
-shows too, or whose end fills no whole block. Permissions: deno run --allow-ffi, and mostly
-root.`,
+Warns about a file that is compressed or an image of another format, that is also attached
+to another device, or that does not end with a whole block. Permissions: deno run
+--allow-ffi, and usually root.`,
   run,
 };
 
@@ -93,8 +94,8 @@ async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   const files = given.operands.map(fileOf);
   const asked = attachOptions(given, files.length);
-  // From here on a signal ends the waiting, and takes effect where a device is either
-  // printed or detached again. Only kill -9 can come in between.
+  // From here on, a signal aborts waiting. It takes effect only where every device is
+  // printed or detached. Only kill -9 can interrupt in between.
   using interruptible = new Interruptible();
   const { signal } = interruptible;
   const options = { ...asked, autoclear: false, signal };
@@ -102,7 +103,7 @@ async function run(args: string[]): Promise<number> {
   const asJson = given.flag("json");
   let status = 0;
   const devices: LoopDevice[] = [];
-  // Devices that are not printed at the end, all at once, are detached.
+  // Devices are printed all at once at the end. Those that are not printed are detached.
   await using unprinted = new AsyncDisposableStack();
   for (const file of files) {
     try {
@@ -110,7 +111,7 @@ async function run(args: string[]): Promise<number> {
       await using attached = new AsyncDisposableStack();
       const attachment = attached.adopt(
         await attachFile(file, options),
-        (attachment) => attachment.detach(), // also when it is persistent
+        (attachment) => attachment.detach(), // even if it is persistent
       );
       warnAboutFile(attachment.loop, file);
       if (options.partscan) await attachment.partitions({ signal });
@@ -119,7 +120,7 @@ async function run(args: string[]): Promise<number> {
       await interruptible.throwIfInterrupted();
       if (device === undefined) {
         print(attachment.path);
-        attached.move(); // it stays
+        attached.move(); // the device stays attached
       } else {
         devices.push(device);
         unprinted.use(attached.move());
@@ -132,7 +133,7 @@ async function run(args: string[]): Promise<number> {
   if (asJson) {
     await interruptible.throwIfInterrupted();
     printJson({ devices });
-    unprinted.move(); // they stay
+    unprinted.move(); // the devices stay attached
   }
   return status;
 }
@@ -159,7 +160,7 @@ export function attachOptions(
     sizelimit: optionalSize(given, "sizelimit"),
     blockSize: isProbed ? undefined : optionalBlockSize(given),
     readOnly: given.flag("read-only"),
-    // Without the option either will do.
+    // Without the option, any value is accepted.
     partscan: given.flag("partscan") || undefined,
     directIo: given.flag("direct-io") || undefined,
     reference: given.value("loop-ref"),
@@ -169,7 +170,7 @@ export function attachOptions(
   if (refuses && allows) {
     throw new UsageError("--nooverlap and --overlap exclude each other");
   }
-  // Last: a FILE may have been taken for the value of an option that was wrong.
+  // Checked last, because a FILE may have been taken for the value of a wrong option.
   if (fileCount === 0) throw new UsageError("FILE is missing");
   const device = given.value("device");
   if (device !== undefined && fileCount > 1) {

@@ -1,41 +1,41 @@
-/** What a command is. From it come its help, how its arguments are parsed, and completion in shells. */
+/** Description of commands, from which help, argument parsing and shell completion are made. */
 
 /** An option. */
 export interface Option {
-  /** The letter for short. */
+  /** Short form, a letter. */
   readonly letter?: string;
-  /** What it takes: `SIZE`, `FILE`. Without that, it is a flag. */
+  /** Name of the value: `SIZE`, `FILE`. An option without a value is a flag. */
   readonly value?: string;
-  /** Whether there is a `--no-…` too. */
+  /** `true` if the option also has a `--no-…` form. */
   readonly negatable?: true;
-  /** Values that completion offers. Those of a `LIST` stand with commas between them. */
+  /** Values that completion offers. Values of a `LIST` are separated by commas. */
   readonly choices?: readonly string[];
-  /** What it does. */
+  /** Description for the help. */
   readonly help: string;
 }
 
-/** The options of a command, by their long names. */
+/** Options of a command, by their long names. */
 export type Options = Readonly<Record<string, Option>>;
 
-/** What a command does. */
+/** A command. */
 export interface Command {
-  /** What it does, in one sentence. */
+  /** Description in one sentence. */
   readonly title: string;
-  /** Command lines that people will need. */
+  /** Common command lines. */
   readonly examples: string;
-  /** Its options. */
+  /** Options of the command. */
   readonly options: Options;
-  /** What else there is to know, in paragraphs. */
+  /** Further notes, in paragraphs. */
   readonly notes: string;
-  /** Runs the command and returns the exit status. `commands` is for one that describes them all. */
+  /** Runs the command and returns the exit status. A command that describes all others uses `commands`. */
   run(args: string[], commands: Commands): number | Promise<number>;
 }
 
-/** What is known of a command before it is loaded. */
+/** Description of a command that is not loaded. */
 export interface Entry {
-  /** What it takes beside options. */
+  /** Arguments other than options. */
   readonly operands: string;
-  /** What it does, in a few words. */
+  /** Description in a few words. */
   readonly summary: string;
   /** Another name of the command. */
   readonly alias?: string;

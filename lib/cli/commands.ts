@@ -1,9 +1,9 @@
-/** The commands. */
+/** Lists the commands. */
 import type { Commands } from "./command.ts";
 
 /** All commands, in the order of the help. */
-// Each is loaded when it is needed. The specifiers must be literal: a computed one
-// needs --allow-read, and is lost to deno compile.
+// A command is loaded when it is needed. The specifiers must be literal, because a
+// computed one needs --allow-read and is not found by deno compile.
 export const COMMANDS: Commands = {
   attach: {
     operands: "FILE...",
@@ -17,7 +17,7 @@ export const COMMANDS: Commands = {
   },
   mount: {
     operands: "FILE|DEV DIR",
-    summary: "mount a file system for everybody to see",
+    summary: "mount a file system where every process sees it",
     load: () => import("./mount.ts"),
   },
   unmount: {
@@ -38,7 +38,7 @@ export const COMMANDS: Commands = {
   },
   find: {
     operands: "FILE",
-    summary: "print the devices of a file; exit status 1 without one",
+    summary: "print the devices of a file; exit status 1 if there are none",
     load: () => import("./find.ts"),
   },
   show: {

@@ -16,8 +16,8 @@ loopdev completions fish > ~/.config/fish/completions/loopdev.fish
 source <(loopdev completions bash)             for this session`,
   options: {},
   notes:
-    `SHELL is bash, zsh or fish. The script needs nothing but the shell: devices are those
-in /sys/block. Permissions: none.`,
+    `SHELL is bash, zsh or fish. The script needs only the shell, and finds devices in
+/sys/block. Permissions: none.`,
   run,
 };
 
@@ -46,7 +46,7 @@ const WRITERS: Record<string, (subjects: readonly Subject[]) => string> = {
 
 const HELP = { letter: "h", help: "explain this command" };
 
-/** `DEV [FILE]...` as words, without brackets, dots, and what follows `--`. */
+/** Splits `DEV [FILE]...` into words, without brackets, dots, and anything after `--`. */
 function operandsOf(operands: string): string[] {
   return operands.replace(/ \[-- .*$/, "").split(" ")
     .map((word) => word.replace(/[[\]]|\.\.\./g, ""))

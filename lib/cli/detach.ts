@@ -23,8 +23,10 @@ import { waitForDevice, withWaitingMessage } from "./waiting_message.ts";
 const OPTIONS: Options = {
   file: { value: "FILE", help: "the devices that FILE is attached to" },
   ...FILTERS,
-  "dry-run": { help: "print the devices, and detach none" },
-  "if-unused": { help: "fail at once, and change nothing, for one in use" },
+  "dry-run": { help: "print the devices without detaching them" },
+  "if-unused": {
+    help: "fail at once and change nothing if a device is in use",
+  },
   lazy: { help: "do not wait until other users have closed it" },
   timeout: {
     value: "TIME",
@@ -38,7 +40,7 @@ export const command: Command = {
 loopdev detach 3 4 5
 loopdev detach --file disk.img             all devices of a file
 loopdev detach --loop-ref "build 7"        all devices of that name
-loopdev detach --under /tmp/build          all devices of files in there
+loopdev detach --under /tmp/build          all devices of files below it
 loopdev detach --deleted --dry-run         what a cleanup would detach`,
   options: OPTIONS,
   notes:
@@ -46,11 +48,11 @@ loopdev detach --deleted --dry-run         what a cleanup would detach`,
 users have a device open, they are named after one second, and the kernel detaches it at
 the last close.
 
-Options that select devices narrow each other: --under DIR --deleted is both. Devices
-named as DEV are detached as well. All devices are tried; the exit status is 1 if one
-failed, or if --file or --loop-ref selects none.
+Options that select devices narrow each other: --under DIR --deleted selects devices that
+match both. Devices named as DEV are also detached. All devices are tried; the exit status
+is 1 if one failed, or if --file or --loop-ref selects none.
 
-Permissions: deno run --allow-ffi, and mostly root.`,
+Permissions: deno run --allow-ffi, and usually root.`,
   run,
 };
 
@@ -80,11 +82,11 @@ async function run(args: string[]): Promise<number> {
   for (const device of [...named, ...selected ?? []]) {
     try {
       const minor = minorOf(device);
-      if (tried.has(minor)) continue; // it was named twice
+      if (tried.has(minor)) continue; // named twice
       tried.add(minor);
       await detachOne(device);
     } catch (error) {
-      // Another program has detached a device since it was selected.
+      // Another program may detach a device after it was selected.
       if (typeof device === "object" && isGone(error)) continue;
       status = report(error);
     }
@@ -92,7 +94,7 @@ async function run(args: string[]): Promise<number> {
   return status;
 }
 
-/** The devices that options select; `undefined` without such options. */
+/** Returns the devices that options select, or `undefined` without such options. */
 function select(given: Arguments): DeviceRef[] | undefined {
   const file = given.value("file");
   const filter = listFilter(given);
@@ -105,13 +107,13 @@ function select(given: Arguments): DeviceRef[] | undefined {
   return listed.filter(({ minor }) => ofFile.has(minor));
 }
 
-/** Whether there may be nothing to clean up: only a file or a reference names a device. */
+/** Returns `true` if a selection may be empty, because no file or reference names a device. */
 function mayBeNone(given: Arguments): boolean {
   return given.value("file") === undefined &&
     given.value("loop-ref") === undefined;
 }
 
-/** `device of file "disk.img" with reference "build 7"`. */
+/** Describes the selected devices: `device of file "disk.img" with reference "build 7"`. */
 function description(given: Arguments): string {
   const [file, reference, under] = ["file", "loop-ref", "under"]
     .map((name) => given.value(name));
@@ -129,7 +131,7 @@ function isGone(error: unknown): boolean {
     (error instanceof LoopError && error.errno === ENXIO);
 }
 
-/** Prints a device that would be detached, or throws why it would not. */
+/** Prints a device that would be detached, or throws the reason it would not be. */
 async function tellOne(device: DeviceRef, ifUnused: boolean): Promise<void> {
   const path = `/dev/loop${minorOf(device)}`;
   const refused = (errno: number, hint: string) =>

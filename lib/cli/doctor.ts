@@ -9,7 +9,7 @@ import { inWords } from "./words.ts";
 const OPTIONS: Options = {
   json: {
     help:
-      'print {"canAttach": true, "checks": [...]}; a check has name, status (ok, warning, problem), finding, and mostly remedy',
+      'print {"canAttach": true, "checks": [...]}; a check has name, status (ok, warning, problem), finding, and usually remedy',
   },
 };
 
@@ -19,13 +19,13 @@ export const command: Command = {
 loopdev doctor --json | jq '.checks[] | select(.status != "ok")'`,
   options: OPTIONS,
   notes:
-    `Problems come first, the cause of all of them at the top. Changes nothing. The exit
+    `Problems come first, with their common cause at the top. Changes nothing. The exit
 status is 1 if attaching cannot work. Permissions: deno run --allow-ffi.`,
   run,
 };
 
 const MARKS = { ok: "ok", warning: "warning", problem: "PROBLEM" };
-/** How a terminal shows them: green, yellow, bold red. */
+/** Colors on a terminal: green, yellow, bold red. */
 const COLORS = { ok: "32", warning: "33", problem: "1;31" };
 
 async function run(args: string[]): Promise<number> {
@@ -38,7 +38,7 @@ async function run(args: string[]): Promise<number> {
   return canAttach ? 0 : 1;
 }
 
-/** A check that names options and commands, not functions of the module. */
+/** Rewrites a check to name options and commands instead of functions of the module. */
 function inWordsOfCommands(check: Check): Check {
   return {
     ...check,
@@ -47,7 +47,7 @@ function inWordsOfCommands(check: Check): Check {
   };
 }
 
-/** One line a check; on a terminal it is broken between words, and in color. */
+/** Formats one line per check, which is colored and broken between words on a terminal. */
 function lines(checks: Check[]): string[] {
   const columns = terminalWidth();
   const inColor = columns !== undefined && !Deno.noColor;

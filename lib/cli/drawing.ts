@@ -1,4 +1,4 @@
-/** A disk, drawn to scale for a terminal. */
+/** Draws a disk to scale for a terminal. */
 import type { Partition } from "../partitions/partition.ts";
 import { escapeControls } from "../errors.ts";
 import { formatSize } from "./table.ts";
@@ -7,16 +7,16 @@ import { widthOf } from "./text.ts";
 /** A stretch of the disk: a partition, or free space between them. */
 interface Stretch {
   readonly size: number;
-  /** What is written into it, the longest first. */
+  /** Labels to choose from, the longest first. */
   readonly labels: readonly string[];
   readonly isFree: boolean;
 }
 
-/** MBR types of a partition that contains others: it is drawn as what it contains. */
+/** MBR types of a partition that contains others, which are drawn in its place. */
 const CONTAINERS = ["0x5", "0xf", "0x85"];
 
 /**
- * Draws the partitions of a disk of `size` bytes into `width` columns. Each is as wide
+ * Draws the partitions of a disk of `size` bytes into `width` columns. Each one is as wide
  * as its share, but never too narrow for its number.
  */
 export function drawDisk(
@@ -27,7 +27,7 @@ export function drawDisk(
   const stretches = stretchesOf(partitions, size);
   const columns = share(
     stretches,
-    width - stretches.length - 1, // the lines between them
+    width - stretches.length - 1, // without the lines between them
   );
   if (columns === undefined) return []; // no room
   const line = (left: string, middle: string, right: string, fill = "─") =>
@@ -40,7 +40,7 @@ export function drawDisk(
   return [line("┌", "┬", "┐"), `│${cells.join("│")}│`, line("└", "┴", "┘")];
 }
 
-/** In the order of the disk. Gaps that are no share worth drawing are left out. */
+/** Returns the stretches in the order of the disk. Gaps that are too small to draw are left out. */
 function stretchesOf(
   partitions: readonly Partition[],
   size: number,
@@ -76,7 +76,7 @@ function stretchesOf(
   return stretches;
 }
 
-/** How many columns each stretch gets; `undefined` when they are too few. */
+/** Returns the number of columns of each stretch, or `undefined` if there are too few columns. */
 function share(
   stretches: readonly Stretch[],
   columns: number,
@@ -88,7 +88,7 @@ function share(
   let spare = columns - least.reduce((sum, count) => sum + count, 0);
   if (spare < 0) return undefined;
   const counts = [...least];
-  // Column by column to whom is farthest below its share.
+  // Each spare column goes to the stretch that is farthest below its share.
   for (; spare > 0; spare--) {
     let poorest = 0;
     let most = -Infinity;

@@ -1,24 +1,24 @@
 /**
- * File names as the user gave them. `Deno.args` replaces bytes that are not UTF-8 by
- * U+FFFD, which would name another file.
+ * Finds the bytes of file names on the command line. `Deno.args` replaces bytes that are
+ * not UTF-8 with U+FFFD, which would name another file.
  */
 import { quote } from "../errors.ts";
 import { rawArguments, urlOf } from "../sys/process_arguments.ts";
 import { UsageError } from "./usage_error.ts";
 
-/** A file for the library: the text itself, or a URL where the name is not UTF-8. */
+/** Returns a file for the library: the text itself, or a URL if the name is not UTF-8. */
 export function fileOf(operand: string): string | URL {
   if (!operand.includes(REPLACEMENT)) return operand;
   const [first, ...others] = originals(operand).map(urlOf);
   if (first === undefined || others.some(({ href }) => href !== first.href)) {
     throw new UsageError(
-      `${quote(operand)} is not UTF-8, and which file it means cannot be told`,
+      `${quote(operand)} is not UTF-8, and it is unclear which file it means`,
     );
   }
   return first;
 }
 
-/** Text that must be what the user gave, which was not to be UTF-8 only if it is a file. */
+/** Returns text as the user gave it. Throws if it is not UTF-8, which only file names may be. */
 export function exact(text: string): string {
   if (!text.includes(REPLACEMENT)) return text;
   const isExact = (bytes: Uint8Array): boolean => {
@@ -33,7 +33,7 @@ export function exact(text: string): string {
 
 const REPLACEMENT = "\ufffd";
 
-/** The arguments that read as the text, or end in it behind `=`, as they were given. */
+/** Returns the bytes of arguments that decode to the text, or of their values after `=`. */
 function originals(text: string): Uint8Array[] {
   return rawArguments().flatMap((bytes) => {
     if (decoder.decode(bytes) === text) return [bytes];

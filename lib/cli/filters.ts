@@ -4,20 +4,20 @@ import type { Arguments } from "./arguments.ts";
 import type { Options } from "./command.ts";
 import { fileOf } from "./files.ts";
 
-/** The options of the commands that select devices. */
+/** Options of the commands that select devices. */
 export const FILTERS: Options = {
   "loop-ref": {
     value: "NAME",
     help: "the devices that were attached with that --loop-ref",
   },
-  deleted: { help: "the devices whose file was deleted" },
+  deleted: { help: "the devices whose file has been deleted" },
   under: {
     value: "DIR",
-    help: "the devices whose file lies in that directory, or below it",
+    help: "the devices whose file is in that directory, or below it",
   },
 };
 
-/** What the options select; `undefined` when none of them was given. */
+/** Returns the filter that the options describe, or `undefined` if none of them was given. */
 export function listFilter(given: Arguments): ListFilter | undefined {
   const reference = given.value("loop-ref");
   const under = given.value("under");

@@ -10,8 +10,8 @@ export const command: Command = {
 loopdev find disk.img > /dev/null && echo attached`,
   options: {},
   notes:
-    `The file is recognized by device and inode: through hard links, symbolic links and
-bind mounts. Prints one path a line; the exit status is 1 when there is none.
+    `The file is recognized by device and inode, so also through hard links, symbolic links
+and bind mounts. Prints one path per line; the exit status is 1 if there is none.
 Permissions: deno run --allow-ffi.`,
   run,
 };

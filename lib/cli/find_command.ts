@@ -1,10 +1,10 @@
-/** Finds the command that a word means. */
+/** Finds a command by a word of the command line. */
 import { printable, quote } from "../errors.ts";
 import type { Commands, Entry } from "./command.ts";
 import { suggest } from "./spelling.ts";
 import { UsageError } from "./usage_error.ts";
 
-/** A command, and the name that it has in the help. */
+/** A command and its name in the help. */
 export interface NamedEntry {
   readonly name: string;
   readonly entry: Entry;
@@ -13,7 +13,7 @@ export interface NamedEntry {
 /**
  * Finds a command by its name or alias.
  *
- * @throws {UsageError} that suggests the nearest one
+ * @throws {UsageError} If there is no such command; the error suggests the nearest one.
  */
 export function findCommand(word: string, commands: Commands): NamedEntry {
   const found = Object.entries(commands)

@@ -1,4 +1,4 @@
-/** The help. */
+/** Writes the help. */
 import { none, parse } from "./arguments.ts";
 import type { Command, Commands, Option, Options } from "./command.ts";
 import { findCommand, type NamedEntry } from "./find_command.ts";
@@ -10,7 +10,7 @@ export const command: Command = {
   examples: `loopdev help
 loopdev help attach`,
   options: {},
-  notes: "loopdev COMMAND --help is the same. Permissions: none.",
+  notes: "loopdev COMMAND --help prints the same. Permissions: none.",
   run,
 };
 
@@ -31,14 +31,14 @@ async function losetupHelp(): Promise<string> {
   return help().trimEnd();
 }
 
-/** What `loopdev --help` prints. */
+/** Returns the text of `loopdev --help`. */
 export function help(commands: Commands): string {
   return `Control Linux loop devices: files that act as block devices.
 
 Examples:
   loopdev attach disk.img            attach a file; prints /dev/loop0
   loopdev attach -r -P disk.img      read-only, with its partitions
-  loopdev list                       list what is attached
+  loopdev list                       list attached devices
   loopdev find disk.img              find the devices of a file
   loopdev show /dev/loop0            show everything about a device, and its users
   loopdev detach /dev/loop0          detach, and wait until it is free
@@ -55,7 +55,7 @@ DEV is /dev/loop3, loop3, 3 or any path to the node of a loop device.
 Sizes are bytes, or 4K, 4KiB (1024), 4KB (1000), 1.5M ...
 
 Exit status: 0 done, 1 failed, 2 wrong usage.
-Permissions: deno run --allow-ffi, and mostly root.`;
+Permissions: deno run --allow-ffi, and usually root.`;
 }
 
 function commandLines(commands: Commands): string {
@@ -70,7 +70,7 @@ function commandLines(commands: Commands): string {
   }).join("\n");
 }
 
-/** What `loopdev <command> --help` prints: examples first. */
+/** Returns the text of `loopdev <command> --help`, examples first. */
 export function helpOf(
   { name, entry: { operands, alias } }: NamedEntry,
   { title, examples, options, notes }: Command,
@@ -91,10 +91,10 @@ export function helpOf(
   ].join("\n\n");
 }
 
-/** What every terminal has. */
+/** Width of the narrowest common terminal, less one. */
 const COLUMNS = 79;
 
-/** An option as people write it: `-o, --offset SIZE`. */
+/** Formats an option: `-o, --offset SIZE`. */
 function spelling(name: string, { letter, value, negatable }: Option): string {
   const short = letter === undefined ? "    " : `-${letter}, `;
   const long = `--${negatable ? "[no-]" : ""}${name}`;

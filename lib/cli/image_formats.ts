@@ -1,11 +1,11 @@
-/** Files that a user rarely means to attach as they are: compressed ones, and images of other programs. */
+/** Recognizes files that are rarely attached on purpose: compressed files, and images of other formats. */
 
-/** A format that is not what a device shows. */
+/** A format that is not a raw image. */
 interface Format {
   readonly name: string;
-  /** The bytes with which its files begin, as characters. */
+  /** First bytes of its files, as characters. */
   readonly magic: string;
-  /** How to get at what is in it. */
+  /** Advice for getting the raw content. */
   readonly remedy: string;
 }
 
@@ -26,10 +26,10 @@ const FORMATS: readonly Format[] = [
   },
 ];
 
-/** So many bytes tell the format. */
+/** Number of bytes that identify a format. */
 export const HEAD_SIZE = 32;
 
-/** Returns the format whose files begin with these bytes, if there is one. */
+/** Returns the format of files that begin with these bytes, if there is one. */
 export function formatOf(head: Uint8Array): Format | undefined {
   const text = String.fromCharCode(...head);
   return FORMATS.find(({ magic }) => text.startsWith(magic));

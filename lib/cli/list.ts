@@ -10,7 +10,7 @@ import { type Column, formatSize, table } from "./table.ts";
 
 type DeviceColumn = Omit<Column<LoopDevice>, "heading">;
 
-/** A column of a size, in bytes or for people. */
+/** Makes a column of sizes, in bytes or with units. */
 function size(
   of: (device: LoopDevice) => number,
   human: boolean,
@@ -19,12 +19,12 @@ function size(
   return { cell: (device) => format(of(device)), right: true };
 }
 
-/** A column of a flag, 0 or 1. */
+/** Makes a column of flags, 0 or 1. */
 function flag(of: (device: LoopDevice) => boolean): DeviceColumn {
   return { cell: (device) => of(device) ? "1" : "0", right: true };
 }
 
-/** The columns, under losetup's names where it has them. */
+/** Columns, named as in losetup if it has them. */
 const COLUMNS: Record<string, (human: boolean) => DeviceColumn> = {
   NAME: () => ({ cell: ({ path }) => path }),
   SIZE: (human) => size((device) => device.size, human),
@@ -57,8 +57,8 @@ const OPTIONS: Options = {
     }`,
     choices: Object.keys(COLUMNS),
   },
-  noheadings: { letter: "n", help: "print no line of headings" },
-  bytes: { help: "print sizes in bytes, also on a terminal" },
+  noheadings: { letter: "n", help: "omit the headings" },
+  bytes: { help: "print sizes in bytes, even on a terminal" },
   ...FILTERS,
 };
 
@@ -70,7 +70,7 @@ loopdev list -n -O NAME,BACK-FILE
 loopdev list --under /tmp/build --deleted`,
   options: OPTIONS,
   notes:
-    `Prints nothing if there are none. On a terminal that is too narrow the middle of
+    `Prints nothing if there are none. On a terminal that is too narrow, the middle of
 long names is left out. Only --loop-ref and the column REF open devices, which needs root.
 Permissions: deno run --allow-ffi.`,
   run,
@@ -82,7 +82,7 @@ function run(args: string[]): number {
   const names = columnNames(given.value("output"));
   if (given.flag("json")) {
     if (given.value("output") !== undefined) {
-      throw new UsageError("--json has all fields: --output is for the table");
+      throw new UsageError("--json has all fields; --output is for the table");
     }
     printJson({ devices: list(listFilter(given)) });
     return 0;

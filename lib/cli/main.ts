@@ -1,4 +1,4 @@
-/** Finds the command, and turns what goes wrong into one line and an exit status. */
+/** Finds the command, and turns errors into one line and an exit status. */
 import "../sys/open_on_use.ts";
 import project from "../../deno.json" with { type: "json" };
 import { COMMANDS } from "./commands.ts";

@@ -10,8 +10,8 @@ export const command: Command = {
     "loopdev mknod /dev/loop3 /run/build/dev    makes /run/build/dev/loop3",
   options: {},
   notes:
-    `A node that is left behind gives access to whatever is attached to that device later:
-remove it when it is not needed any more. Prints the path of the node.
+    `A node that is left over gives access to any file attached to that device later:
+remove it when it is no longer needed. Prints the path of the node.
 Permissions: deno run --allow-ffi, and root.`,
   run,
 };

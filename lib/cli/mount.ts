@@ -18,7 +18,7 @@ import { print } from "./output.ts";
 import { Interruptible } from "./signals.ts";
 import { warnAboutFile } from "./warnings.ts";
 
-/** The option that selects a partition. */
+/** Option that selects a partition. */
 export const PARTITION_OPTION: Options = {
   partition: {
     letter: "p",
@@ -32,7 +32,7 @@ const OPTIONS: Options = {
   type: {
     letter: "t",
     value: "TYPE",
-    help: "the type of the file system, instead of what its superblock says",
+    help: "type of the file system, instead of the one in its superblock",
   },
   options: {
     letter: "O",
@@ -52,11 +52,12 @@ loopdev mount -r -O noload dirty.img /mnt  without replaying its journal
 loopdev unmount /mnt`,
   options: OPTIONS,
   notes:
-    `A file is attached first; whoever unmounts DIR frees the device. A loop device or a
+    `A file is attached first, and detached when DIR is unmounted. A loop device or a
 partition is mounted as it is. Without --partition, the file system on the whole device is
-mounted, or the only one on its partitions. The superblock tells its type. With --read-only
-the file is attached read-only too, so that no journal is replayed. Programs on it run
-without set-user-ID, and device nodes cannot be opened, unless --options has suid or dev.
+mounted, or the only one on its partitions. The superblock determines the type. With
+--read-only, the file is also attached read-only, so that no journal is replayed. Programs
+run without set-user-ID, and device nodes cannot be opened, unless --options has suid or
+dev.
 
 Prints DIR. If the command fails or is interrupted, nothing is mounted or attached. For a
 mount that no crash can leave behind, see loopdev run --mount. Permissions: deno run
@@ -90,7 +91,7 @@ async function run(args: string[]): Promise<number> {
   }
   await interruptible.throwIfInterrupted();
   print(directory);
-  unfinished.move(); // it stays
+  unfinished.move(); // the file system stays mounted
   return 0;
 }
 

@@ -1,16 +1,16 @@
 // deno-lint-ignore-file no-console
-/** What is printed, and where: stdout is the result, stderr everything else. */
+/** Prints results to stdout, and everything else to stderr. */
 import { escapeControls } from "../errors.ts";
 
-/** The result could not be written. */
+/** Error for a result that could not be written. */
 export class OutputError extends Error {
   override readonly name = "OutputError";
 }
 
 /**
- * A line of the result. That nobody reads any more is no error.
+ * Prints a line of the result. A closed pipe is not an error.
  *
- * @throws {OutputError} when it cannot be written
+ * @throws {OutputError} If the line cannot be written.
  */
 export function print(line: string): void {
   try {
@@ -21,37 +21,37 @@ export function print(line: string): void {
   }
 }
 
-/** The columns of the terminal that shows the result; `undefined` if there is none. */
+/** Returns the width of the terminal that shows the result, or `undefined` if there is none. */
 export function terminalWidth(): number | undefined {
   return Deno.stdout.isTerminal() ? columns() : undefined;
 }
 
-/** The columns of the terminal. One that does not tell its size has 80. */
+/** Returns the width of the terminal in columns, or 80 if the terminal does not report it. */
 export function columns(): number {
   return Deno.consoleSize().columns || 80;
 }
 
 /**
- * A line about what went wrong. Arguments and texts of the runtime may be in it as they
- * are; escaping what is escaped already changes nothing.
+ * Prints a line about a failure. It may contain raw arguments and texts of the runtime.
+ * Escaping text twice changes nothing.
  */
 export function fail(message: string): void {
   console.error(`loopdev: ${escapeControls(message)}`);
 }
 
-/** A line about what the user may not have meant. */
+/** Prints a warning about a possible mistake of the user. */
 export function warn(message: string): void {
   fail(`warning: ${message}`);
 }
 
-/** Where in the program something unexpected happened, in lines. */
+/** Prints the stack of an unexpected error. */
 export function trace(frames: string): void {
   for (const frame of frames.split("\n")) {
     if (frame !== "") console.error(escapeControls(frame));
   }
 }
 
-/** The result for programs: JSON, which is valid UTF-8 whatever the file names are. */
+/** Prints the result for programs: JSON, which is valid UTF-8 for any file names. */
 export function printJson(value: unknown): void {
   print(JSON.stringify(value, null, 2));
 }

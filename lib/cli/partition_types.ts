@@ -1,4 +1,4 @@
-/** What partitions are for, by their types. */
+/** Names of partition types. */
 
 // UEFI specification, table "Defined GPT Partition Entry - Partition Type GUIDs"; the
 // Discoverable Partitions Specification; for MBR the numbers of fdisk.
@@ -29,7 +29,7 @@ const NAMES: Readonly<Record<string, string>> = {
   "0xfd": "Linux raid autodetect",
 };
 
-/** The name of a type; the type itself where there is none. */
+/** Returns the name of a type, or the type itself if its name is unknown. */
 export function partitionTypeName(type: string): string {
   return Object.hasOwn(NAMES, type) ? NAMES[type]! : type;
 }

@@ -14,24 +14,25 @@ import { formatSize, table } from "./table.ts";
 const OPTIONS: Options = {
   json: {
     help:
-      'print {"partitions": [...]}, and fileSystem where there is no table; sizes in bytes',
+      'print {"partitions": [...]}, and fileSystem if there is no table; sizes in bytes',
   },
-  bytes: { help: "sizes in bytes, also on a terminal" },
+  bytes: { help: "print sizes in bytes, even on a terminal" },
 };
 
 export const command: Command = {
   title:
-    "Make partitions of a loop device appear, and list them; or those of a file.",
+    "Make partitions of a loop device appear and list them, or those of a file.",
   examples: `loopdev partitions /dev/loop0
 loopdev partitions disk.img
 loopdev partitions 0 --json | jq -r '.partitions[].path'`,
   options: OPTIONS,
   notes:
     `The table, GPT or MBR, is read by this program: neither the kernel's parsers nor udev
-are needed. On a terminal the disk is drawn to scale and types have names; one that is too
-narrow leaves out UUIDs, and the middle of long names. Prints nothing without a table; one
-that is damaged altogether is an error. The table of a FILE (./3 for one that is called 3)
-is only read: nothing is attached. Permissions: deno run --allow-ffi, and for devices root.`,
+is needed. On a terminal, the disk is drawn to scale and types have names; if the terminal
+is too narrow, UUIDs and the middle of long names are left out. Prints nothing if there is
+no table; a table that cannot be read at all is an error. The table of a FILE (./3 for a
+file named 3) is only read: nothing is attached. Permissions: deno run --allow-ffi, and
+root for devices.`,
   run,
 };
 
@@ -66,7 +67,7 @@ async function run(args: string[]): Promise<number> {
     { heading: "LABEL", cell: ({ name = "" }) => name, narrowed: "cells" },
     { heading: "UUID", cell: ({ uuid = "" }) => uuid, narrowed: "column" },
   ], { width });
-  // Where they are on the disk shows more than numbers do.
+  // A drawing shows the layout better than numbers do.
   if (human && found.length > 0) {
     drawDisk(found, size, width!).forEach(print);
   }
@@ -74,18 +75,18 @@ async function run(args: string[]): Promise<number> {
   return 0;
 }
 
-/** The partition table of a device, or of a file, whose name need not be UTF-8. */
+/** Reads the partition table of a device, or of a file, whose name need not be UTF-8. */
 async function tableOf(operand: string): Promise<ShownTable> {
   const file = fileOf(operand);
   if (typeof file === "string") return await partitionTable(parseDevice(file));
   const { readImage } = await import("../partitions/image_file.ts");
   const image = await readImage(file);
   if (image !== undefined) return withoutPrefix(image);
-  openFile(file, { readOnly: true }).close(); // throws why there is none
+  openFile(file, { readOnly: true }).close(); // throws the reason
   throw new UsageError(`${quote(operand)} is not UTF-8`); // a device
 }
 
-/** Names partitions as the user named the file: its URL leads through a link to the working directory. */
+/** Names partitions as the user named the file, whose URL leads through a link to the working directory. */
 function withoutPrefix(image: ShownTable): ShownTable {
   const partitions = image.partitions.map((partition) => ({
     ...partition,

@@ -5,9 +5,9 @@ import { print } from "./output.ts";
 
 export const command: Command = {
   title:
-    "Remove a loop device to which no file is attached and which nobody has open.",
+    "Remove a loop device that has no file attached and that no process has open.",
   examples: `loopdev remove 100    /dev/loop100
-loopdev remove        the lowest that can be removed`,
+loopdev remove        the lowest number that can be removed`,
   options: {},
   notes:
     "Prints the path that the device had. Permissions: deno run --allow-ffi, and root.",

@@ -1,16 +1,16 @@
-/** What went wrong, for people. */
+/** Reports errors to the user. */
 import { LoopError } from "../errors.ts";
 import { fail, OutputError, trace } from "./output.ts";
 import { exitStatusOf, Interruption } from "./signals.ts";
 import { messageOf } from "./words.ts";
 
-/** One line for what is expected to go wrong. What is not keeps its stack. */
+/** Prints one line for an expected error, and the stack of an unexpected one. Returns the exit status. */
 export function report(error: unknown): number {
   if (error instanceof SuppressedError) { // two devices could not be detached
     report(error.suppressed);
     return report(error.error);
   }
-  // Whoever interrupts knows.
+  // The user who interrupted needs no message.
   if (error instanceof Interruption) return exitStatusOf(error.signal);
   const isExpected = error instanceof LoopError ||
     error instanceof OutputError ||

@@ -6,13 +6,13 @@ import { print } from "./output.ts";
 import { warnOfRestOfAttached } from "./warnings.ts";
 
 export const command: Command = {
-  title: "Take over the present size of the file of a loop device.",
+  title: "Resize a loop device to the current size of its file.",
   examples: "truncate -s 2G disk.img && loopdev resize /dev/loop0",
   options: {},
   notes:
-    `Prints the new size of the device in bytes. Partitions that the table now gives more
-room grow too, mounted or not.
-Permissions: deno run --allow-ffi, and mostly root.`,
+    `Prints the new size of the device in bytes. Partitions that are larger in the table
+now also grow, even if they are mounted.
+Permissions: deno run --allow-ffi, and usually root.`,
   run,
 };
 

@@ -21,32 +21,32 @@ import { terminal, Witness } from "./witness.ts";
 const OPTIONS: Options = {
   mount: {
     value: "DIR",
-    help: "mount the file system on DIR, for COMMAND alone",
+    help: "mount the file system on DIR, only for COMMAND",
   },
   ...PARTITION_OPTION,
   ...ATTACH_OPTIONS,
 };
 
 export const command: Command = {
-  title: "Attach files, run a command, and detach them, also when it fails.",
+  title: "Attach files while a command runs, and detach them even if it fails.",
   examples: `loopdev run disk.img -- sh -c 'mkfs.ext4 $LOOPDEV'
 loopdev run -r a.img b.img -- sh -c 'cmp $LOOPDEV'
 loopdev run --mount /mnt disk.img -- cp motd /mnt/etc/`,
   options: OPTIONS,
   notes:
-    `COMMAND finds the devices in LOOPDEV, in the order of the files, separated by spaces.
-The exit status is that of COMMAND: 128 and its number if a signal ended it, 127 if there
-is no such command, 126 if it cannot be executed. It is 1 if a device could not be attached
-or detached. An interrupt goes to COMMAND: the devices are detached when it has ended, and
-by the kernel when this process is killed. Without COMMAND, $SHELL is run. With --partscan
-the partitions are there when it starts.
+    `COMMAND finds the devices in $LOOPDEV, in the order of the files, separated by spaces.
+The exit status is that of COMMAND: 128 plus the number of the signal that ended it, 127 if
+there is no such command, 126 if it cannot be executed. It is 1 if a device could not be
+attached or detached. An interrupt goes to COMMAND: the devices are detached when COMMAND
+has ended, or by the kernel if this process is killed. Without COMMAND, $SHELL is run. With
+--partscan, the partitions exist when COMMAND starts.
 
-With --mount the file system of FILE, or of its --partition, is mounted on DIR in a mount
-namespace of its own: COMMAND and what it starts see it, and nobody else does. Nothing
-stays, not even after kill -9: the mount and the device are gone with the last process
-that COMMAND has started.
+With --mount, the file system of FILE, or of its --partition, is mounted on DIR in a new
+mount namespace. Only COMMAND and the programs that it starts see it. Nothing stays, even
+after kill -9: the mount and the device are released when the last process that COMMAND
+started has ended.
 
-Permissions: deno run --allow-ffi --allow-run, and mostly root.`,
+Permissions: deno run --allow-ffi --allow-run, and usually root.`,
   run,
 };
 
@@ -57,13 +57,13 @@ function isCommand(words: readonly string[]): words is Words {
   return words.length > 0;
 }
 
-/** The shell of the user. It knows its environment, for which Deno would want a permission. */
+/** The user's shell. A shell finds its name, because Deno needs a permission for the environment. */
 const SHELL: Words = ["sh", "-c", 'exec "${SHELL:-sh}"'];
 
 async function run(args: string[]): Promise<number> {
   const separator = args.indexOf("--");
   const end = separator < 0 ? args.length : separator;
-  // Deno cannot pass on what is not UTF-8: it would be another file.
+  // Deno cannot pass on words that are not UTF-8. They would name other files.
   const words = args.slice(end + 1).map(exact);
   const [program, ...programArgs] = isCommand(words) ? words : SHELL;
   const given = parse(args.slice(0, end), OPTIONS);
@@ -73,7 +73,7 @@ async function run(args: string[]): Promise<number> {
 
   let status = 0;
   try {
-    // Until all is detached: what this process is asked to end for is for the command.
+    // Signals that ask this process to end go to the command, until all is detached.
     await using signals = new SignalForwarder();
     const { signal } = signals;
     await using devices = new AsyncDisposableStack();
@@ -124,7 +124,7 @@ async function mountFor(
   return await mountInNamespace(device, directory, { ...options, signal });
 }
 
-/** The exit statuses of a shell for a command that it cannot run. */
+/** Exit statuses of a shell for a command that it cannot run. */
 const NOT_EXECUTABLE = 126;
 const NOT_FOUND = 127;
 
@@ -148,22 +148,22 @@ async function runCommand(
     return isMissing ? NOT_FOUND : NOT_EXECUTABLE;
   }
   signals.forwardTo(child);
-  return (await child.status).code; // 128 and the number of the signal that ended it
+  return (await child.status).code; // 128 plus the number of the signal that ended it
 }
 
-/** Why a command cannot be executed, without what the runtime adds to that. */
+/** Returns the reason a command cannot be executed, without additions of the runtime. */
 function reason({ message }: Error): string {
   return message.replace(/^Failed to spawn '.*': /s, "")
     .replace(/ \(os error \d+\)$/, "").toLowerCase();
 }
 
-/** Passes on to the command what would end this process. Before there is one, it aborts. */
+/** Passes signals that would end this process on to the command. Before the command starts, they abort. */
 class SignalForwarder implements AsyncDisposable {
   static readonly #FROM_TERMINAL: readonly EndingSignal[] = [
     "SIGINT",
     "SIGQUIT",
   ];
-  /** In milliseconds: who signals all of a group may come to the witness a moment later. */
+  /** Time in milliseconds by which a signal to the whole group may reach the witness later. */
   static readonly #MOMENT = 20;
   readonly #handler = new SignalHandler(
     [...SignalForwarder.#FROM_TERMINAL, "SIGTERM", "SIGHUP"],
@@ -175,18 +175,18 @@ class SignalForwarder implements AsyncDisposable {
   #witness: Witness | undefined;
   #child: Deno.ChildProcess | undefined;
 
-  /** Aborted by a signal before there is a command. */
+  /** Signal that is aborted if this process is asked to end before the command starts. */
   get signal(): AbortSignal {
     return this.#interrupt.signal;
   }
 
-  /** Passes on signals from now on, and what has come while the command was started. */
+  /** Passes on signals from now on, and those that arrived while the command was started. */
   forwardTo(child: Deno.ChildProcess): void {
     this.#child = child;
     this.#callWitness();
   }
 
-  /** After the command: a signal in between comes twice rather than never. */
+  /** Starts the witness, after the command: a signal in between arrives twice rather than never. */
   #callWitness(): void {
     if (this.#hasTerminal) this.#witness = Witness.start();
     if (this.#witness !== undefined) this.#witnesses.use(this.#witness);
@@ -202,11 +202,11 @@ class SignalForwarder implements AsyncDisposable {
     try {
       child.kill(signal);
     } catch {
-      // It has ended.
+      // The command has ended.
     }
   }
 
-  /** Whether the command gets the signal without us: a terminal sends it to the whole group. */
+  /** Returns `true` if the command also gets the signal, because a terminal sent it to the whole group. */
   async #isForAll(signal: EndingSignal): Promise<boolean> {
     if (!this.#hasTerminal) return false;
     const witness = this.#witness;

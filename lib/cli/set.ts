@@ -45,9 +45,9 @@ loopdev set /dev/loop0 -b 4096 --direct-io`,
   options: OPTIONS,
   notes:
     `Refuses to change offset, limit and block size of a device that is mounted or held
-exclusively by another program. --autoclear detaches a device that no other program has
-open at once: this command is the last to close it. Permissions: deno run --allow-ffi, and
-mostly root.`,
+exclusively by another program. --autoclear detaches a device at once if no other program
+has it open, because this command is the last to close it. Permissions: deno run
+--allow-ffi, and usually root.`,
   run,
 };
 

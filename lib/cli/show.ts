@@ -31,9 +31,9 @@ loopdev show 0 --json | jq '.devices[0].holders'`,
   options: OPTIONS,
   notes:
     `Holders are mounts, swap, block devices on top, and processes that have the device
-open. Changes nothing: partitions are those that the kernel has. Without root, what the
-device alone tells and processes of other users are missing. Permissions: deno run
---allow-ffi.`,
+open. Changes nothing: partitions are those that the kernel has. Without root, properties
+that are read from the open device and processes of other users are missing. Permissions:
+deno run --allow-ffi.`,
   run,
 };
 
@@ -69,7 +69,7 @@ async function detailsOf(ref: DeviceRef): Promise<Details> {
   if (device === undefined) throw notAttached(minor);
   const { holders, complete } = await holdersOf(device);
   if (!complete) {
-    warn(`not all holders of ${device.path} can be seen`);
+    warn(`${device.path}: some processes and mounts could not be checked`);
   }
   return { ...device, ...await contentOf(minor), holders };
 }
@@ -85,15 +85,15 @@ function notAttached(minor: number): LoopError {
   });
 }
 
-/** What only the device itself tells. */
+/** Properties that are read from the open device. */
 interface Content {
   /** `null` if the device may not be opened. */
   reference: string | null;
-  /** On a device without a partition table. */
+  /** File system of a device without a partition table. */
   fileSystem?: FileSystem;
-  /** Those that the kernel has. */
+  /** Partitions that the kernel has. */
   partitions: Partition[];
-  /** What is wrong with the table as a whole. */
+  /** Problem of the table as a whole. */
   tableProblem?: string;
 }
 
@@ -124,7 +124,7 @@ async function contentOf(minor: number): Promise<Content> {
 
 type Row = [name: string, value: string];
 
-/** Rows of a name and a value. */
+/** Returns rows of a name and a value. */
 function rowsOf(details: Details): Row[] {
   const { fileSystem, tableProblem } = details;
   const human = (bytes: number): string =>
@@ -141,7 +141,7 @@ function rowsOf(details: Details): Row[] {
     ["autoclear", yes(details.autoclear)],
     ["partscan", yes(details.partscan)],
     ["direct I/O", yes(details.directIo)],
-    ["reference", details.reference ?? "(it may not be opened)"],
+    ["reference", details.reference ?? "(the device may not be opened)"],
     ["disk sequence", `${details.diskSequence}`],
     ...list("file system", fileSystem ? [describe(fileSystem)] : []),
     ...list("table problem", tableProblem ? [tableProblem] : []),
@@ -150,7 +150,7 @@ function rowsOf(details: Details): Row[] {
   ];
 }
 
-/** Rows of which the first has the name. */
+/** Returns one row per value, the first one with the name. */
 function list(name: string, values: string[], otherwise?: string): Row[] {
   if (values.length === 0) return otherwise ? [[name, otherwise]] : [];
   return values.map((value, index) => [index === 0 ? name : "", value]);
@@ -173,7 +173,7 @@ function describePartition(partition: Partition): string {
   ].join("  ");
 }
 
-/** `ext4 "root"`. */
+/** Describes a file system: `ext4 "root"`. */
 function describe({ type, label }: FileSystem): string {
   return label === undefined ? type : `${type} ${quote(label)}`;
 }

@@ -1,16 +1,16 @@
-/** Signals that ask this program to end. */
+/** Handles signals that ask this program to end. */
 import { readText } from "../sys/sysfs.ts";
 
-/** The signals that are caught, and their numbers on every architecture of Deno. */
+/** Signals that are caught, and their numbers on every architecture of Deno. */
 const NUMBERS = { SIGHUP: 1, SIGINT: 2, SIGQUIT: 3, SIGTERM: 15 } as const;
 
 /** A signal that asks a program to end. */
 export type EndingSignal = keyof typeof NUMBERS;
 
-/** This program was asked to end. */
+/** Error for a signal that asked this program to end. */
 export class Interruption extends Error {
   override readonly name = "Interruption";
-  /** The signal that asked for it. */
+  /** The signal that was received. */
   readonly signal: EndingSignal;
 
   constructor(signal: EndingSignal) {
@@ -19,15 +19,15 @@ export class Interruption extends Error {
   }
 }
 
-/** The exit status that a shell gives a program that a signal has ended. */
+/** Returns the exit status that a shell reports for a program ended by a signal. */
 export function exitStatusOf(signal: EndingSignal): number {
   return 128 + NUMBERS[signal];
 }
 
 /**
- * Calls `handler` for a signal, which then does not end this program, until disposal.
- * One that was ignored from the start, by `nohup` or for a job in the background of a
- * script, stays ignored.
+ * Calls `handler` for signals, which do not end this program until disposal. Signals that
+ * were ignored from the start, by `nohup` or for a background job of a script, stay
+ * ignored.
  */
 export class SignalHandler implements Disposable {
   readonly #listeners: { signal: EndingSignal; listener: () => void }[];
@@ -41,8 +41,8 @@ export class SignalHandler implements Disposable {
       (ignored >> BigInt(NUMBERS[signal] - 1) & 1n) !== 0n;
     this.#listeners = signals.map((signal) => ({
       signal,
-      // The runtime catches more signals than it is asked to, ignored ones too, and
-      // ends by those that nobody listens to.
+      // The runtime also catches signals that were ignored, and ends by those without
+      // a listener.
       listener: isIgnored(signal) ? () => {} : () => handler(signal),
     }));
     for (const { signal, listener } of this.#listeners) {
@@ -57,7 +57,7 @@ export class SignalHandler implements Disposable {
   }
 }
 
-/** A set of signals in `/proc/PID/status`, the lowest bit for signal 1; empty where there is none. */
+/** Reads a set of signals in `/proc/PID/status`, the lowest bit for signal 1. Returns an empty set if there is none. */
 export function signalSet(pid: number | "self", name: string): bigint {
   const status = readText(`/proc/${pid}/status`);
   if (typeof status === "number") return 0n;
@@ -65,7 +65,7 @@ export function signalSet(pid: number | "self", name: string): bigint {
   return digits === undefined ? 0n : BigInt(`0x${digits}`);
 }
 
-/** Signals do not end this program, but abort what it waits for, until disposal. */
+/** Makes signals abort waiting instead of ending this program, until disposal. */
 export class Interruptible implements Disposable {
   readonly #controller = new AbortController();
   readonly #handler = new SignalHandler(
@@ -73,15 +73,15 @@ export class Interruptible implements Disposable {
     (signal) => this.#controller.abort(new Interruption(signal)),
   );
 
-  /** Aborted with an {@linkcode Interruption}. */
+  /** Signal that is aborted with an {@linkcode Interruption}. */
   get signal(): AbortSignal {
     return this.#controller.signal;
   }
 
   /**
-   * Throws when a signal has come.
+   * Throws if a signal was received.
    *
-   * @throws {Interruption}
+   * @throws {Interruption} If a signal was received.
    */
   async throwIfInterrupted(): Promise<void> {
     await handlersHaveRun();
@@ -94,8 +94,8 @@ export class Interruptible implements Disposable {
 }
 
 /**
- * Waits for the handlers of signals that have come: they run when the event loop turns,
- * and not while system calls follow each other.
+ * Waits for the handlers of received signals. They run in the event loop, not between
+ * consecutive system calls.
  */
 export async function handlersHaveRun(): Promise<void> {
   await new Promise<void>((resolve) => setTimeout(resolve));

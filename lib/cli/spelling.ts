@@ -1,6 +1,6 @@
-/** Options as users write them, and what they may have meant to write. */
+/** Spells options, and suggests corrections of mistyped words. */
 
-/** The long spellings of an option. */
+/** Returns the long spellings of an option. */
 export function spellings(
   name: string,
   negatable: boolean | undefined,
@@ -8,12 +8,12 @@ export function spellings(
   return [`--${name}`, ...negatable ? [`--no-${name}`] : []];
 }
 
-/** `: did you mean "list"?`, or nothing if no candidate resembles the word. */
+/** Returns `: did you mean list?`, or an empty text if no candidate resembles the word. */
 export function suggest(
   word: string,
   candidates: readonly string[],
 ): string {
-  // Longer words are not mistyped ones, and would take long to compare.
+  // Longer words are not typing errors, and would take long to compare.
   if (word.length > 40) return "";
   const ranked = candidates
     .map((candidate) => ({ candidate, edits: difference(word, candidate) }))
@@ -29,15 +29,15 @@ function tolerance(word: string): number {
   return length <= 3 ? 1 : length <= 7 ? 2 : 3;
 }
 
-/** An abbreviation counts as one edit, however much it leaves out. */
+/** Counts edits. An abbreviation counts as one edit, however short it is. */
 function difference(word: string, candidate: string): number {
   const isAbbreviation = word.length >= 3 && candidate.startsWith(word);
   return isAbbreviation ? 1 : edits(word, candidate);
 }
 
 /**
- * The number of letters to insert, remove, replace or exchange with their neighbor, to
- * get from one word to the other.
+ * Counts the letters to insert, remove, replace or exchange with their neighbor to turn
+ * one word into the other.
  */
 export function edits(from: string, to: string): number {
   let [beforeLast, last]: [number[], number[]] = [

@@ -8,12 +8,13 @@ import type { Command } from "./command.ts";
 import { follow, showsPartitions } from "./follow.ts";
 
 export const command: Command = {
-  title: "Exchange the file of a read-only loop device, in use or not.",
+  title: "Replace the file of a read-only loop device, even while in use.",
   examples: "loopdev swap /dev/loop0 rootfs-2.squashfs",
   options: {},
   notes:
-    `The device must be read-only, and FILE as large as the file that it had. Everything
-else about the device stays; partitions become those of FILE. Permissions: deno run --allow-ffi, and mostly root.`,
+    `The device must be read-only, and FILE exactly as large as the current file. Nothing
+else about the device changes, but partitions become those of FILE. Permissions: deno run
+--allow-ffi, and usually root.`,
   run,
 };
 
@@ -27,7 +28,7 @@ async function run(args: string[]): Promise<number> {
   const backing = new Backing(descriptor.fd, quote(String(path)));
   using loop = openDevice(device, { readOnly: true });
   const { offset: start, sizelimit: length } = loop.getInfo();
-  // The device keeps the lock, as one that attach has bound.
+  // The device keeps the lock, like a device that attach has bound.
   const claim = { backing, start, length, readOnly: true };
   if (!tryLockRange(claim)) throw lockedError(claim, loop);
   const shows = showsPartitions(loop);

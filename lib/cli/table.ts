@@ -1,32 +1,32 @@
-/** Tables, aligned by what a terminal shows. */
+/** Formats tables, aligned by the width of characters on a terminal. */
 import { escapeControls } from "../errors.ts";
 import { clipMiddle, widthOf } from "./text.ts";
 
 /** A column of a table. */
 export interface Column<T> {
   readonly heading: string;
-  /** What a row shows there. */
+  /** Returns the text of a row's cell. */
   cell(row: T): string;
-  /** Aligned at the right. */
+  /** `true` if cells are aligned to the right. */
   readonly right?: boolean;
-  /** How a table becomes as narrow as the terminal: the middle of cells, or the column, is left out. */
+  /** Part that is left out on a narrow terminal: the middle of cells, or the column. */
   readonly narrowed?: "cells" | "column";
 }
 
-/** How a table is shown. */
+/** Style of a table. */
 export interface TableStyle {
-  /** Whether it begins with the headings. */
+  /** `true` if the table begins with headings. */
   readonly headings?: boolean;
-  /** The columns of the terminal; without it the table is as wide as it needs to be. */
+  /** Width of the terminal in columns. By default, the width of the table is not limited. */
   readonly width?: number | undefined;
 }
 
-/** The fewest columns that a narrowed cell gets. */
+/** Minimum width of a narrowed cell. */
 const NARROWEST = 8;
-/** With fewer for a cell, other columns are left out. */
+/** Width of cells below which other columns are left out. */
 const COMFORTABLE = 20;
 
-/** The lines of a table; none without rows. */
+/** Returns the lines of a table, or none if there are no rows. */
 export function table<T>(
   rows: readonly T[],
   columns: readonly Column<T>[],
@@ -46,7 +46,7 @@ class Cells<T> {
   readonly texts: readonly string[];
   readonly #right: boolean;
   readonly #widths: readonly number[];
-  /** How wide the column is shown. */
+  /** Width of the column as shown. */
   width: number;
 
   constructor(rows: readonly T[], column: Column<T>, headings: boolean) {
@@ -67,7 +67,10 @@ class Cells<T> {
   }
 }
 
-/** Makes a table as narrow as the terminal, if it can be: leaves out the middle of cells, or a column if too little of them would stay. */
+/**
+ * Fits a table to the terminal, if possible. Leaves out the middle of cells, or a column
+ * if too little of the cells would remain.
+ */
 function narrow<T>(columns: readonly Cells<T>[], width: number): Cells<T>[] {
   const shown = leastWidth(columns, COMFORTABLE) <= width
     ? [...columns]
@@ -75,7 +78,7 @@ function narrow<T>(columns: readonly Cells<T>[], width: number): Cells<T>[] {
   return shrink(shown, width);
 }
 
-/** How wide a table is whose cells are cut to at least so many columns. */
+/** Returns the width of a table whose cells are cut to `least` columns. */
 function leastWidth<T>(cells: readonly Cells<T>[], least: number): number {
   return cells.reduce(
     (sum, { narrowed, width }) =>
@@ -98,7 +101,7 @@ function shrink<T>(shown: Cells<T>[], width: number): Cells<T>[] {
 
 const UNITS = ["B", "K", "M", "G", "T", "P", "E"];
 
-/** A size for people: 1.5M, 64M, 0B. */
+/** Formats a size with a unit: 1.5M, 64M, 0B. */
 export function formatSize(bytes: number): string {
   let size = bytes;
   let unit = 0;

@@ -1,13 +1,13 @@
-/** Text for people. */
+/** Measures, wraps and cuts text for a terminal. */
 import { unicodeWidth } from "@std/cli/unicode-width";
 
-/** The columns that a text takes on a terminal. */
+/** Returns the width of a text on a terminal, in columns. */
 export function widthOf(text: string): number {
-  // Most texts are ASCII, and for others expressions must be made first.
+  // Most texts are ASCII. Others need regular expressions that are slow to compile.
   return /^[ -~]*$/.test(text) ? text.length : unicodeWidth(text);
 }
 
-/** In lines of at most so many columns, where its words allow that. */
+/** Breaks a text into lines of at most `columns` columns, unless a word is longer. */
 export function wrapWords(text: string, columns: number): string[] {
   const lines: string[] = [];
   for (const word of text.split(" ")) {
@@ -19,13 +19,13 @@ export function wrapWords(text: string, columns: number): string[] {
   return lines;
 }
 
-/** Cuts a text to the columns that a terminal has for it; "…" stands for its end. */
+/** Cuts a text to a number of columns. "…" replaces its end. */
 export function clip(text: string, columns: number): string {
   if (widthOf(text) <= columns) return text;
   return `${firstColumns([...text], columns - 1)}…`;
 }
 
-/** Leaves out the middle of a text that is too wide: names tell most at their end. */
+/** Leaves out the middle of a text that is too wide, because the end of a name tells most. */
 export function clipMiddle(text: string, columns: number): string {
   if (widthOf(text) <= columns) return text;
   const characters = [...text];
@@ -37,7 +37,7 @@ export function clipMiddle(text: string, columns: number): string {
   return `${start}…${[...end].toReversed().join("")}`;
 }
 
-/** As many of the characters as fit. */
+/** Returns the first characters that fit into a number of columns. */
 function firstColumns(characters: readonly string[], columns: number): string {
   let text = "";
   let room = columns;

@@ -16,7 +16,7 @@ const OPTIONS: Options = {
   },
   lazy: {
     help:
-      "unmount it now; what others have open stays usable until they close it",
+      "unmount at once; files that other processes have open stay usable until closed",
   },
 };
 
@@ -27,10 +27,11 @@ loopdev unmount /mnt/boot /mnt/root
 loopdev unmount --timeout 30s /mnt`,
   options: OPTIONS,
   notes:
-    `Waits until nobody uses DIR any more, and names its users after one second; when the
-time is up, it stays mounted. A device that is detached with its last mount, as loopdev mount attaches
-it, is free when the command ends, unless it is mounted elsewhere too. All directories are
-tried; the exit status is 1 if one failed. Permissions: deno run --allow-ffi, and root.`,
+    `Waits until DIR is no longer in use, and names its users after one second. If the time
+runs out, DIR stays mounted. A device attached by loopdev mount is detached with its last
+mount, and is free when the command ends unless it is also mounted elsewhere. All
+directories are tried; the exit status is 1 if one failed. Permissions: deno run
+--allow-ffi, and root.`,
   run,
 };
 

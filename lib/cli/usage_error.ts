@@ -1,4 +1,4 @@
-/** The command line is wrong; nothing was done. */
+/** Error for a wrong command line. Nothing was changed. */
 export class UsageError extends Error {
   override readonly name = "UsageError";
 }

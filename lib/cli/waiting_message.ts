@@ -3,19 +3,19 @@ import { escapeControls, printable } from "../errors.ts";
 import { columns, fail } from "./output.ts";
 import { clip } from "./text.ts";
 
-/** A wait that takes too long to pass without a word. */
+/** A wait that may take long enough to need a message. */
 export interface Wait {
   /** Device or directory, as the user named it. */
   readonly name: string;
-  /** In milliseconds. */
+  /** Timeout in milliseconds. */
   readonly timeout: number;
-  /** Describes who is waited for; nothing if nobody is. */
+  /** Describes the users that delay the work. Returns nothing if there are none. */
   whoUses(): Promise<string[]>;
-  /** Follows "after that": `the kernel detaches it at the last close`. */
+  /** Outcome of a timeout, to follow "after that": `the kernel detaches it at the last close`. */
   readonly outcome: string;
 }
 
-/** A wait until a device is closed by everybody else. */
+/** Describes a wait until all other processes have closed a device. */
 export function waitForDevice(minor: number, timeout: number): Wait {
   return {
     name: `/dev/loop${minor}`,
@@ -26,7 +26,7 @@ export function waitForDevice(minor: number, timeout: number): Wait {
 }
 
 async function whoHolds(minor: number): Promise<string[]> {
-  // Most commands end before these are needed.
+  // Most commands end before these modules are needed.
   const { describeHolders } = await import("../describe_holder.ts");
   const { findHolders } = await import("../holder_search.ts");
   const { holders, complete } = await findHolders(minor);
@@ -36,12 +36,12 @@ async function whoHolds(minor: number): Promise<string[]> {
   return describeHolders({ holders: others, complete });
 }
 
-/** Until the first message, and between two on a terminal, in milliseconds. */
+/** Time until the first message, and between messages on a terminal, in milliseconds. */
 const INTERVAL = 1000;
 
 /**
- * Runs `work`. If it takes longer than a second, prints whom it waits for: one line, which
- * is replaced every second on a terminal, and removed when the work is done.
+ * Runs `work`. If it takes longer than a second, prints one line that names the users it
+ * waits for. On a terminal, the line is replaced every second and removed at the end.
  */
 export async function withWaitingMessage<T>(
   wait: Wait,
@@ -72,9 +72,9 @@ async function describe(
   { name, outcome, whoUses }: Wait,
   left: number,
 ): Promise<string> {
-  // Whatever is wrong with the search, the wait goes on.
-  const who = await whoUses().catch(() => ["somebody else uses it"]);
-  // Nobody else: then it is the file that takes its time.
+  // An error of the search must not end the wait.
+  const who = await whoUses().catch(() => ["another process uses it"]);
+  // Without users, the wait is for write-back to the file.
   if (who.length === 0) return `waiting for the data of ${printable(name)}`;
   const seconds = Math.max(1, Math.ceil(left / 1000));
   return `waiting up to ${seconds} s for ${printable(name)}: ${
@@ -82,7 +82,7 @@ async function describe(
   }; after that ${outcome}`;
 }
 
-/** A line on a terminal, which is replaced. */
+/** A line on a terminal that can be replaced. */
 class StatusLine {
   #isShown = false;
 
@@ -102,7 +102,7 @@ class StatusLine {
     try {
       Deno.stderr.writeSync(new TextEncoder().encode(`\r${text}\x1b[K`));
     } catch {
-      // The terminal has gone; the wait goes on.
+      // The wait goes on without a terminal.
     }
   }
 }

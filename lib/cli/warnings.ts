@@ -1,4 +1,4 @@
-/** Warnings about a file that the user may not have meant to attach like that. */
+/** Warns about a file that the user may not have meant to attach like this. */
 import { checkPath } from "../arguments.ts";
 import { overlap } from "../attaching/overlap.ts";
 import { find, inspect } from "../devices.ts";
@@ -10,20 +10,20 @@ import { isRegularFile, statAt } from "../sys/stat.ts";
 import { formatOf, HEAD_SIZE } from "./image_formats.ts";
 import { warn } from "./output.ts";
 
-/** Warns about a file that was attached to a device just now. */
+/** Warns about a file that has just been attached to a device. */
 export function warnAboutFile(loop: Loop, file: string | URL): void {
-  // Such a file rarely ends with a whole block, and that is not what is wrong with it.
+  // A file of another format rarely ends with a whole block, which is not its problem.
   if (!warnAboutFormat(loop, file)) warnOfRest(loop, file);
   warnAboutOtherDevices(loop, file);
 }
 
-/** Warns if the device begins as a compressed file or an image of another program does. Returns whether it does. */
+/** Warns if the device begins like a compressed file or an image of another format. Returns `true` in that case. */
 function warnAboutFormat(loop: Loop, file: string | URL): boolean {
   const head = new Uint8Array(HEAD_SIZE);
   try {
     loop.read(head, 0);
   } catch (error) {
-    if (error instanceof LoopError) return false; // it cannot be read: no reason to fail
+    if (error instanceof LoopError) return false; // an unreadable device is not a reason to fail
     throw error;
   }
   const format = formatOf(head);
@@ -50,7 +50,7 @@ function warnAboutOtherDevices(loop: Loop, file: string | URL): void {
     );
     if (others.length === 0) return;
     const paths = others.map(({ path }) => path).slice(0, 10).join(", ");
-    warn(`${nameOf(file)} is attached to ${paths} too`);
+    warn(`${nameOf(file)} is also attached to ${paths}`);
   } catch (error) {
     if (!(error instanceof LoopError || error instanceof RangeError)) {
       throw error;
@@ -93,7 +93,7 @@ function warnOfRest(loop: Loop, file: string | URL): void {
   );
 }
 
-/** Like {@linkcode warnOfRest}, for a device that was attached before; does nothing if its file is unknown. */
+/** Like {@linkcode warnOfRest}, but for a device that was already attached. Does nothing if its file is unknown. */
 export function warnOfRestOfAttached(loop: Loop): void {
   if (!hasSysfs()) return;
   const device = inspect(loop.minor);

@@ -1,28 +1,28 @@
-/** Tells a signal that was sent to the whole process group from one to this process alone. */
+/** Distinguishes a signal to the whole process group from a signal to this process alone. */
 import { readText } from "../sys/sysfs.ts";
 import { signalSet } from "./signals.ts";
 
 /** A terminal sends its signals to all processes of its foreground group. */
 export interface Terminal {
-  /** Whether this process has one. */
+  /** `true` if this process has a terminal. */
   readonly exists: boolean;
-  /** Whether this process is in that group at present. */
+  /** `true` if this process is in the foreground group now. */
   readonly isOurs: boolean;
 }
 
-/** The terminal of this process, wherever its standard input comes from. */
+/** Finds the terminal of this process, even if its standard input is redirected. */
 export function terminal(): Terminal {
   const stat = readText("/proc/self/stat");
   if (typeof stat === "number") return { exists: false, isOurs: false };
-  // Behind the name, which may hold anything.
+  // The fields follow the command name, which may contain any characters.
   const [, , group, , device, foreground] = stat
     .slice(stat.lastIndexOf(")") + 2).split(" ");
   return { exists: device !== "0", isOurs: foreground === group };
 }
 
 /**
- * A process of the same group that any signal ends. The runtime does not tell who has
- * sent a signal; what has ended the witness was for the whole group.
+ * A process of the same group that any signal ends. The runtime does not report the
+ * sender of a signal. A signal that ended the witness was sent to the whole group.
  */
 export class Witness implements AsyncDisposable {
   readonly #process: Deno.ChildProcess;
@@ -33,14 +33,14 @@ export class Witness implements AsyncDisposable {
     process.status.then(() => this.#hasEnded = true);
   }
 
-  /** A new one; `undefined` where it may not or cannot be run. */
+  /** Starts a witness. Returns `undefined` if it may not or cannot be run. */
   static start(): Witness | undefined {
     const permission = { name: "run", command: "sh" } as const;
     if (Deno.permissions.querySync(permission).state !== "granted") return;
     try {
       return new Witness(
         new Deno.Command("sh", {
-          // Reads from us, so that it ends with us. SIGQUIT is to leave no core.
+          // Reads from this process, so that it ends with it. SIGQUIT must not dump core.
           args: ["-c", "ulimit -c 0; exec cat"],
           stdin: "piped",
           stdout: "null",
@@ -52,7 +52,7 @@ export class Witness implements AsyncDisposable {
     }
   }
 
-  /** Whether a signal has reached it. One that is stopped keeps it until it goes on. */
+  /** Returns `true` if a signal has reached the witness. A stopped witness keeps the signal pending. */
   isSignalled(): boolean {
     if (this.#hasEnded) return true;
     const { pid } = this.#process;
@@ -60,12 +60,12 @@ export class Witness implements AsyncDisposable {
     return pending !== 0n || hasExited(pid);
   }
 
-  /** Ends it. */
+  /** Ends the witness. */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       this.#process.kill("SIGKILL");
     } catch {
-      // It has ended already.
+      // The witness has already ended.
     }
     await this.#process.stdin.close().catch(() => {});
     await this.#process.status;

@@ -1,11 +1,11 @@
-/** Errors of the library in the words of the command line. */
+/** Rewrites errors of the library in the words of the command line. */
 import { LoopError } from "../errors.ts";
 import { EACCES, EPERM } from "../sys/errno.ts";
 import { readText } from "../sys/sysfs.ts";
 
 const RUN_AS_ROOT = "run it as root";
 
-/** Names of the module, and the options or commands that stand for them. */
+/** Names in the module, and the corresponding options or commands. */
 const WORDS: readonly [name: RegExp, words: string][] = [
   [/\breadOnly: true\b/g, "-r (--read-only)"],
   [/\boverlap: "allow"/g, "--overlap"],
@@ -15,7 +15,7 @@ const WORDS: readonly [name: RegExp, words: string][] = [
   [/root and the group of the node may open it/g, RUN_AS_ROOT],
 ];
 
-/** A message of the library as the command line says it. */
+/** Rewrites a message of the library for the command line. */
 export function inWords(message: string): string {
   return WORDS.reduce(
     (text, [name, words]) => text.replace(name, words),
@@ -23,7 +23,7 @@ export function inWords(message: string): string {
   );
 }
 
-/** The message of an error, and where rights are missing, how to get them. */
+/** Returns the message of an error, with advice if permissions are missing. */
 export function messageOf(error: Error): string {
   const message = inWords(error.message);
   const isForbidden = error instanceof LoopError &&
@@ -35,7 +35,7 @@ export function messageOf(error: Error): string {
   return `${message}${hasHint ? ", or" : ":"} ${RUN_AS_ROOT}`;
 }
 
-/** Whether this process runs as root. `Deno.uid` would need a permission. */
+/** Returns `true` if this process runs as root. `Deno.uid` would need a permission. */
 function isRoot(): boolean {
   const status = readText("/proc/self/status");
   // The effective user is the second of four.

@@ -44,7 +44,7 @@ function recognizeDisk({ loop, path }: Disk): FileSystem | undefined {
   return recognize(new DescriptorSource(loop.fd, range, quote(path)));
 }
 
-/** File systems that may have a partition table for firmware, whose partitions are parts of them. */
+/** File systems that may contain a partition table for firmware. Its partitions are parts of the file system. */
 const WITH_TABLE = ["iso9660", "udf"];
 
 /** Checks for partitions. A damaged table counts only if no file system is recognized on the disk. */
@@ -191,7 +191,7 @@ export function typeOf(
 /** File systems that are always read-only. The kernel refuses to mount some of them for writing. */
 const WITHOUT_WRITING = ["cramfs", "erofs", "iso9660", "squashfs"];
 
-/** Returns the requested mode, or by default read-only if type or device are. */
+/** Returns the requested mode. By default, a mount is read-only if its type or device is. */
 export function isToBeReadOnly(
   wanted: boolean | undefined,
   type: string,

@@ -50,14 +50,17 @@ export async function mountDetached(plan: Plan): Promise<DetachedMount> {
   const mount = fsmount(fd, attributes);
   if (mount < 0) {
     const words = kernelWords(fd);
-    await closeAsync(fd); // which unmounts
+    await closeAsync(fd); // unmounts the file system
     throw mountError(plan, -mount, "fsmount", words);
   }
   new FileDescriptor(fd).close();
   return { descriptor: new FileDescriptor(mount), type };
 }
 
-/** Reads the superblock on another thread, and repeats a failing call on this one to get its error. */
+/**
+ * Reads the superblock on another thread, where errno is lost. A call that failed is
+ * repeated on this thread to get its error.
+ */
 async function createContext(
   plan: Plan,
 ): Promise<{ fd: number; type: string }> {
@@ -74,7 +77,7 @@ async function createContext(
   throw mountError(plan, -result, "fsconfig", more.length > 0 ? more : words);
 }
 
-/** Names of the kernel, in order of preference, for types that blkid names otherwise. */
+/** Kernel names, in order of preference, of types that blkid names differently. */
 const KERNEL_NAMES: Readonly<Record<string, readonly string[]>> = {
   ntfs: ["ntfs3", "ntfs"],
   ext2: ["ext2", "ext4"],
@@ -104,11 +107,14 @@ async function openContext(plan: Plan): Promise<{ fd: number; type: string }> {
   }
 }
 
-/** Opens a context, on another thread if the kernel has to load a module: a descriptor, or a negative error number. */
+/**
+ * Opens a context, on another thread if the kernel has to load a module. Returns a
+ * descriptor, or a negative error number.
+ */
 async function openType(plan: Plan, type: string): Promise<number> {
   const list = readWhole("/proc/filesystems");
   const lines = typeof list === "string" ? list.split("\n") : [];
-  // Such a file system would ignore the device.
+  // A file system without a device would ignore the source.
   if (lines.includes(`nodev\t${type}`)) {
     throw mountError(plan, EINVAL, "fsopen", [
       "it is a file system that has no device",
@@ -133,11 +139,11 @@ function set(
   ]);
 }
 
-/** Limit of the kernel for messages of a context. */
+/** The kernel's limit of messages of a context. */
 const MAX_MESSAGES = 8;
 const message = new Uint8Array(4096);
 
-/** Reads the messages of the kernel about a context, and prefers errors: `ext4: Unknown parameter 'x'`. */
+/** Reads the kernel's messages about a context: `ext4: Unknown parameter 'x'`. Omits others if there are errors. */
 function kernelWords(fd: number): string[] {
   const decoder = new TextDecoder();
   const lines: string[] = [];
@@ -169,7 +175,7 @@ function mountError(
   });
 }
 
-/** Option of each journaling file system that mounts without replaying the journal. */
+/** Options that mount journaling file systems without replaying the journal. */
 const WITHOUT_JOURNAL: Readonly<Record<string, string>> = {
   ext3: "noload",
   ext4: "noload",

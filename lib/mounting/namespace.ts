@@ -5,9 +5,9 @@ import { stopPropagation, unshareMounts } from "../sys/mount_calls.ts";
 
 /**
  * Gives this thread a mount namespace of its own, which programs that it starts inherit.
- * Mounts in it are visible nowhere else. File systems that other processes unmount are
- * unmounted in it too: otherwise it would keep their devices busy. Other threads, and with
- * them nonblocking calls, stay in the old namespace.
+ * Mounts in the namespace are visible nowhere else. File systems that other processes
+ * unmount are also unmounted in the namespace, because it would keep their devices busy
+ * otherwise. Other threads, and therefore nonblocking calls, stay in the old namespace.
  */
 export function enterMountNamespace(): void {
   const action = "Cannot make a mount namespace";

@@ -1,4 +1,4 @@
-/** Checks the options of mounting. */
+/** Validates the options of mounting. */
 import {
   checkBoolean,
   checkOptions,
@@ -17,14 +17,14 @@ import {
 /** Options of {@linkcode mount}. */
 export interface MountOptions {
   /**
-   * The partition, by its number or its name in a GPT. Without it the file system on the
-   * whole device, or the only one on its partitions.
+   * Number of the partition, or its name in a GPT. By default, the file system on the
+   * whole device is mounted, or the only one on its partitions.
    */
   partition?: number | string | undefined;
-  /** Type of the file system as the kernel names it: `ext4`. Without it the superblock determines the type. */
+  /** Type of the file system as the kernel names it: `ext4`. By default, the superblock determines it. */
   type?: string | undefined;
   /**
-   * Mount read-only. A file is attached read-only too, so that no journal is replayed.
+   * Mounts read-only. A file is also attached read-only, so that no journal is replayed.
    *
    * @default {as the device and the file system are}
    */
@@ -35,39 +35,42 @@ export interface MountOptions {
    */
   options?: Record<string, string | true> | undefined;
   /**
-   * Ignore the set-user-ID and set-group-ID bits of programs.
+   * Ignores the set-user-ID and set-group-ID bits of programs.
    *
    * @default {true}
    */
   noSuid?: boolean | undefined;
   /**
-   * Refuse to open device nodes.
+   * Refuses to open device nodes.
    *
    * @default {true}
    */
   noDev?: boolean | undefined;
   /**
-   * Refuse to execute programs.
+   * Refuses to execute programs.
    *
    * @default {false}
    */
   noExec?: boolean | undefined;
   /**
-   * Do not update access times.
+   * Does not update access times.
    *
    * @default {false}
    */
   noAtime?: boolean | undefined;
   /**
-   * Directory to mount on, visible to every process. Such a mount outlives this process.
-   * Without it the mount is private: reachable by `path`, and gone with this process.
+   * Directory to mount on. The mount is visible to every process and outlives this one.
+   * By default, the mount is private: it is reachable by `path` and ends with this process.
    */
   target?: string | URL | undefined;
-  /** Ends the waiting. It cannot interrupt the kernel while that reads the superblock. */
+  /**
+   * Signal used to abort. The promise rejects with its reason. The kernel cannot be
+   * interrupted while it reads the superblock.
+   */
   signal?: AbortSignal | undefined;
 }
 
-/** {@linkcode MountOptions}, checked. */
+/** Validated {@linkcode MountOptions}. */
 export interface MountRequest {
   readonly partition: number | string | undefined;
   readonly type: string | undefined;
@@ -92,7 +95,7 @@ const NAMES = [
   "type",
 ];
 
-/** Checks the options, and allows the names in `others`. Throws the reason of an earlier abort. */
+/** Validates options, and allows the names in `others`. Throws the reason of an earlier abort. */
 export function checkMountOptions(
   options: MountOptions,
   others: readonly string[] = [],
@@ -169,7 +172,7 @@ const OTHERS: Readonly<Record<string, string>> = {
   noatime: "use noAtime",
 };
 
-/** Limit of the kernel for a value, in bytes. */
+/** The kernel's limit for a value, in bytes. */
 const MAX_VALUE = 255;
 
 function checkFileSystemOptions(

@@ -1,4 +1,4 @@
-/** Mounts on no directory, which live as long as their descriptors. */
+/** Mounts that are not on any directory and live as long as their descriptors. */
 import type { LoopError } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import { closeAsync, duplicate } from "../sys/libc.ts";
@@ -8,14 +8,14 @@ import { openRoot, writeBackFileSystem } from "./write_back.ts";
 
 /** A private mount. */
 export class PrivateMount {
-  /** Path by which this process, its children and root reach it. */
+  /** Path by which this process, its children and root reach the mount. */
   readonly path: string;
   readonly #descriptor: FileDescriptor;
 
   /** Takes over the descriptor. */
   constructor(descriptor: FileDescriptor) {
     this.#descriptor = descriptor;
-    // In a process namespace of its own /proc may be that of another one.
+    // In a PID namespace, /proc may belong to another one.
     const self = readLink("/proc/self");
     const pid = typeof self === "string" ? self : `${Deno.pid}`;
     this.path = `/proc/${pid}/fd/${descriptor.fd}`;
@@ -26,12 +26,12 @@ export class PrivateMount {
     return this.#descriptor.fd;
   }
 
-  /** Writes back, and returns the error. */
+  /** Writes back the file system. Returns the error if that fails. */
   async writeBack(): Promise<LoopError | undefined> {
     return await writeBackFileSystem(openRoot(this.fd), this.path);
   }
 
-  /** Closes it on another thread, which unmounts unless files in it are open. */
+  /** Closes the mount on another thread. The kernel unmounts it unless files in it are open. */
   async close(): Promise<void> {
     const last = duplicate(this.fd);
     this.#descriptor.close();
@@ -47,7 +47,7 @@ export class PrivateMount {
   isUsedHere(): boolean {
     const device = deviceOf(this.fd);
     const fd = openDirectoryAt("/proc/self/fd");
-    if (fd < 0) return true; // it cannot be seen
+    if (fd < 0) return true; // cannot be checked
     using directory = new FileDescriptor(fd);
     for (const names of namesIn(directory.fd)) {
       if (typeof names === "number") return true;

@@ -1,4 +1,7 @@
-/** Mounts on directories, identified by their numbers: other processes may mount there too. */
+/**
+ * Mounts on directories. They are identified by number, because other processes may mount
+ * on the same directory.
+ */
 import type { FilePath } from "../arguments.ts";
 import { LoopError, printable, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
@@ -26,9 +29,9 @@ import { openRoot, writeBackFileSystem } from "./write_back.ts";
 
 const decoder = new TextDecoder();
 
-/** A directory to mount on, held by its descriptor. */
+/** A directory to mount on, held open by a descriptor. */
 export class Target implements Disposable {
-  /** Canonical path, if the kernel tells it. */
+  /** Canonical path, if the kernel reports one. */
   readonly path: FilePath;
   readonly #descriptor: FileDescriptor;
 
@@ -54,7 +57,7 @@ export class Target implements Disposable {
     return this.#descriptor.fd;
   }
 
-  /** Attaches a mount, above what is mounted there. */
+  /** Attaches a mount on top of others on the same directory. */
   attach(mount: number, source: string): void {
     const { text } = this.path;
     unwrap(moveMount(mount, this.#descriptor.fd), () => ({
@@ -70,7 +73,7 @@ export class Target implements Disposable {
   }
 }
 
-/** Reads the identity of the mount that the file of a descriptor is on. */
+/** Reads the identity of the mount that contains the file of a descriptor. */
 export function numbersOf(fd: number, source: string): MountNumbers {
   const identity = mountOf(fd);
   const number = mountNumberAt(fd);
@@ -117,7 +120,7 @@ export class PublicMount {
   readonly #isOwnNamespace: boolean;
   #path: FilePath;
 
-  /** A mount that every process sees, or one in a mount namespace of this thread. */
+  /** Describes a mount that every process sees, or one in a mount namespace of this thread. */
   constructor(
     path: FilePath,
     { identity, number, source }: MountNumbers,
@@ -135,18 +138,18 @@ export class PublicMount {
     return this.#path.text;
   }
 
-  /** Writes back, and returns the error. */
+  /** Writes back the file system. Returns the error if that fails. */
   async writeBack(): Promise<LoopError | undefined> {
     if (!await this.#isThere()) return undefined;
     const root = openRoot(AT_FDCWD, this.#path.bytes);
     if (typeof root !== "number" && !this.#isSame(mountOf(root.fd))) {
       root.close();
-      return undefined; // replaced in this moment: unmount() finds that out
+      return undefined; // replaced by another process just now, which unmount() detects
     }
     return await writeBackFileSystem(root, this.path);
   }
 
-  /** Unmounts it, if no other process has. Returns `false` if it is in use and stays mounted. */
+  /** Unmounts, unless another process already has. Returns `false` if the mount is in use and stays mounted. */
   async unmount(isLazy: boolean): Promise<boolean> {
     if (!await this.#isThere()) return true;
     const { bytes } = this.#path;
@@ -163,7 +166,7 @@ export class PublicMount {
     return true;
   }
 
-  /** Returns up to ten mount points in it, each of which keeps it mounted. */
+  /** Returns up to 10 mount points in the file system, each of which keeps it mounted. */
   async mountsWithin(): Promise<string[]> {
     const found: string[] = [];
     const slices = new Slices();
@@ -176,9 +179,9 @@ export class PublicMount {
   }
 
   /**
-   * Checks that it is still mounted, and where.
+   * Checks that the mount still exists, and updates its mount point.
    *
-   * @throws {LoopError} `EBUSY` if another file system is mounted over it
+   * @throws {LoopError} If another file system is mounted over it (`EBUSY`).
    */
   async #isThere(): Promise<boolean> {
     if (this.#isOnTop()) return true;
@@ -208,7 +211,7 @@ export class PublicMount {
       mount.device === this.#identity.device;
   }
 
-  /** Finds its mount point, which another process may have moved. */
+  /** Finds the mount point of a mount that another process may have moved. */
   async #find(): Promise<FilePath | undefined> {
     const slices = new Slices();
     for (const mount of ownMounts()) {

@@ -1,15 +1,15 @@
-/** File systems by their superblocks. Few bytes are read, and none is trusted. */
+/** Recognizes file systems by their superblocks. Reads few bytes and trusts none. */
 import type { FileSystem } from "./file_system.ts";
 
-/** Bytes that can be read anywhere. Fewer come only at the end. */
+/** Bytes that can be read at any offset. A read returns fewer than requested only at the end. */
 export interface Source {
-  /** How many bytes there are. */
+  /** Size in bytes. */
   readonly size: number;
-  /** The bytes from `offset` on. */
+  /** Reads bytes from `offset` on. */
   read(offset: number, length: number): Uint8Array;
 }
 
-/** What fills a device or a partition; `undefined` when it is nothing that is known here. */
+/** Recognizes the content of a device or partition. Returns `undefined` for unknown content. */
 export function recognize(source: Source): FileSystem | undefined {
   const reader = new Reader(source);
   for (const probe of PROBES) {
@@ -19,7 +19,7 @@ export function recognize(source: Source): FileSystem | undefined {
   return undefined;
 }
 
-/** Reads whole pages once; what is past the end is zero. */
+/** Reads whole pages, each once. Bytes past the end are zero. */
 class Reader {
   readonly size: number;
   readonly #source: Source;
@@ -32,7 +32,7 @@ class Reader {
 
   bytes(offset: number, length: number): Uint8Array {
     const bytes = new Uint8Array(length);
-    // Offsets come from the device; one too large for a number is past the end too.
+    // Offsets come from the device. An offset too large for a number is past the end too.
     if (!Number.isSafeInteger(offset) || offset < 0) return bytes;
     for (let done = 0; done < length;) {
       const at = offset + done;
@@ -67,12 +67,12 @@ class Reader {
     return this.view(offset, 4).getUint32(0, true);
   }
 
-  /** Whether these characters are there. */
+  /** Returns `true` if these characters are at the offset. */
   has(offset: number, magic: string): boolean {
     return latin(this.bytes(offset, magic.length)) === magic;
   }
 
-  /** A text up to its first NUL. */
+  /** Reads a text up to its first NUL. */
   text(offset: number, length: number, encoding = "utf-8"): string {
     const text = new TextDecoder(encoding).decode(this.bytes(offset, length));
     return text.split("\0", 1)[0]!.trimEnd();
@@ -101,7 +101,7 @@ function describe(type: string, label = "", uuid = ""): FileSystem {
 
 type Probe = (reader: Reader) => FileSystem | undefined;
 
-/** One that is known by characters in one place. */
+/** Makes a probe for a format with a magic number in one place. */
 function plain(
   type: string,
   magic: { at: number; is: string },
@@ -166,7 +166,7 @@ function ext(reader: Reader): FileSystem | undefined {
   const incompatible = reader.u32(1120);
   const readOnly = reader.u32(1124);
   const isJournal = (incompatible & 8) !== 0;
-  // What ext3 has: file types, recovery, meta groups; sparse, large files, trees.
+  // Features of ext3: file types, recovery, meta groups; sparse, large files, trees.
   const isNew = (incompatible & ~0x16) !== 0 || (readOnly & ~7) !== 0;
   const type = isJournal
     ? "jbd"
@@ -196,13 +196,13 @@ function swap(reader: Reader): FileSystem | undefined {
   return undefined;
 }
 
-/** A serial number of FAT and exFAT. */
+/** Formats a serial number of FAT or exFAT. */
 function serial(number: number): string {
   const digits = number.toString(16).toUpperCase().padStart(8, "0");
   return number === 0 ? "" : `${digits.slice(0, 4)}-${digits.slice(4)}`;
 }
 
-/** So much of a root directory is looked at for a label. */
+/** Limit of bytes of a root directory that are searched for a label. */
 const DIRECTORY = 16384;
 
 function exfat(reader: Reader): FileSystem | undefined {
@@ -229,10 +229,10 @@ function ntfs(reader: Reader): FileSystem | undefined {
   return describe("ntfs", ntfsLabel(reader), uuid);
 }
 
-/** A volume has about ten. */
+/** Limit of attributes that are read. A volume has about 10. */
 const MAX_ATTRIBUTES = 64;
 
-/** The name in the record of the volume, the fourth of the master file table. */
+/** Reads the name in the volume record, which is the fourth record of the master file table. */
 function ntfsLabel(reader: Reader): string {
   const factor = reader.bytes(13, 1)[0]!;
   const sectors = factor > 128 ? 2 ** (256 - factor) : factor;
@@ -280,7 +280,7 @@ function vfat(reader: Reader): FileSystem | undefined {
   return describe("vfat", label, serial(reader.u32(isLarge ? 67 : 39)));
 }
 
-/** The label in the root directory, which counts for more than that of the boot sector. */
+/** Reads the label in the root directory, which takes precedence over the one in the boot sector. */
 function fatLabel(
   reader: Reader,
   root: number,
@@ -305,7 +305,7 @@ function f2fs(reader: Reader): FileSystem | undefined {
   );
 }
 
-/** Descriptors of ISO 9660 and UDF have 2048 bytes and begin here. */
+/** Offset of the descriptors of ISO 9660 and UDF, which have 2048 bytes each. */
 const DESCRIPTORS = 32768;
 
 function udf(reader: Reader): FileSystem | undefined {
@@ -318,7 +318,7 @@ function udf(reader: Reader): FileSystem | undefined {
   return undefined;
 }
 
-/** The logical volume identifier: the anchor in sector 256 leads to it. */
+/** Reads the logical volume identifier, which the anchor in sector 256 leads to. */
 function udfLabel(reader: Reader): string {
   for (const sector of [2048, 512, 1024, 4096]) {
     const anchor = 256 * sector;
@@ -385,7 +385,7 @@ function minix(reader: Reader): FileSystem | undefined {
   return (isFirst || isThird) && inodes > 0 ? describe("minix") : undefined;
 }
 
-/** The layers below file systems first, and last what has the weakest marks. */
+/** All probes: layers below file systems first, formats with the weakest magic numbers last. */
 const PROBES: readonly Probe[] = [
   luks,
   lvm,

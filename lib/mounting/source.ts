@@ -75,7 +75,10 @@ export interface Source {
 /** Errors of a device that no longer exists. */
 const GONE: readonly number[] = [ENOENT, ENXIO, ENODEV];
 
-/** Checks that no file system on the device is mounted in any namespace, and that no process holds it exclusively. */
+/**
+ * Returns `true` if no file system on the device is mounted in any namespace and no
+ * process holds the device exclusively.
+ */
 export function isSourceReleased({ path, rdev }: Source): boolean {
   const failure = {
     action: `Cannot look whether ${quote(path)} is mounted`,
@@ -177,7 +180,7 @@ export class OpenSource implements Disposable {
     );
   }
 
-  /** True for a read-only device. */
+  /** `true` if the device is read-only. */
   get isReadOnly(): boolean {
     const value = new Int32Array(1);
     this.#ioctl("BLKROGET", BLKROGET, value);

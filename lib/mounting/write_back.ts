@@ -24,7 +24,8 @@ export function openRoot(
 
 /**
  * Writes back the file system of an open directory on another thread, where errno is lost.
- * The kernel reports an error once to each open file, so a second one, opened before, gets it.
+ * The kernel reports an error once to each open file. A second descriptor, opened before,
+ * therefore gets the error on this thread.
  */
 export async function writeBackFileSystem(
   root: FileDescriptor | number,

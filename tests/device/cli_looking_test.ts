@@ -196,7 +196,7 @@ describe("loopdev attach", onDevices, () => {
       const second = await loopdev("attach", "-r", "-o", "512", plain);
       assertStringIncludes(
         second.stderr,
-        `"${plain}" is attached to ${first.device} too`,
+        `"${plain}" is also attached to ${first.device}`,
       );
       const apart = scratch.image(2 * MiB, "apart");
       const parts = [

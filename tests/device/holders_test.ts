@@ -287,7 +287,7 @@ describe("holders()", onDevices, () => {
         assertEquals(holder.device, device);
         assertMatch(
           describeHolder(holder),
-          /^mounted on no directory, but in use by process \d+ \((bash|program)\): \//,
+          /^not mounted on any directory, but in use by process \d+ \((bash|program)\): \//,
         );
       }
       await stack.disposeAsync();

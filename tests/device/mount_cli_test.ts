@@ -1,4 +1,4 @@
-/** `loopdev mount`, `unmount` and `run --mount`, beside mount(8) and findmnt. */
+/** Compares `loopdev mount`, `unmount` and `run --mount` with mount(8) and findmnt. */
 import {
   assert,
   assertEquals,
@@ -37,14 +37,14 @@ function isMounted(directory: string): boolean {
 
 const RUN = "run -q --no-check --no-prompt --allow-ffi --allow-run".split(" ");
 
-/** Runs `loopdev run`, which needs to run programs. */
+/** Runs `loopdev run` with the permission to run programs. */
 function loopdevRun(...args: string[]): Output {
   return run(Deno.execPath(), ...RUN, CLI, "run", ...args);
 }
 
 describe("loopdev mount and unmount", onDevices, () => {
   it(
-    "mount for everybody, and free the device",
+    "mount where every process sees it, and release the device",
     withScratch((scratch) => {
       const { image, directory } = ext4(scratch);
       const done = cli("mount", "-O", "noatime,suid", image, directory);
@@ -64,7 +64,7 @@ describe("loopdev mount and unmount", onDevices, () => {
   );
 
   it(
-    "take devices, partitions and their names, and several directories",
+    "accept devices, partitions and their names, and several directories",
     withScratch((scratch) => {
       const image = scratch.image(20 * MiB);
       runOk(
@@ -87,10 +87,10 @@ describe("loopdev mount and unmount", onDevices, () => {
       assertEquals(runOk("findmnt", "-n", "-o", "SOURCE", two), `${device}p2`);
       assertEquals(cli("unmount", ...directories).stderr, "");
       assertEquals(directories.filter(isMounted), []);
-      assertEquals(scratch.devices(), [device]); // it was attached to stay
+      assertEquals(scratch.devices(), [device]); // attached without autoclear
       assertEquals(cli("detach", device).code, 0);
 
-      // Attached by the first of two mounts, it goes with the last one.
+      // A device attached by the first of two mounts is detached with the last one.
       assertEquals(cli("mount", "-p1", image, one).code, 0);
       const [again] = scratch.devices();
       assertEquals(cli("mount", "-p2", again!, two).code, 0);
@@ -102,7 +102,7 @@ describe("loopdev mount and unmount", onDevices, () => {
   );
 
   it(
-    "unmount what mount(8) has mounted, and nothing that is no loop device",
+    "unmount mounts of mount(8), and refuse file systems of other devices",
     withScratch((scratch) => {
       const { image, directory } = ext4(scratch);
       runOk("mount", "-o", "loop", image, directory);
@@ -120,7 +120,7 @@ describe("loopdev mount and unmount", onDevices, () => {
   );
 
   it(
-    "name who is in the way, and leave it mounted",
+    "name the users of a busy directory, and leave it mounted",
     withScratch(async (scratch) => {
       const { image, directory } = ext4(scratch);
       cli("mount", image, directory);
@@ -143,7 +143,7 @@ describe("loopdev mount and unmount", onDevices, () => {
   );
 
   it(
-    "leave nothing when they fail",
+    "leave no mount and no device when they fail",
     withScratch((scratch) => {
       const { image, directory } = ext4(scratch);
       const failing = [
@@ -157,7 +157,7 @@ describe("loopdev mount and unmount", onDevices, () => {
         assertEquals([code, stdout], [1, ""]);
         assertMatch(stderr, /^loopdev: Cannot mount [^\n]+\n$/);
       }
-      // A mount that cannot be reported is undone.
+      // A mount whose path cannot be printed is undone.
       const { code } = run(
         "sh",
         ...["-c", 'exec "$@" > /dev/full', "sh", Deno.execPath(), ...RUN],
@@ -184,7 +184,7 @@ describe("loopdev mount and unmount", onDevices, () => {
   );
 
   it(
-    "refuse wrong usage",
+    "exit with status 2 for wrong usage",
     withScratch((scratch) => {
       const { image, directory } = ext4(scratch);
       const wrong = [
@@ -213,7 +213,7 @@ describe("loopdev mount and unmount", onDevices, () => {
 
 describe("loopdev run --mount", onDevices, () => {
   it(
-    "shows the file system to the command, and to nobody else",
+    "shows the file system to the command, and to no other process",
     withScratch((scratch) => {
       const { image, directory } = ext4(scratch);
       const script = `
@@ -264,7 +264,7 @@ describe("loopdev run --mount", onDevices, () => {
   );
 
   it(
-    "waits for what the command has left running in it",
+    "keeps the mount for processes that outlive the command",
     withScratch((scratch) => {
       const { image, directory } = ext4(scratch);
       const script =
@@ -279,7 +279,7 @@ describe("loopdev run --mount", onDevices, () => {
   );
 
   it(
-    "runs nothing where it cannot mount",
+    "runs no command if it cannot mount",
     withScratch((scratch) => {
       const { image, directory } = ext4(scratch);
       const missing = `${scratch.path}/missing`;

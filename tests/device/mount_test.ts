@@ -1,4 +1,4 @@
-/** Mounting, with mount(8), findmnt, e2fsck and the kernel's tables as oracles. */
+/** Compares mounting with mount(8), findmnt, e2fsck and the kernel's tables. */
 import {
   attach,
   describeHolder,
@@ -33,7 +33,7 @@ import {
 
 const MiB = 1 << 20;
 
-/** An image with an ext4, and a file in it. */
+/** Makes an image with an ext4, and a file in it. */
 function ext4(scratch: Scratch, name = "ext4.img", size = 8 * MiB): string {
   const image = scratch.image(size, name);
   runOk("mkfs.ext4", "-q", "-F", "-L", "label", image);
@@ -46,7 +46,7 @@ function directory(scratch: Scratch, name = "mnt"): string {
   return path;
 }
 
-/** An image with a GPT, and what these commands make on its partitions of 8 MiB. */
+/** Makes an image with a GPT, and fills its partitions of 8 MiB with these commands. */
 function partitioned(
   scratch: Scratch,
   partitions: { name: string; make?: string }[],
@@ -73,7 +73,7 @@ function partitioned(
 
 const EXT4 = "mkfs.ext4 -q -F";
 
-/** The mounts of this process below a path, as findmnt has them. */
+/** Returns the mounts of this process below a path, as reported by findmnt. */
 function mountsAt(path: string): { source: string; options: string }[] {
   const { stdout } = run(
     "findmnt",
@@ -87,18 +87,18 @@ function mountinfo(): string {
   return Deno.readTextFileSync("/proc/self/mountinfo");
 }
 
-/** The file system of an image that nobody has mounted is whole. */
+/** Checks that the file system of an image that is not mounted is intact. */
 function checkImage(image: string): void {
   const { code, stdout } = run("e2fsck", "-f", "-n", image);
   assertEquals(code, 0, stdout);
 }
 
-/** The content of a file in an image, read by another program. */
+/** Reads a file in an image with another program. */
 function contentOf(image: string, file: string): string {
   return run("debugfs", "-R", `cat ${file}`, image).stdout;
 }
 
-/** Something that keeps a directory busy until it is disposed of. */
+/** Starts a process that keeps a directory busy until disposal. */
 function sleepIn(cwd: string): AsyncDisposable & { pid: number } {
   const child = new Deno.Command("sleep", { args: ["1000"], cwd }).spawn();
   return {
@@ -110,7 +110,7 @@ function sleepIn(cwd: string): AsyncDisposable & { pid: number } {
   };
 }
 
-/** A shell that has a file open; it says so. */
+/** Starts a shell that has a file open, and waits until it reports so. */
 async function reader(file: string): Promise<AsyncDisposable> {
   const child = new Deno.Command("sh", {
     args: ["-c", 'exec 3< "$0"; echo ready; exec sleep 1000', file],
@@ -136,7 +136,7 @@ async function rejection(
 
 describe("mount() without target", onDevices, () => {
   it(
-    "gives a mount that is in no mountinfo, and leaves nothing",
+    "makes a mount that is not in mountinfo, and leaves no device",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
       {
@@ -147,7 +147,7 @@ describe("mount() without target", onDevices, () => {
         assertEquals(scratch.devices(), [disk.source]);
         assertEquals(mountinfo().includes(` ${disk.source} `), false);
         Deno.writeTextFileSync(`${disk.path}/hello`, "from here");
-        // A child of ours reaches it too.
+        // A child of this process also reaches the mount.
         assertEquals(runOk("cat", `${disk.path}/hello`), "from here");
       }
       checkImage(image);
@@ -156,7 +156,7 @@ describe("mount() without target", onDevices, () => {
   );
 
   it(
-    "has nosuid and nodev, and what else was asked for",
+    "sets nosuid and nodev by default, and the requested attributes",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
       const flagsOf = async (options: MountOptions): Promise<string[]> => {
@@ -192,7 +192,7 @@ describe("mount() without target", onDevices, () => {
       ]);
       assertEquals(
         describeHolder(files[0]!),
-        "mounted on no directory, but in use by this process: /",
+        "not mounted on any directory, but in use by this process: /",
       );
     }),
   );
@@ -213,7 +213,7 @@ describe("mount() without target", onDevices, () => {
   );
 
   it(
-    "is waited for while a file is open in it, and is pending then",
+    "is pending while a file is open in it, and unmount() waits again",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
       const disk = await mount(image);
@@ -236,7 +236,7 @@ describe("mount() without target", onDevices, () => {
   );
 
   it(
-    "of a device that is not ours is waited for too",
+    "waits for open files, but leaves a device attached that it did not attach",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
       await using device = await attach(image);
@@ -254,7 +254,7 @@ describe("mount() without target", onDevices, () => {
   );
 
   it(
-    "lets its device go by itself when it is unmounted lazily",
+    "releases its device at the last close after a lazy unmount",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
       const disk = await mount(image);
@@ -270,7 +270,7 @@ describe("mount() without target", onDevices, () => {
   );
 
   it(
-    "stays when somebody uses it and ifUnused is given",
+    "stays mounted with ifUnused while a process has a file open",
     withScratch(async (scratch) => {
       await using disk = await mount(ext4(scratch));
       {
@@ -332,7 +332,7 @@ describe("mount() on a target", onDevices, () => {
   );
 
   it(
-    "mounts above what is mounted there, and unmounts just that",
+    "mounts on top of another mount, and unmounts only its own",
     withScratch(async (scratch) => {
       const target = directory(scratch);
       using _below = mounted("-t", "tmpfs", "below", target);
@@ -345,7 +345,7 @@ describe("mount() on a target", onDevices, () => {
   );
 
   it(
-    "leaves alone what others have mounted above it",
+    "throws EBUSY if another file system is mounted over it",
     withScratch(async (scratch) => {
       const target = directory(scratch);
       const disk = await mount(ext4(scratch), { target });
@@ -365,7 +365,7 @@ describe("mount() on a target", onDevices, () => {
   );
 
   it(
-    "resolves when others have unmounted it",
+    "resolves if another program has unmounted it",
     withScratch(async (scratch) => {
       const target = directory(scratch);
       using _below = mounted("-t", "tmpfs", "below", target);
@@ -378,7 +378,7 @@ describe("mount() on a target", onDevices, () => {
   );
 
   it(
-    "finds it where others have moved it",
+    "unmounts a mount that another program has moved",
     withScratch(async (scratch) => {
       const base = directory(scratch, "base");
       using _base = mounted("-t", "tmpfs", "base", base);
@@ -394,7 +394,7 @@ describe("mount() on a target", onDevices, () => {
   );
 
   it(
-    "stays mounted when it is busy, and names who is in the way",
+    "stays mounted while it is busy, and names its users",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
       const target = directory(scratch);
@@ -470,7 +470,7 @@ describe("mount() on a target", onDevices, () => {
   );
 
   it(
-    "is left to whoever unmounts it when disposal finds it busy",
+    "stays mounted when disposal finds it busy, until it is unmounted",
     withScratch(async (scratch) => {
       const target = directory(scratch);
       const disk = await mount(ext4(scratch), {
@@ -488,7 +488,7 @@ describe("mount() on a target", onDevices, () => {
   );
 
   it(
-    "does it one after the other when it is called twice at once",
+    "unmounts once for two concurrent calls of unmount()",
     withScratch(async (scratch) => {
       const target = directory(scratch);
       const disk = await mount(ext4(scratch), { target });
@@ -508,7 +508,7 @@ describe("mount() on a target", onDevices, () => {
         await using disk = await mount(image, { target: link });
         assertEquals(disk.path, link);
         assertEquals(mountsAt(target).length, 1);
-        Deno.removeSync(link); // it is unmounted all the same
+        Deno.removeSync(link); // must not prevent unmounting
       }
       assertEquals(mountsAt(target), []);
       runOk("bash", "-c", `mkdir "$0"/$'odd\\xff'`, scratch.path);
@@ -573,7 +573,7 @@ describe("mount() of partitions", onDevices, () => {
   );
 
   it(
-    "says what is there when it cannot choose",
+    "lists the partitions when it cannot choose one",
     withScratch(async (scratch) => {
       const image = partitioned(scratch, [
         { name: "a", make: EXT4 },
@@ -599,7 +599,7 @@ describe("mount() of partitions", onDevices, () => {
     "refuses a disk with a file system of its own beside those on its partitions",
     withScratch(async (scratch) => {
       const image = partitioned(scratch, [{ name: "a", make: EXT4 }]);
-      // The superblock of a Btrfs lies in front of the first partition.
+      // The superblock of a Btrfs is before the first partition.
       const superblock = new Uint8Array(4096);
       superblock.set(new TextEncoder().encode("_BHRfS_M"), 64);
       using file = Deno.openSync(image, { write: true });
@@ -630,7 +630,7 @@ describe("mount() of every type", onDevices, () => {
     const [program] = make.split(" ");
     const isThere = run("sh", "-c", `command -v ${program}`).code === 0;
     it(
-      `${type}${isThere ? "" : " (skipped: not there)"}`,
+      `mounts ${type}${isThere ? "" : " (skipped: not there)"}`,
       { ignore: !isThere },
       withScratch(async (scratch) => {
         const image = scratch.image(megabytes * MiB);
@@ -649,7 +649,7 @@ describe("mount() of every type", onDevices, () => {
           }
         } catch (error) {
           if (!(error instanceof LoopError)) throw error;
-          // Not every kernel has every file system.
+          // Some kernels lack this file system.
           assertEquals(error.code, "ENODEV", error.message);
           assertMatch(error.message, /this kernel has no file system/);
           return;
@@ -724,7 +724,7 @@ describe("mount() for reading only", onDevices, () => {
         assertEquals(disk.readOnly, true);
       }
       assertEquals(Deno.readFileSync(dirty), before);
-      // For writing it is replayed.
+      // A writable mount replays the journal.
       await using disk = await mount(dirty);
       assertEquals(Deno.readTextFileSync(`${disk.path}/hello`), "hello");
     }),
@@ -784,7 +784,7 @@ describe("mount() of what cannot be mounted", onDevices, () => {
   );
 
   it(
-    "passes on what the kernel says of a damaged superblock",
+    "quotes the kernel's message about a damaged superblock",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
       const file = Deno.openSync(image, { write: true });
@@ -799,7 +799,7 @@ describe("mount() of what cannot be mounted", onDevices, () => {
   );
 
   it(
-    "refuses types, options and targets that are not there",
+    "refuses types, options and targets that do not exist",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
       const cases: [MountOptions, code: string, operation: string, RegExp][] = [
@@ -867,7 +867,7 @@ describe("mount() of what cannot be mounted", onDevices, () => {
   );
 
   it(
-    "rejects with the reason of an abort, and leaves nothing",
+    "rejects with the reason of an abort, and leaves no mount or device",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
       const reason = new Error("enough");
@@ -896,7 +896,7 @@ describe("mount() of what cannot be mounted", onDevices, () => {
 
 describe("Mount.unmount()", onDevices, () => {
   it(
-    "reports what could not be written back, with all undone",
+    "throws a write-back error once, after it has unmounted and detached",
     withScratch(async (scratch) => {
       const small = directory(scratch, "small");
       using _small = mounted("-t", "tmpfs", "-o", "size=4M", "small", small);
@@ -909,7 +909,7 @@ describe("Mount.unmount()", onDevices, () => {
       const error = await assertRejects(() => disk.unmount(), LoopError);
       assertMatch(error.code, /^(EIO|ENOSPC)$/);
       assertMatch(error.message, /^Cannot write back/);
-      await disk.unmount(); // it is told once
+      await disk.unmount(); // the error is thrown only once
       const isFree = () =>
         !run("losetup", "-j", image).stdout.includes("disk.img");
       assert(isSoon(isFree));
@@ -917,7 +917,7 @@ describe("Mount.unmount()", onDevices, () => {
   );
 
   it(
-    "leaves everything that was written in the image, under load",
+    "writes all data back to the image, under load",
     withScratch(async (scratch) => {
       const image = ext4(scratch, "load.img", 64 * MiB);
       const content = new Uint8Array(24 * MiB);
@@ -934,7 +934,7 @@ describe("Mount.unmount()", onDevices, () => {
   );
 });
 
-describe("mount() in other worlds", onDevices, () => {
+describe("mount() in other environments", onDevices, () => {
   const body = (image: string) => `
     await tell(async () => {
       await using disk = await loopdev.mount("${image}", { partition: "b" });
@@ -942,7 +942,7 @@ describe("mount() in other worlds", onDevices, () => {
     });`;
 
   it(
-    "takes nodes of its own where /dev has none",
+    "creates private nodes if /dev has none",
     withScratch((scratch) => {
       const image = partitioned(scratch, [{ name: "a" }, {
         name: "b",
@@ -954,7 +954,7 @@ describe("mount() in other worlds", onDevices, () => {
   );
 
   it(
-    "says which right is missing, and leaves nothing",
+    "names the missing capability, and leaves no device",
     withScratch((scratch) => {
       const image = ext4(scratch);
       const { stdout } = inNamespace(

@@ -1,21 +1,21 @@
 /**
- * Runs the tests on other kernels, in QEMU, and prints a table of what came of it:
+ * Runs the tests on other kernels, in QEMU, and prints a table of results:
  *
  *     deno task test:kernels [--all] [--limit=SECONDS] [--suites=NAME,...] [--all-guests] [GUEST...]
  *
- * A GUEST is a series of Debian's kernels (`5.10`, `6.12`) or `newest`, on x86_64; with
- * `-arm64` behind it on aarch64, with `-arm64-16k` on one with pages of 16 KiB; and with
- * `+udev` beside udev. Without arguments those run that differ most (`newest-arm64-16k`,
+ * A GUEST is a series of Debian's kernels (`5.10`, `6.12`) or `newest`, on x86_64. The
+ * suffix `-arm64` selects aarch64, `-arm64-16k` aarch64 with pages of 16 KiB, and `+udev`
+ * a guest with udev. By default, the guests that differ most run (`newest-arm64-16k`,
  * `5.10` and `newest+udev`), in less than 20 minutes on an idle machine of two
- * processors; with `--all-guests` all of them.
+ * processors. `--all-guests` runs all guests.
  *
- * With `--all` also the device tests that come to the same on any kernel; `stress` is a
- * suite that runs when it is asked for. A guest that is not done in time is stopped
- * (`--limit`, 1500 seconds). The exit status is 0 when every test of every guest passed,
- * and each one that was skipped says why.
+ * `--all` also runs the device tests that give equal results on every kernel. The suite
+ * `stress` runs only if it is named. A guest that exceeds the time limit is stopped
+ * (`--limit`, 1500 seconds). The exit status is 0 if every test of every guest passed,
+ * and every skipped test gives its reason.
  *
- * `guest` (beside this file) boots a kernel; its packages are kept outside of the
- * repository. Two guests run at once where there is room for them.
+ * `guest`, in this directory, boots a kernel. Its packages are kept outside the
+ * repository. Two guests run at once if there is enough memory.
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { lines, run as runCommand } from "../device/support.ts";
@@ -34,19 +34,19 @@ const GUESTS = [
   ...["5.10", "6.1", "6.12", "newest"],
   ...["6.12-arm64", "6.12-arm64-16k", "newest-arm64", "newest-arm64-16k"],
 ].flatMap((kernel) => [kernel, `${kernel}+udev`]);
-/** Those that run when no other is asked for. */
+/** Guests that run by default. */
 const DEFAULT_GUESTS = ["newest-arm64-16k", "5.10", "newest+udev"];
 
-/** How many times fewer the tests repeat what they repeat (see `tests/device/support.ts`): a guest is that much slower. */
+/** Divisor of repetitions in the tests (see `tests/device/support.ts`), because a guest is that much slower. */
 const FEWER = 20;
-/** The same for the faults: each run of a program under strace takes seconds there. */
+/** Divisor of repetitions in the fault tests, where each run of a program under strace takes seconds. */
 const FEWER_FAULTS = 40;
 
 const DENO = "deno test --allow-all --no-check --cached-only --quiet";
-/** On one processor, where that is what matters: QEMU has less to do then, and two guests run at once. */
+/** Runs a suite on one processor. QEMU then has less to do, and two guests run at once. */
 const ONE = "taskset 1";
 
-/** What runs in each guest. A test command is told where to leave its results. */
+/** Suites that run in each guest. A test command gets an option for its results. */
 const SUITES: Record<string, string> = {
   unit: `${DENO} tests/unit`,
   udev: `${DENO} tests/kernels`,
@@ -56,10 +56,10 @@ const SUITES: Record<string, string> = {
   stress: `${DENO} --v8-flags=--expose-gc tests/stress`,
 };
 
-/** Without what only takes longer: stress. */
+/** Suites that run by default. Stress only takes longer. */
 const DEFAULT_SUITES = "unit,udev,demo,device,faults";
 
-/** One suite after the other: what they print goes to stderr, and their results to stdout. */
+/** Makes the script that runs suites in turn. Their output goes to stderr, their results to stdout. */
 function makeScript(suites: string[]): string {
   const lines = ["uname -r"];
   for (const suite of suites) {
@@ -76,7 +76,7 @@ function makeScript(suites: string[]): string {
   return lines.join("\n");
 }
 
-/** What is running: it is stopped when this program is. */
+/** Running guests, which are stopped with this program. */
 const running = new Set<Deno.ChildProcess>();
 
 /** Boots a guest and runs everything in it. */
@@ -125,7 +125,7 @@ async function run(
   for (const test of failed) console.error(`${guest.name}: FAILED ${test}`);
 }
 
-/** Reads what the guest reports to its end, and says how far it is. */
+/** Reads the guest's reports to the end, and prints its progress. */
 async function readReports(
   { name }: Guest,
   stream: ReadableStream<Uint8Array>,
@@ -140,7 +140,7 @@ async function readReports(
   return text;
 }
 
-/** Installs the Debian packages whose commands are missing here. */
+/** Installs the Debian packages of missing commands. */
 function installPackages(guests: Guest[]): void {
   const isArm = ({ wanted }: Guest) => wanted.includes("-arm64");
   const packages = Object.entries({
@@ -167,19 +167,19 @@ function installPackages(guests: Guest[]): void {
   if (code !== 0) throw new Error(`Cannot install packages: ${stderr}`);
 }
 
-/** Where Deno keeps what it has translated. */
+/** Returns the directory of Deno's cache. */
 function denoDirectory(): string {
   const { stdout } = runCommand(Deno.execPath(), "info", "--json");
   return JSON.parse(stdout).denoDir;
 }
 
-/** What the guests need from here. */
+/** Files that the guests need. */
 interface Prepared {
-  /** All the rest is in it. */
+  /** Directory of the other files. */
   readonly directory: string;
-  /** What a guest runs. */
+  /** Script that a guest runs. */
   readonly script: string;
-  /** The command line in one file, which starts twice as fast there. */
+  /** Command line in one file, which starts twice as fast in a guest. */
   readonly program: string;
 }
 
@@ -188,7 +188,7 @@ function prepare(suites: string[]): Prepared {
   const script = `${directory}/script`;
   const program = `${directory}/loopdev.js`;
   Deno.writeTextFileSync(script, makeScript(suites));
-  // Translated once, here, where it is fast.
+  // Compiling once on the host is faster than in each guest.
   const files = runCommand(
     "find",
     ...[`${PROJECT}tests`, `${PROJECT}examples`, "-name", "*.ts"],
@@ -206,7 +206,7 @@ function runDeno(...args: string[]): void {
   if (code !== 0) throw new Error(`Cannot prepare the guests: ${stderr}`);
 }
 
-/** How many guests, of 2 GiB each, there is room for. */
+/** Returns the number of guests, of 2 GiB each, that fit into memory. */
 function roomFor(): number {
   const { available } = Deno.systemMemoryInfo();
   return Math.max(1, Math.min(2, Math.floor(available / 2.5e9)));

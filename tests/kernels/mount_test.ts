@@ -1,18 +1,18 @@
 /**
- * udev opens devices when they are attached and when they are closed: neither may it make
- * an unmounting take longer than others may, nor may a byte be lost.
+ * Mounts beside udev, which opens devices when they are attached and when they are closed.
+ * An unmount must not fail as busy because of udev, and no byte may be lost.
  */
 import { mount } from "@loopdev/loopdev";
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { onDevices, run, runOk, Scratch } from "../device/support.ts";
 
-/** Never fewer, however slow the machine is. */
+/** Number of cycles, even on a slow machine. */
 const CYCLES = 200;
 const SIZE = 64 << 10;
 
 describe(`mount, write and unmount ${CYCLES} times`, onDevices, () => {
-  it("is never busy, and loses nothing", async () => {
+  it("never throws LoopBusyError, and loses no byte", async () => {
     using scratch = new Scratch();
     const image = scratch.image(8 << 20);
     runOk("mkfs.ext4", "-q", "-F", image);

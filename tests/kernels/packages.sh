@@ -1,20 +1,20 @@
-# Debian's packages, for `guest`, which sources this: kernels of several releases, and an arm64 root.
+# Fetches Debian's packages for `guest`, which sources this file: kernels of several releases, and an arm64 root.
 #
-# apt has a state of its own for each architecture; nothing is installed, no script of a package runs. Uses $cache and
+# Each architecture has a separate state of apt. No package is installed and no script of a package runs. Uses $cache and
 # $run (directories), and die.
 
-# The releases whose kernels are 5.10, 6.1 and 6.12, and those that have newer ones.
+# Releases with the kernels 5.10, 6.1 and 6.12, and those with newer kernels.
 RELEASES=(bullseye bookworm trixie testing unstable)
-# What the arm64 root is made of: the release that most machines here have.
+# Release of the arm64 root, the most common one.
 ROOT_RELEASE=bookworm
 
-# use_apt ARCHITECTURE: has apt use the state for it, with lists that are not older than a week where they can be had.
+# use_apt ARCHITECTURE: makes apt use its state, with lists at most a week old if they can be downloaded.
 use_apt() {
   local apt=$cache/apt-$1 mirror
   if [ ! -e "$apt/conf" ]; then
     mkdir -p "$apt"/{lists/partial,archives/partial,etc/{apt.conf.d,preferences.d,sources.list.d}}
     : > "$apt/status"
-    # Where this machine's own packages come from.
+    # Sources of this machine's packages.
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/\?$' | head -n 1)
     [ -n "$mirror" ] || die "apt has no Debian archive (apt-get update?)"
     printf "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror %s main\n" "${RELEASES[@]}" \
@@ -37,8 +37,8 @@ CONF
   fi
   export APT_CONFIG=$apt/conf
   if [ -z "$(find "$apt/updated" -mtime -7 2> /dev/null)" ]; then
-    # A release that has left the archive is missed by those who want a kernel of it.
-    apt-get update -qq >&2 || echo "guest: not all lists of packages could be had" >&2
+    # A release that has left the archive is an error only for a kernel of that release.
+    apt-get update -qq >&2 || echo "guest: not all lists of packages could be downloaded" >&2
     touch "$apt/updated"
   fi
 }
@@ -55,15 +55,15 @@ is_package() { # not grep -q: apt-cache must not die of SIGPIPE
   apt-cache pkgnames "$1" | grep -Fx "$1" > /dev/null
 }
 
-# find_kernel SERIES ARCHITECTURE [PAGES]: prints the newest version of the series; "newest" is that of all series. Not the
-# "cloud" variant: it has no 9p.
+# find_kernel SERIES ARCHITECTURE [PAGES]: prints the newest version of the series; "newest" is that of all series. Skips the
+# "cloud" variant, which has no 9p.
 find_kernel() {
   local series=${1//./[.]}[.]
   [ "$1" != newest ] || series='[0-9]+[.]'
   apt-cache pkgnames linux- | sed -nE "s/^linux-(image|binary)-($series[^-]*(-[0-9]+)?-$2${3:+-$3})\$/\2/p" | sort -V | tail -n 1
 }
 
-# fetch_kernel VERSION DIR: puts kernel and modules under DIR, without drivers that no block device needs: all are 400 MB.
+# fetch_kernel VERSION DIR: puts kernel and modules under DIR, without drivers that no block device needs (all take 400 MB).
 fetch_kernel() {
   local packages=("linux-image-$1") package
   # From Linux 7 on an image is two packages.
@@ -85,13 +85,13 @@ fetch_root() {
     fdisk findutils gawk grep hostname jq libc-bin libc6 libgcc-s1 login mount mtools parted passwd procps python3 sed strace tar \
     udev util-linux util-linux-extra xz-utils > /dev/null || die "cannot resolve the packages of the root"
   mkdir -p "$1"/usr/{bin,sbin,lib,local/bin} "$1"/{proc,sys,dev,run,scratch,tmp,root}
-  for package in bin sbin lib; do ln -s usr/$package "$1/$package"; done # as the package usrmerge would
+  for package in bin sbin lib; do ln -s usr/$package "$1/$package"; done # like the package usrmerge
   for package in "$cache/apt-arm64/archives/"*.deb; do
     case ${package##*/} in perl* | libperl* | adduser* | debconf* | usrmerge*) continue ;; esac
     dpkg --fsys-tarfile "$package" | tar -x -C "$1" --keep-directory-symlink --exclude='./usr/share/'{doc,man,locale,info}
   done
   rm -f "$cache/apt-arm64/archives/"*.deb
-  # As the scripts of the packages would, as far as it is needed.
+  # Does the necessary part of the work of the packages' scripts.
   ln -s gawk "$1/usr/bin/awk"
   cp "$1/usr/share/base-passwd/passwd.master" "$1/etc/passwd"
   cp "$1/usr/share/base-passwd/group.master" "$1/etc/group"

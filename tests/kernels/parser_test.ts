@@ -1,6 +1,6 @@
 /**
- * What the kernel's own parsers make of odd partition tables, beside what we do. Kernels
- * may be built without them; Debian's have them.
+ * Compares the library with the kernel's parsers on odd partition tables. A kernel may be
+ * built without parsers; Debian's kernels have them.
  */
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -21,21 +21,21 @@ import { memory } from "../unit/partition_images.ts";
 
 const SECTOR = 512;
 
-/** A partition: its number, and where it is, in sectors. */
+/** A partition: its number, start and size. The latter two are in sectors. */
 type Row = `${number}: ${number}+${number}`;
 
-/** What the kernel shows of an extended partition, in sectors: enough for a boot loader. */
+/** Size that the kernel shows for an extended partition, in sectors: enough for a boot loader. */
 const EXTENDED_SIZE = 2;
 const EXTENDED_TYPES = ["0x5", "0xf", "0x85"];
 
-/** Tables that only the backup has: the kernel reads it with `gpt` on its command line alone. We do, as partx. */
+/** Images with a table only in the backup, which the library and partx read. The kernel needs `gpt` on its command line. */
 const IN_BACKUP = [
   "GPT: primary bad",
   "GPT: primary without a signature",
   "GPT: grown, primary bad",
 ];
 
-/** What we read in an image, as the kernel shows it. */
+/** Returns the partitions that the library reads in an image, as the kernel would show them. */
 function ours(image: Uint8Array): Row[] {
   try {
     return (readTable(memory(image))?.partitions ?? [])
@@ -51,7 +51,7 @@ function ours(image: Uint8Array): Row[] {
   }
 }
 
-/** What the kernel has made of a device. */
+/** Returns the partitions that the kernel shows for a device. */
 function kernels(name: string): Row[] {
   const numbers = [...Deno.readDirSync(`/sys/block/${name}`)]
     .map((entry) => Number(/^loop\d+p(\d+)$/.exec(entry.name)?.[1]))
@@ -64,11 +64,11 @@ function kernels(name: string): Row[] {
   }));
 }
 
-/** The same, as soon as it is what is wanted, or after a while. */
+/** Waits until the kernel shows the wanted partitions, or until time is up. Returns those it shows. */
 function settled(name: string, wanted: Row[], patience: number): Row[] {
   let found: Row[] = [];
   isSoon(() => {
-    // udev has the kernel look anew, and the partitions go and come again meanwhile.
+    // udev makes the kernel rescan, which removes the partitions and adds them again.
     try {
       found = kernels(name);
     } catch (error) {
@@ -80,7 +80,7 @@ function settled(name: string, wanted: Row[], patience: number): Row[] {
   return found;
 }
 
-/** Where links go round, the kernel shows the same partitions until it has 255; we show each once, as partx. */
+/** Removes repeated partitions. The kernel follows circular links up to 255 partitions; the library and partx show each one once. */
 function withoutRepeats(rows: Row[]): Row[] {
   const extents = rows.map((row) => row.split(": ")[1]);
   return rows.filter((_, index) => extents.indexOf(extents[index]) === index);
@@ -102,7 +102,7 @@ function attached(
   }
 }
 
-/** Why there is nothing to compare with; `undefined` when there is. */
+/** Returns the reason there is nothing to compare with, or `undefined`. */
 function findReason(): string | undefined {
   if (onDevices.ignore) return "there are no loop devices";
   using scratch = new Scratch();

@@ -1,36 +1,36 @@
-/** What came of the suites in the guests: read from what they report, and printed. */
+/** Reads and prints the results of the suites in the guests. */
 
-/** Begins what the guest says of a suite, in both of its streams. */
+/** Mark at the beginning of a guest's report of a suite, in both of its streams. */
 export const MARK = "\x01";
 
-/** A test that did not run, and why, which is part of its name: `… (skipped: …)`. */
+/** A test that did not run, with the reason from its name: `… (skipped: …)`. */
 export interface Skipped {
   readonly test: string;
   readonly reason: string | undefined;
 }
 
-/** What came of a suite in a guest. */
+/** Result of a suite in a guest. */
 export interface Result {
   readonly suite: string;
   readonly passed: number;
   readonly failed: string[];
   readonly skipped: Skipped[];
   readonly seconds: number | undefined;
-  /** What it printed. */
+  /** Output of the suite. */
   readonly log: string;
 }
 
-/** A kernel with or without udev, and what came of it. */
+/** A kernel with or without udev, and its results. */
 export interface Guest {
   readonly name: string;
-  /** Its name without `+udev`. */
+  /** Name of the kernel, without `+udev`. */
   readonly wanted: string;
   readonly udev: boolean;
   kernel: string;
   results: Result[];
 }
 
-/** Reads what a guest has reported of its suites. */
+/** Reads a guest's reports of its suites. */
 export function readResults(
   guest: Guest,
   suites: string[],
@@ -62,7 +62,7 @@ export function readResults(
   }
 }
 
-/** `SUITE STATUS SECONDS`, and results as JUnit has them. */
+/** Reads a report: `SUITE STATUS SECONDS`, and results in the format of JUnit. */
 function readReport(suite: string, report: string, log: string): Result {
   const [, status, seconds] = report.split("\n", 1)[0]!.split(" ").map(Number);
   const tests = readTests(report);
@@ -86,7 +86,7 @@ function readReport(suite: string, report: string, log: string): Result {
   };
 }
 
-/** The test cases of a JUnit report that are no groups of others. */
+/** Returns the test cases of a JUnit report that are not groups of others. */
 function readTests(xml: string): { name: string; outcome: string }[] {
   const cases = [
     ...xml.matchAll(
@@ -98,7 +98,7 @@ function readTests(xml: string): { name: string; outcome: string }[] {
   }));
   return cases.filter(({ name, outcome }) =>
     !cases.some((other) => other.name.startsWith(`${name} > `)) ||
-    // A group that failed though nothing in it did.
+    // A group can fail although no test in it failed.
     (outcome === "failure" &&
       !cases.some((other) =>
         other.name.startsWith(`${name} > `) && other.outcome === "failure"
@@ -142,7 +142,7 @@ export function printTable(guests: Guest[]): void {
   }
 }
 
-/** Prints what was skipped, once for all guests in which it was. */
+/** Prints each skipped test once, with the guests that skipped it. */
 export function printSkipped(guests: Guest[]): void {
   const where = new Map<string, string[]>();
   for (const { name, results } of guests) {
@@ -157,7 +157,7 @@ export function printSkipped(guests: Guest[]): void {
   }
 }
 
-/** Prints what failed, and the log of its suite. */
+/** Prints failed tests, and the logs of their suites. */
 export function printFailed(guests: Guest[]): void {
   for (const { name, results } of guests) {
     for (const { suite, failed, log } of results) {

@@ -1,14 +1,14 @@
 /**
- * udev opens a device whenever it is attached, and whenever somebody closes it who
- * could write. The kernel detaches when udev lets go: `detach` waits for that, a few
- * milliseconds, and must not take it for somebody who keeps the device.
+ * Attaches beside udev, which opens a device whenever it is attached and whenever a
+ * process closes it that could write. The kernel detaches when udev closes the device a
+ * few milliseconds later. `detach` must wait for that, and not report the device as busy.
  */
 import { attach, type Attachment, detach } from "@loopdev/loopdev";
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { onDevices, run, Scratch } from "../device/support.ts";
 
-/** Never fewer, however slow the machine is. */
+/** Number of cycles, even on a slow machine. */
 const CYCLES = 200;
 const SIZE = 256 << 10;
 
@@ -16,11 +16,11 @@ const isUdevRunning = [...Deno.readDirSync("/proc")].some(({ name }) => {
   try {
     return Deno.readTextFileSync(`/proc/${name}/comm`) === "systemd-udevd\n";
   } catch {
-    return false; // no process, or gone by now
+    return false; // not a process, or exited
   }
 });
 
-/** The ways in which a device is had and let go, in turn. */
+/** Ways to attach and detach a device, used in turn. */
 const WAYS:
   ((path: string, write: (device: Attachment) => void) => Promise<void>)[] = [
     async (path, write) => {
@@ -47,7 +47,7 @@ const WAYS:
   ];
 
 describe(`attach, write and detach ${CYCLES} times`, onDevices, () => {
-  it(`${isUdevRunning ? "beside" : "without"} udev`, async () => {
+  it(`loses no byte and leaves no device ${isUdevRunning ? "beside" : "without"} udev`, async () => {
     const expected = Deno.env.get("LOOPDEV_TEST_UDEV");
     if (expected !== undefined) assertEquals(isUdevRunning, expected === "yes");
     using scratch = new Scratch();
@@ -86,7 +86,7 @@ describe(`attach, write and detach ${CYCLES} times`, onDevices, () => {
   });
 });
 
-/** What udev makes when it has looked at a device: a link, or where there are no such numbers an entry. */
+/** Returns the path that udev creates for a device: a link, or an entry if there are no disk sequence numbers. */
 function traceOf({ minor, diskSequence }: Attachment): string {
   return diskSequence === 0
     ? `/run/udev/data/b7:${minor}`

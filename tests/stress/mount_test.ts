@@ -1,6 +1,6 @@
 /**
- * `kill -9` at random moments of a mount: nothing stays, and what was written for good is
- * there. `LOOPDEV_KILLS=200` does it so often.
+ * Sends `kill -9` at random moments of a mount. No mount and no device may stay, and data
+ * that was written back must be there. `LOOPDEV_KILLS=200` sets the number of runs.
  */
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
@@ -19,7 +19,7 @@ import { contentOf } from "./mounter.ts";
 const RUNS = Number(Deno.env.get("LOOPDEV_KILLS") ?? 20);
 const FILES = 50;
 
-/** A place with an image, and a directory to mount it on. */
+/** An image, and a directory to mount it on. */
 class Place implements Disposable {
   readonly #scratch = new Scratch();
   readonly #empty = `${this.#scratch.path}/empty.img`;
@@ -31,18 +31,18 @@ class Place implements Disposable {
     runOk("mkfs.ext4", "-q", "-F", this.#scratch.image(16 << 20, "empty.img"));
   }
 
-  /** A fresh file system. */
+  /** Replaces the image with an empty file system. */
   renew(): void {
     Deno.copyFileSync(this.#empty, this.image);
   }
 
-  /** Nothing is left, the file system is whole, and these files are. */
+  /** Checks that no device or mount is left, and that the file system and the written files are intact. */
   check(written: number[], content: (number: number) => Uint8Array): void {
     const isFree = () => this.#scratch.devices().length === 0;
     assert(isSoon(isFree), `${this.#scratch.devices()} is left`);
     const mounts = Deno.readTextFileSync("/proc/self/mountinfo");
     assert(!mounts.includes(this.#scratch.path), "a mount is left");
-    // A kill in the middle of a mount (EINTR) leaves a journal that is to be replayed.
+    // A kill in the middle of a mount (EINTR) leaves a journal that has to be replayed.
     const replay = run("e2fsck", "-p", "-E", "journal_only", this.image);
     assert(replay.code <= 1, replay.stdout);
     const { code, stdout } = run("e2fsck", "-f", "-n", this.image);
@@ -62,7 +62,7 @@ class Place implements Disposable {
   }
 }
 
-/** A process that prints what it has written. */
+/** A process that prints the numbers of the files that it has written. */
 class Writer {
   readonly #process: Deno.ChildProcess;
   readonly #written: Promise<number[]>;
@@ -92,11 +92,11 @@ class Writer {
     try {
       this.#process.kill("SIGKILL");
     } catch {
-      // it has ended
+      // The process has ended.
     }
   }
 
-  /** Waits for its end and that of its children, and returns the files that it has written. */
+  /** Waits until the process and its children end. Returns the files that they have written. */
   async ended(): Promise<number[]> {
     await this.#process.status;
     return await this.#written;
@@ -107,7 +107,7 @@ async function pause(milliseconds: number): Promise<void> {
   await new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
-/** Measures how long an undisturbed run takes, in milliseconds. */
+/** Measures the duration of an undisturbed run, in milliseconds. */
 async function durationOf(args: string[], place: Place): Promise<number> {
   place.renew();
   const start = performance.now();
@@ -117,7 +117,7 @@ async function durationOf(args: string[], place: Place): Promise<number> {
 }
 
 describe(`kill -9 at ${RUNS} moments of a mount`, onDevices, () => {
-  it("of mount(), without target", async () => {
+  it("leaves no device of mount() without target, and loses no synced file", async () => {
     using place = new Place();
     const script = new URL("mounter.ts", import.meta.url).pathname;
     const args = [script, place.image, `${FILES}`];
@@ -136,7 +136,7 @@ describe(`kill -9 at ${RUNS} moments of a mount`, onDevices, () => {
     assert(total > 0);
   });
 
-  it("of loopdev run --mount, and of its command", async () => {
+  it("leaves no device of loopdev run --mount or its command, and loses no synced file", async () => {
     using place = new Place();
     const script =
       `cd "$0"; i=0; while [ $i -lt ${FILES} ]; do printf %08192d $i > $i; sync $i; echo $i; i=$((i + 1)); done`;
@@ -152,7 +152,7 @@ describe(`kill -9 at ${RUNS} moments of a mount`, onDevices, () => {
       await pause(Math.random() * duration);
       if (run % 2 === 0) writer.kill();
       else killChildren(writer.pid);
-      // The command goes on when the program that started it is killed.
+      // The command keeps running after the program that started it is killed.
       const written = await writer.ended();
       total += written.length;
       place.check(written, content);
@@ -162,7 +162,7 @@ describe(`kill -9 at ${RUNS} moments of a mount`, onDevices, () => {
   });
 });
 
-/** Kills a process, unless it has ended just now. */
+/** Kills a process, unless it has already ended. */
 function kill(pid: number): void {
   try {
     Deno.kill(pid, "SIGKILL");
@@ -177,7 +177,7 @@ function killChildren(pid: number): void {
   try {
     children = Deno.readTextFileSync(`/proc/${pid}/task/${pid}/children`);
   } catch {
-    // it has ended
+    // The process has ended.
   }
   for (const child of children.split(" ")) {
     if (child !== "") kill(Number(child));

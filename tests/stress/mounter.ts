@@ -1,6 +1,6 @@
 /**
  * Mounts an image, and writes files into it: `mounter.ts IMAGE COUNT`. Prints the number of
- * each file once it is written for good (`fsync`).
+ * each file after it is written back (`fsync`).
  */
 import { mount } from "@loopdev/loopdev";
 

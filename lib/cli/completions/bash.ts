@@ -1,8 +1,8 @@
-/** Completion in bash. */
+/** Writes the completion script for bash. */
 import { type Source, sourceOf, type Subject } from "./subject.ts";
 import { spellings } from "../spelling.ts";
 
-/** The script. */
+/** Returns the script. */
 export function bash(subjects: readonly Subject[]): string {
   const names = subjects.map(({ name }) => name).join(" ");
   const reply = (source: Source): string => {

@@ -1,8 +1,8 @@
-/** Completion in fish. */
+/** Writes the completion script for fish. */
 import { quoted, type Source, sourceOf, type Subject } from "./subject.ts";
 import { spellings } from "../spelling.ts";
 
-/** The script. */
+/** Returns the script. */
 export function fish(subjects: readonly Subject[]): string {
   const names = subjects.map(({ name }) => name).join(" ");
   const candidates = (source: Source): string => {

@@ -1,22 +1,22 @@
-/** What there is to complete, for every shell. */
+/** Candidates for completion, for every shell. */
 import type { Options } from "../command.ts";
 
-/** What is completed behind a command. */
+/** A command to complete. */
 export interface Subject {
   readonly name: string;
   readonly summary: string;
-  /** `DEV`, `FILE` …, in their order; the last one may be repeated. */
+  /** Operands in order: `DEV`, `FILE` …. The last one may be repeated. */
   readonly operands: readonly string[];
   readonly options: Options;
 }
 
-/** The shells. */
+/** Shells with a completion script. */
 export const SHELLS = ["bash", "zsh", "fish"];
 
-/** The commands that take any device; others take one to which a file is attached. */
+/** Commands that take any device. Others take a device that has a file attached. */
 const ANY_DEVICE = ["attach", "run", "mknod"];
 
-/** What a value or an operand is completed with. */
+/** Candidates for a value or an operand. */
 export type Source =
   | "attached devices"
   | "attached devices and files"
@@ -27,7 +27,7 @@ export type Source =
   | { readonly choices: readonly string[]; readonly isList: boolean }
   | undefined;
 
-/** What a word of the help stands for. */
+/** Returns the candidates for a word of the help. */
 export function sourceOf(
   command: string,
   word: string | undefined,
@@ -53,7 +53,7 @@ export function sourceOf(
   }
 }
 
-/** Text as a word of a shell. */
+/** Quotes text as one word of a shell. */
 export function quoted(text: string): string {
   return `'${text.replaceAll("'", `'\\''`)}'`;
 }

@@ -1,8 +1,8 @@
-/** Completion in zsh. */
+/** Writes the completion script for zsh. */
 import { quoted, type Source, sourceOf, type Subject } from "./subject.ts";
 import { spellings } from "../spelling.ts";
 
-/** The script. */
+/** Returns the script. */
 export function zsh(subjects: readonly Subject[]): string {
   const names = subjects.map(({ name }) => name).join(" ");
   const action = (source: Source): string => {
