@@ -5,6 +5,7 @@ import { isFree, type Released } from "./attaching/release.ts";
 import { untilFree } from "./detach.ts";
 import { inspect } from "./devices.ts";
 import { LoopError, quote } from "./errors.ts";
+import type { Holder } from "./holder.ts";
 import { MountedFileSystem } from "./mounted.ts";
 import { type MountLine, ownMounts } from "./kernel/mounts.ts";
 import { numbersOf, PublicMount, Target } from "./mounting/public_mount.ts";
@@ -26,7 +27,7 @@ export async function mountedOn(directory: FilePath): Promise<MountedOn> {
   using target = new Target(directory, "examine");
   const { identity, number } = numbersOf(target.fd, directory.text);
   const known = identity.isRoot ? await findMount(number) : undefined;
-  if (known === undefined) throw refusal(directory, "it is no mount point");
+  if (known === undefined) throw refusal(directory, "it is not a mount point");
   const { type, source, options, device } = known;
   const rdev = majorMinor(device)[0] === 0 ? rdevAt(source) : device;
   const place = rdev === undefined ? undefined : loopPlaceOf(rdev);
@@ -35,7 +36,7 @@ export async function mountedOn(directory: FilePath): Promise<MountedOn> {
       directory,
       `${
         quote(source)
-      } is mounted there, which is no loop device: umount unmounts it`,
+      } is mounted there, which is not a loop device: umount unmounts it`,
     );
   }
   const { minor, partition = `loop${minor}` } = place;
@@ -98,14 +99,21 @@ function toBeFreed(minor: number): Released | undefined {
   };
 }
 
-/** Waits until a device is free, unless another file system on it is mounted. */
+/**
+ * Waits until a device is free, unless it is still mounted: another file system on it, or
+ * the same one in another mount namespace.
+ *
+ * @returns The mounts that keep it attached.
+ */
 export async function untilDetached(
   device: Released,
   waiting: WaitOptions,
-): Promise<void> {
-  if (isFree(device)) return;
+): Promise<Holder[]> {
+  if (isFree(device)) return [];
   const { findHolders } = await import("./holder_search.ts");
   const { holders } = await findHolders(device.minor);
-  const isMounted = holders.some(({ kind }) => kind === "mount");
-  if (!isMounted || isFree(device)) await untilFree(device, waiting);
+  const mounts = holders.filter(({ kind }) => kind === "mount");
+  if (mounts.length > 0 && !isFree(device)) return mounts;
+  await untilFree(device, waiting);
+  return [];
 }

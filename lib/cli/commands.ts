@@ -22,11 +22,12 @@ export const COMMANDS: Commands = {
   },
   unmount: {
     operands: "DIR...",
+    alias: "umount",
     summary: "write back and unmount",
     load: () => import("./unmount.ts"),
   },
   detach: {
-    operands: "DEV...",
+    operands: "[DEV...]",
     summary: "detach devices and wait until they are free",
     load: () => import("./detach.ts"),
   },

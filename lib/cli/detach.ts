@@ -73,7 +73,9 @@ async function run(args: string[]): Promise<number> {
   const named = given.operands.map(parseDevice);
   const selected = select(given);
   if (named.length === 0 && selected === undefined) {
-    throw new UsageError("DEV is missing");
+    throw new UsageError(
+      "DEV is missing, or --file, --loop-ref, --under or --deleted",
+    );
   }
   const isNoneSelected = selected?.length === 0 && !mayBeNone(given);
   if (isNoneSelected) fail(`there is no ${description(given)}`);

@@ -23,7 +23,7 @@ export function findCommand(word: string, commands: Commands): NamedEntry {
     throw new UsageError(
       `unknown option ${
         printable(word)
-      }: options of losetup follow loopdev losetup`,
+      }: for the options of losetup, use loopdev losetup`,
     );
   }
   throw new UsageError(

@@ -87,7 +87,13 @@ async function run(args: string[]): Promise<number> {
     unfinished.use(await attached.mount(options));
   } else {
     refuseAttachOptions(given);
-    unfinished.use(await mountDevice(device, options));
+    unfinished.use(
+      await mountDevice(device, options).catch((error) => {
+        // Only the source tells that it has no partitions.
+        if (error instanceof TypeError) throw new UsageError(error.message);
+        throw error;
+      }),
+    );
   }
   await interruptible.throwIfInterrupted();
   print(directory);

@@ -1,10 +1,12 @@
 import type { Released } from "../attaching/release.ts";
 import { checkPath } from "../arguments.ts";
+import { describeHolders } from "../describe_holder.ts";
 import { mountedOn, untilDetached } from "../mounted_on.ts";
 import { DEFAULT_TIMEOUT } from "../waiting.ts";
 import { parse, parseTimeout, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { fileOf } from "./files.ts";
+import { warn } from "./output.ts";
 import { report } from "./report.ts";
 import { Interruptible } from "./signals.ts";
 import { waitForDevice, withWaitingMessage } from "./waiting_message.ts";
@@ -75,12 +77,15 @@ async function run(args: string[]): Promise<number> {
   for (const device of lazy ? [] : devices.values()) {
     if (signal.aborted) break;
     const wait = waitForDevice(device.minor, timeout);
-    await attempt(() =>
-      withWaitingMessage(
+    await attempt(async () => {
+      const mounts = await withWaitingMessage(
         wait,
         () => untilDetached(device, { timeout, signal }),
-      )
-    );
+      );
+      if (mounts.length === 0) return;
+      const where = describeHolders({ holders: mounts, complete: true });
+      warn(`${device.path} stays attached: ${where.join("; ")}`);
+    });
   }
   return status;
 }

@@ -12,6 +12,12 @@ const WORDS: readonly [name: RegExp, words: string][] = [
   [/\bLoopControl\.add\((\d+)\)/g, "loopdev add $1"],
   [/\battach\(\{ nodes \}\)/g, "loopdev attach --nodes"],
   [/\battach\(\)/g, "loopdev attach"],
+  [/\bchoose one with partition\b/g, "choose one with --partition"],
+  [
+    /\brecognized on it; type names one\b/g,
+    "recognized on it; --type names one",
+  ],
+  [/\bblockSize: (\d+) \(-b \d+\)/g, "-b $1"],
   [/root and the group of the node may open it/g, RUN_AS_ROOT],
 ];
 

@@ -104,7 +104,7 @@ function chooseAmong(
         printable(whole.type)
       }), and partitions with others: ${
         describe(partitions)
-      }; say which partition`,
+      }; choose one with partition`,
     );
   }
   if (found.length === 1) return found[0]!.path;
@@ -117,7 +117,7 @@ function chooseAmong(
       }`
       : `it has several file systems: ${
         describe(partitions)
-      }; say which partition`,
+      }; choose one with partition`,
   );
 }
 
@@ -175,7 +175,7 @@ export function typeOf(
 ): string {
   if (wanted !== undefined) return wanted;
   const hint = fileSystem === undefined
-    ? "no file system is recognized on it; option type may name one"
+    ? "no file system is recognized on it; type names one"
     : Object.hasOwn(NOT_MOUNTED, fileSystem.type)
     ? `${NOT_MOUNTED[fileSystem.type]} (${fileSystem.type})`
     : undefined;

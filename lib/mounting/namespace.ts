@@ -22,6 +22,6 @@ export function enterMountNamespace(): void {
   unwrap(stopPropagation(), () => ({
     action,
     operation: "mount",
-    hint: { [EINVAL]: "the root directory is no mount point (chroot)" },
+    hint: { [EINVAL]: "the root directory is not a mount point (chroot)" },
   }));
 }

@@ -45,7 +45,7 @@ export class Target implements Disposable {
         path: target.text,
         hint: {
           [ENOENT]: "the directory must exist",
-          [ENOTDIR]: "it is no directory",
+          [ENOTDIR]: "it is not a directory",
         },
       })),
     );

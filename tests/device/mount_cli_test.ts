@@ -110,11 +110,11 @@ describe("loopdev mount and unmount", onDevices, () => {
       assertEquals(scratch.devices(), []);
       const failed = cli("unmount", directory);
       assertEquals(failed.code, 1);
-      assertMatch(failed.stderr, /it is no mount point/);
+      assertMatch(failed.stderr, /it is not a mount point/);
       using _tmpfs = mounted("-t", "tmpfs", "other", directory);
       assertMatch(
         cli("unmount", directory).stderr,
-        /"other" is mounted there, which is no loop device: umount unmounts it/,
+        /"other" is mounted there, which is not a loop device: umount unmounts it/,
       );
     }),
   );

@@ -582,7 +582,7 @@ describe("mount() of partitions", onDevices, () => {
         { name: "c" },
       ]);
       const messages = [
-        [{}, /several file systems: 1 "a" \(ext4\), 2 "b" \(ext4\), .*; say/],
+        [{}, /several file systems: 1 "a" \(ext4\), 2 "b" \(ext4\), .*; choose one with partition/],
         [{ partition: 9 }, /no partition 9: its partitions are 1 "a"/],
         [{ partition: "z" }, /no partition "z"/],
         [{ partition: "c" }, /several partitions have the name "c"/],

@@ -159,7 +159,10 @@ describe("wrong usage", () => {
       [["list", "--jsno"], "unknown option --jsno: did you mean --json?"],
       [["detach", "-lazy"], "unknown option -l: did you mean --lazy?"],
       [["list", "-O", "NAMES"], 'unknown column "NAMES": did you mean NAME?'],
-      [["-a"], "unknown option -a: options of losetup follow loopdev losetup"],
+      [
+        ["-a"],
+        "unknown option -a: for the options of losetup, use loopdev losetup",
+      ],
     ];
     for (const [args, message] of cases) {
       const { code, stderr } = await printed(() => main(args));

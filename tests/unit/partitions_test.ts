@@ -216,7 +216,7 @@ describe("readTable() of a GPT", () => {
     const image = gptImage({ sectorSize: 4096, partitions: TWO });
     assertEquals(
       damage(image, { sectorSize: 512 }),
-      "the GPT is for sectors of 4096 bytes, but those of the disk have 512",
+      "the GPT is for sectors of 4096 bytes, but those of the disk have 512; blockSize: 4096 (-b 4096) attaches it for them",
     );
   });
 
