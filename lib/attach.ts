@@ -228,6 +228,11 @@ export const ATTACH_OPTIONS = [
   "symlinks",
 ] as const;
 
+/** Throws for bad options, before any system call. */
+export function checkAttachOptions(options: AttachOptions): void {
+  parse(options);
+}
+
 /** Checks the options before any system call. */
 function parse(options: AttachOptions): AttachRequest {
   checkOptions(options, ATTACH_OPTIONS);

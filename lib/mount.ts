@@ -1,5 +1,5 @@
 /** Mounts file systems of images and devices. */
-import { attach, type AttachOptions } from "./attach.ts";
+import { attach, type AttachOptions, checkAttachOptions } from "./attach.ts";
 import { Attachment } from "./attachment.ts";
 import { LoopError } from "./errors.ts";
 import { Mount, type Mounted, mountedIn } from "./mount_handle.ts";
@@ -65,6 +65,7 @@ export async function mount(
   const { checkMountOptions } = await import("./mounting/options.ts");
   const request = checkMountOptions(options, ["attach"]);
   const { attach: attaching, ...own } = options;
+  if (attaching !== undefined) checkAttachOptions(attaching);
   if (source instanceof Attachment) {
     refuseAttachOptions(attaching);
     return await source.mount(own);

@@ -13,7 +13,13 @@ import {
 } from "./mounting/public_mount.ts";
 import { isSourceReleased, type Source } from "./mounting/source.ts";
 import { EBUSY } from "./sys/errno.ts";
-import { DEFAULT_TIMEOUT, pollUntil, type WaitOptions } from "./waiting.ts";
+import {
+  abortable,
+  DEFAULT_TIMEOUT,
+  pollUntil,
+  type WaitOptions,
+  within,
+} from "./waiting.ts";
 
 /** Properties of a mounted file system. */
 export interface Details {
@@ -73,9 +79,29 @@ export class MountedFileSystem extends Mounted {
   }
 
   async unmount(waiting: ResolvedDetachOptions): Promise<void> {
-    const turn = this.#last.then(() => this.#unmount(waiting));
-    this.#last = turn.catch(() => {});
-    await turn;
+    const previous = this.#last;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#last = previous.then(() => promise);
+    const start = performance.now();
+    try {
+      // Lazy unmounting must not wait for an unmount that waits for others.
+      if (!waiting.lazy) await this.#waitFor(previous, waiting);
+      const waited = performance.now() - start;
+      const timeout = Math.max(0, waiting.timeout - waited);
+      await this.#unmount({ ...waiting, timeout });
+    } finally {
+      resolve();
+    }
+  }
+
+  /** Waits for an earlier unmount within the limits of this one. */
+  async #waitFor(
+    previous: Promise<void>,
+    { timeout, signal }: WaitOptions,
+  ): Promise<void> {
+    const ended = abortable(previous.then(() => true), signal);
+    const isOver = await within(ended, Math.min(timeout, MAX_TIMER));
+    if (!isOver) throw await this.#busy("an earlier unmount still waits");
   }
 
   async #unmount(waiting: ResolvedDetachOptions): Promise<void> {
@@ -227,6 +253,9 @@ export class MountedFileSystem extends Mounted {
     }
   }
 }
+
+/** The longest delay of a timer, in milliseconds. */
+const MAX_TIMER = 2 ** 31 - 1;
 
 /** Describes the users of a mounted file system. */
 function describeUsers(

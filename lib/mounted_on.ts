@@ -29,7 +29,10 @@ export async function mountedOn(directory: FilePath): Promise<MountedOn> {
   const known = identity.isRoot ? await findMount(number) : undefined;
   if (known === undefined) throw refusal(directory, "it is not a mount point");
   const { type, source, options, device } = known;
-  const rdev = majorMinor(device)[0] === 0 ? rdevAt(source) : device;
+  // Only a Btrfs has a number of its own; any user can name the source of a FUSE.
+  const rdev = type === "btrfs" && majorMinor(device)[0] === 0
+    ? rdevAt(source)
+    : device;
   const place = rdev === undefined ? undefined : loopPlaceOf(rdev);
   if (rdev === undefined || place === undefined) {
     throw refusal(
@@ -44,7 +47,12 @@ export async function mountedOn(directory: FilePath): Promise<MountedOn> {
     mounted: new MountedFileSystem(
       new PublicMount(target.path, { identity, number, source }),
       {
-        source: { path: `/dev/${partition}`, minor, rdev },
+        source: {
+          path: `/dev/${partition}`,
+          minor,
+          rdev,
+          binding: bindingOf(minor),
+        },
         type,
         readOnly: options.includes("ro"),
         path: directory.text,

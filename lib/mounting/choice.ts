@@ -80,7 +80,9 @@ const NOT_MOUNTED: Readonly<Record<string, string>> = Object.fromEntries(
       "linux_raid_member",
       "it is a part of a RAID: mdadm assembles it, and what that gives is mounted",
     ],
-    ["swap", "it is swap space, and no file system"],
+    ["swap", "it is swap space, not a file system"],
+    ["swsuspend", "it is the image of a suspended system, not a file system"],
+    ["jbd", "it is the journal of another file system"],
   ],
 );
 

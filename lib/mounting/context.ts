@@ -66,9 +66,14 @@ async function createContext(
 ): Promise<{ fd: number; type: string }> {
   const context = await openContext(plan);
   const { fd, type } = context;
+  const start = performance.now();
   if (await fsconfigCreateAsync(fd) >= 0) return context;
   const words = kernelWords(fd);
   await closeAsync(fd);
+  // A hostile file system takes long to fail; the kernel's words have to do.
+  if (performance.now() - start > MAX_BLOCKING) {
+    throw mountError(plan, EINVAL, "fsconfig", words);
+  }
   const second = (await openContext({ ...plan, type })).fd;
   const result = fsconfigCreate(second);
   if (result >= 0) return { fd: second, type };
@@ -76,6 +81,9 @@ async function createContext(
   await closeAsync(second);
   throw mountError(plan, -result, "fsconfig", more.length > 0 ? more : words);
 }
+
+/** Time for which a failing call may block the event loop, in milliseconds. */
+const MAX_BLOCKING = 25;
 
 /** Kernel names, in order of preference, of types that blkid names differently. */
 const KERNEL_NAMES: Readonly<Record<string, readonly string[]>> = {

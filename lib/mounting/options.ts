@@ -179,7 +179,7 @@ function checkFileSystemOptions(
   value: unknown,
 ): ReadonlyMap<string, string | true> {
   if (value === undefined) return new Map();
-  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+  if (!isPlainObject(value)) {
     throw new TypeError(
       "Cannot use options of the file system: they must be an object",
     );
@@ -193,6 +193,13 @@ function checkFileSystemOptions(
     checked.set(key, checkValue(text, action));
   }
   return checked;
+}
+
+/** A Map would have no entries here, and its options would be dropped. */
+function isPlainObject(value: unknown): value is Record<string, unknown> {
+  if (typeof value !== "object" || value === null) return false;
+  const prototype = Object.getPrototypeOf(value);
+  return prototype === Object.prototype || prototype === null;
 }
 
 function checkValue(value: unknown, action: string): string | true {

@@ -7,13 +7,16 @@ import { LoopError, printable, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import { pathOf } from "../kernel/found_file.ts";
 import { ownMounts } from "../kernel/mounts.ts";
-import { EBUSY, EINVAL, ENOENT, ENOTDIR } from "../sys/errno.ts";
+import { EAGAIN, EBUSY, EINVAL, ENOENT, ENOTDIR } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   type CString,
+  cString,
   O_DIRECTORY,
   O_PATH,
+  O_RDONLY,
   openAt,
+  tryLock,
 } from "../sys/libc.ts";
 import { moveMount, umount, umountAsync } from "../sys/mount_calls.ts";
 import {
@@ -24,7 +27,7 @@ import {
   mountOf,
 } from "../sys/stat.ts";
 import { readLinkBytes } from "../sys/sysfs.ts";
-import { Slices } from "../waiting.ts";
+import { BRIEF_USE, pollUntil, Slices } from "../waiting.ts";
 import { openRoot, writeBackFileSystem } from "./write_back.ts";
 
 const decoder = new TextDecoder();
@@ -110,6 +113,41 @@ export interface MountNumbers {
   readonly source: string;
 }
 
+/** A mount point in its parent directory, which is held open. */
+class Place implements Disposable {
+  /** Path for the kernel that leads through the open directory. */
+  readonly bytes: CString;
+  /** Returns `true` if the mount is still on top. */
+  readonly isSame: () => boolean;
+  readonly #parent: FileDescriptor;
+
+  constructor(parent: number, name: CString, isSame: () => boolean) {
+    this.#parent = new FileDescriptor(parent);
+    const directory = encoder.encode(`${pathOf(parent)}/`);
+    this.bytes = new Uint8Array([...directory, ...name]);
+    this.isSame = isSame;
+  }
+
+  [Symbol.dispose](): void {
+    this.#parent.close();
+  }
+}
+
+const encoder = new TextEncoder();
+
+/**
+ * Waits for other unmounts by this library in the mount namespace. Any user can hold the
+ * lock, so the wait is short, and the unmount goes on without it.
+ */
+async function takeTurn(): Promise<Disposable | undefined> {
+  const fd = openAt(AT_FDCWD, cString("/proc/self/ns/mnt"), O_RDONLY);
+  if (fd < 0) return undefined;
+  const namespace = new FileDescriptor(fd);
+  const isLocked = () => tryLock(fd, true) !== -EAGAIN;
+  await pollUntil(isLocked, { timeout: BRIEF_USE, signal: undefined });
+  return namespace; // closing it releases the lock
+}
+
 /** A mount on a directory. */
 export class PublicMount {
   readonly #identity: MountIdentity;
@@ -151,11 +189,20 @@ export class PublicMount {
 
   /** Unmounts, unless another process already has. Returns `false` if the mount is in use and stays mounted. */
   async unmount(isLazy: boolean): Promise<boolean> {
+    // umount2() takes the mount on top, which another unmount may have uncovered.
+    using _turn = await takeTurn();
     if (!await this.#isThere()) return true;
-    const { bytes } = this.#path;
-    const result = this.#isOwnNamespace
+    using place = this.#openPlace();
+    if (place === undefined) return false; // replaced just now
+    const { bytes } = place;
+    let result = this.#isOwnNamespace
       ? umount(bytes, isLazy)
       : await umountAsync(bytes, isLazy);
+    // The error of another thread is unknown, and the mount may have been replaced since.
+    if (result === -1 && !this.#isOwnNamespace) {
+      if (!place.isSame()) return false;
+      result = umount(bytes, isLazy);
+    }
     if (result === -EBUSY) return false;
     if (result === -EINVAL && !await this.#isThere()) return true;
     unwrap(result, () => ({
@@ -164,6 +211,30 @@ export class PublicMount {
       path: this.path,
     }));
     return true;
+  }
+
+  /**
+   * Opens the parent directory of the mount point, so that no other user who owns a
+   * directory of the path can exchange it before umount2().
+   */
+  #openPlace(): Place | undefined {
+    const { bytes } = this.#path;
+    const start = bytes.lastIndexOf(SLASH) + 1;
+    const parent = openAt(
+      AT_FDCWD,
+      terminated(bytes.subarray(0, start)),
+      O_PATH | O_DIRECTORY,
+    );
+    if (parent < 0) return undefined;
+    const name = bytes.slice(start);
+    const place = new Place(
+      parent,
+      name,
+      () => this.#isSame(mountAt(parent, name, AT_SYMLINK_NOFOLLOW)),
+    );
+    if (place.isSame()) return place;
+    place[Symbol.dispose]();
+    return undefined;
   }
 
   /** Returns up to 10 mount points in the file system, each of which keeps it mounted. */
@@ -189,6 +260,9 @@ export class PublicMount {
     if (moved === undefined) return false;
     this.#path = moved;
     if (this.#isOnTop()) return true;
+    // From Linux 6.8 on, another identity under the same number is another mount.
+    const number = mountNumberAt(AT_FDCWD, moved.bytes);
+    if (number === this.#number) return false;
     throw new LoopError(`Cannot unmount ${quote(this.path)}`, {
       errno: EBUSY,
       operation: "umount2",

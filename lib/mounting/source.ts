@@ -3,7 +3,12 @@ import type { FilePath } from "../arguments.ts";
 import { quote, UnexpectedDevice, unwrap } from "../errors.ts";
 import { FileDescriptor, unwrapFound } from "../kernel/file_descriptor.ts";
 import { FoundFile } from "../kernel/found_file.ts";
-import { hasSysfs, LOOP_MAJOR, throwUnless } from "../kernel/loop_sysfs.ts";
+import {
+  bindingOf,
+  hasSysfs,
+  LOOP_MAJOR,
+  throwUnless,
+} from "../kernel/loop_sysfs.ts";
 import { DescriptorSource } from "../partitions/descriptor_source.ts";
 import { BLKGETSIZE64, BLKROGET } from "../sys/blk_uapi.ts";
 import { EBUSY, ENODEV, ENOENT, ENXIO } from "../sys/errno.ts";
@@ -70,6 +75,8 @@ export interface Source {
   readonly minor: number;
   /** Device number, encoded as in `st_rdev`. */
   readonly rdev: number;
+  /** What {@linkcode bindingOf} says of the device; `undefined` without sysfs. */
+  readonly binding: bigint | undefined;
 }
 
 /** Errors of a device that no longer exists. */
@@ -79,7 +86,11 @@ const GONE: readonly number[] = [ENOENT, ENXIO, ENODEV];
  * Returns `true` if no file system on the device is mounted in any namespace and no
  * process holds the device exclusively.
  */
-export function isSourceReleased({ path, rdev }: Source): boolean {
+export function isSourceReleased(
+  { path, minor, rdev, binding }: Source,
+): boolean {
+  // Another file is attached by now, and its device must not be opened.
+  if (binding !== undefined && bindingOf(minor) !== binding) return true;
   const failure = {
     action: `Cannot look whether ${quote(path)} is mounted`,
     operation: "open",
@@ -136,7 +147,7 @@ export class SourceDevice implements Disposable {
   /** Identity of the device, for use after closing. */
   get source(): Source {
     const { path, place: { minor }, stat: { rdev } } = this;
-    return { path, minor, rdev };
+    return { path, minor, rdev, binding: bindingOf(minor) };
   }
 
   /** Opens the device for reading, which keeps it attached. */

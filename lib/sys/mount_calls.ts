@@ -204,17 +204,16 @@ export function umount(path: CString, isLazy: boolean): number {
   );
 }
 
-/** `umount2(2)` on another thread, since it may take long. A failing call is repeated on this one to get its error. */
+/** `umount2(2)` on another thread, because it may take long: 0, or -1 without the error. */
 export async function umountAsync(
   path: CString,
   isLazy: boolean,
 ): Promise<number> {
-  const result = await table().pathCallNonblocking(
+  return await table().pathCallNonblocking(
     SYSCALL_NUMBERS.umount2,
     path as Bytes,
     umountFlags(isLazy),
   );
-  return result < 0 ? umount(path, isLazy) : result;
 }
 
 /** `syncfs(2)`: writes a file system back, and returns an error that was not reported to this open file yet. */
