@@ -18,6 +18,7 @@ import {
   run,
   runOk,
   type Scratch,
+  Undo,
   withScratch,
 } from "./support.ts";
 
@@ -98,6 +99,33 @@ describe("loopdev mount and unmount", onDevices, () => {
       assertEquals(scratch.devices(), [again]);
       assertEquals(cli("unmount", two).code, 0);
       assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "say who keeps a device attached in another mount namespace",
+    withScratch(async (scratch) => {
+      const { image, directory } = ext4(scratch);
+      assertEquals(cli("mount", image, directory).code, 0);
+      const [device] = scratch.devices();
+      const other = new Deno.Command("unshare", {
+        args: "--mount --propagation private sh -c".split(" ")
+          .concat("echo ready; exec sleep 60"),
+        stdout: "piped",
+      }).spawn();
+      using _end = new Undo(() => other.kill());
+      for await (const _ready of lines(other.stdout)) break;
+      const { code, stderr } = cli("unmount", directory);
+      assertEquals(code, 0);
+      assertMatch(
+        stderr,
+        new RegExp(
+          `warning: ${device} stays attached: mounted on ${directory}`,
+        ),
+      );
+      _end[Symbol.dispose]();
+      await other.status;
+      assert(isSoon(() => scratch.devices().length === 0));
     }),
   );
 

@@ -582,7 +582,10 @@ describe("mount() of partitions", onDevices, () => {
         { name: "c" },
       ]);
       const messages = [
-        [{}, /several file systems: 1 "a" \(ext4\), 2 "b" \(ext4\), .*; choose one with partition/],
+        [
+          {},
+          /several file systems: 1 "a" \(ext4\), 2 "b" \(ext4\), .*; choose one with partition/,
+        ],
         [{ partition: 9 }, /no partition 9: its partitions are 1 "a"/],
         [{ partition: "z" }, /no partition "z"/],
         [{ partition: "c" }, /several partitions have the name "c"/],
@@ -743,7 +746,7 @@ describe("mount() for reading only", onDevices, () => {
 describe("mount() of what cannot be mounted", onDevices, () => {
   const fillers: [what: string, make: string, message: RegExp][] = [
     ["nothing", "true", /no file system is recognized on it/],
-    ["swap", "mkswap -q", /it is swap space, and no file system \(swap\)/],
+    ["swap", "mkswap -q", /it is swap space, not a file system \(swap\)/],
     [
       "LUKS",
       "printf 'LUKS\\xba\\xbe\\x00\\x01' | dd conv=notrunc status=none of=",
@@ -808,7 +811,7 @@ describe("mount() of what cannot be mounted", onDevices, () => {
         [{ options: { foo: true } }, "EINVAL", "fsconfig", /foo|an option/],
         [{ options: { data: "x" } }, "EINVAL", "fsconfig", /data|an option/],
         [{ target: "/nowhere/at/all" }, "ENOENT", "open", /must exist/],
-        [{ target: image }, "ENOTDIR", "open", /no directory/],
+        [{ target: image }, "ENOTDIR", "open", /not a directory/],
         [{ partition: 1 }, "ENOENT", "mount", /it has no partitions/],
       ];
       for (const [options, code, operation, message] of cases) {
