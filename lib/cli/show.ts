@@ -19,7 +19,7 @@ import { formatSize } from "./table.ts";
 const OPTIONS: Options = {
   json: {
     help:
-      'print {"devices": [...]}: the fields of list --json, reference, fileSystem, partitions as in partitions --json, tableProblem, and holders',
+      'print {"devices": [...]}: the fields of list --json, reference, fileSystem, partitions as in partitions --json, tableProblem, holders, and complete (false if some users could not be checked)',
   },
 };
 
@@ -61,7 +61,11 @@ async function run(args: string[]): Promise<number> {
 }
 
 /** A device with its content and its users. */
-type Details = Omit<LoopDevice, "reference"> & Content & { holders: Holder[] };
+type Details = Omit<LoopDevice, "reference"> & Content & {
+  holders: Holder[];
+  /** `false` if some processes and mounts could not be checked. */
+  complete: boolean;
+};
 
 async function detailsOf(ref: DeviceRef): Promise<Details> {
   const minor = minorOf(ref);
@@ -71,7 +75,7 @@ async function detailsOf(ref: DeviceRef): Promise<Details> {
   if (!complete) {
     warn(`${device.path}: some processes and mounts could not be checked`);
   }
-  return { ...device, ...await contentOf(minor), holders };
+  return { ...device, ...await contentOf(minor), holders, complete };
 }
 
 function notAttached(minor: number): LoopError {
@@ -146,7 +150,11 @@ function rowsOf(details: Details): Row[] {
     ...list("file system", fileSystem ? [describe(fileSystem)] : []),
     ...list("table problem", tableProblem ? [tableProblem] : []),
     ...list("partitions", details.partitions.map(describePartition), "none"),
-    ...list("holders", details.holders.map(describeHolder), "none"),
+    ...list(
+      "holders",
+      details.holders.map(describeHolder),
+      details.complete ? "none" : "unknown",
+    ),
   ];
 }
 
