@@ -37,9 +37,9 @@ const NO_LOCKS = [EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP];
 
 /** Time that a device being detached may hold its lock after it is no longer bound. */
 const FREEING_TIMEOUT = 500; // milliseconds
-/** Time that a device no longer visible in sysfs may hold its lock. */
-const UNSEEN_TIMEOUT = 100; // milliseconds
 const FREEING_PAUSE = 5; // milliseconds
+/** Tries in any case: on a starved machine, the process that frees the device waits too. */
+const MIN_TRIES = 64;
 
 /**
  * Locks the range for the open file description that will be bound. The loop device
@@ -58,15 +58,18 @@ export async function lockRange(
 ): Promise<void> {
   if (tryLockRange(claim)) return;
   const start = performance.now();
-  do {
+  for (let tries = 1;; tries++) {
+    const isLate = tries >= MIN_TRIES &&
+      performance.now() - start >= FREEING_TIMEOUT;
+    // A device that is not visible may be the one that is being freed: sysfs forgets it
+    // before the kernel closes the file.
     const device = findLocker(claim);
-    const waited = performance.now() - start;
-    const mayPass = device === undefined
-      ? waited < UNSEEN_TIMEOUT
-      : waited < FREEING_TIMEOUT && await isBeingFreed(device);
+    const mayPass = !isLate &&
+      (device === undefined || await isBeingFreed(device));
     if (!mayPass) throw lockedError(claim);
     await sleep(FREEING_PAUSE, signal);
-  } while (!tryLockRange(claim));
+    if (tryLockRange(claim)) return;
+  }
 }
 
 /** Locks the range. Returns `false` if another process has locked some of the bytes. */
