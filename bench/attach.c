@@ -72,7 +72,10 @@ static int open_backing(struct statx *stat) {
   struct flock lock = {.l_type = is_read_only() ? F_RDLCK : F_WRLCK,
                        .l_start = wanted.info.lo_offset,
                        .l_len = wanted.info.lo_sizelimit};
-  if (locks && fcntl(fd, F_OFD_SETLK, &lock) < 0) return -1;
+  for (int tries = 1; locks && fcntl(fd, F_OFD_SETLK, &lock) < 0; tries++) {
+    if (errno != EAGAIN || tries >= 100) return -1;
+    usleep(5000); /* the device of the last cycle is still being freed */
+  }
   return fd;
 }
 
@@ -163,6 +166,7 @@ static int attach(struct device *device) {
     if (!is_vacant(device->minor) || ioctl(fd, LOOP_CONFIGURE, &config) < 0) {
       close(fd);
       fd = -1;
+      if (tries >= 3) usleep(1000 + random() % 4000); /* rule 6 */
     }
   }
   int error = errno;
