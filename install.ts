@@ -74,7 +74,9 @@ function install(bin: string, share: string): void {
     console.log(`Installed ${path}`);
   }
   const isOnPath = Deno.env.get("PATH")?.split(":").includes(bin);
-  if (!isOnPath) console.log(`Add it to your PATH: export PATH="${bin}:$PATH"`);
+  if (!isOnPath) {
+    console.log(`Add their directory to your PATH: export PATH="${bin}:$PATH"`);
+  }
 }
 
 function uninstall(bin: string, share: string): void {

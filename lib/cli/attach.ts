@@ -33,7 +33,7 @@ export const ATTACH_OPTIONS: Options = {
     letter: "b",
     value: "SIZE",
     help:
-      "logical block size: 512, 1024, 2048, 4096 ..., or probe for that of the partition table in the file",
+      'logical block size: 512, 1024, 2048, 4096 ..., or "probe": the one that the partition table in the file uses',
     choices: ["512", "1024", "2048", "4096", "probe"],
   },
   "read-only": {
