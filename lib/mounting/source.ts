@@ -75,7 +75,7 @@ export interface Source {
   readonly minor: number;
   /** Device number, encoded as in `st_rdev`. */
   readonly rdev: number;
-  /** What {@linkcode bindingOf} says of the device; `undefined` without sysfs. */
+  /** Inode of the binding, as {@linkcode bindingOf} returns it; `undefined` without sysfs. */
   readonly binding: bigint | undefined;
 }
 
