@@ -43,7 +43,7 @@ import {
 } from "./partitions/partitions.ts";
 import { EBADF, ENODEV, ENOENT, ENXIO } from "./sys/errno.ts";
 import { duplicate, writeBack } from "./sys/libc.ts";
-import { BRIEF_USE, DEFAULT_TIMEOUT } from "./waiting.ts";
+import { DEFAULT_TIMEOUT } from "./waiting.ts";
 
 /**
  * A file attached to a loop device by {@linkcode attach}, until it is disposed of.
@@ -447,10 +447,7 @@ export class Attachment implements AsyncDisposable {
     if (this.#isPersisted) return path;
     this.#checkAttached(`persist ${quote(path)}`);
     if (this.#transfers.size > 0) await this.#settleTransfers();
-    return await retryWhileHeld(() => this.#tryPersist(), {
-      timeout: BRIEF_USE,
-      signal: undefined,
-    });
+    return await retryWhileHeld(() => this.#tryPersist());
   }
 
   async #tryPersist(): Promise<string> {

@@ -11,7 +11,6 @@ import { mayUdevRun } from "../kernel/udev.ts";
 import { isVacant } from "../kernel/vacancy.ts";
 import { O_EXCL, O_RDONLY } from "../sys/libc.ts";
 import { LO_FLAGS_PARTSCAN } from "../sys/loop_uapi.ts";
-import { BRIEF_USE } from "../waiting.ts";
 import { rollBack } from "./release.ts";
 import { retryWhileHeld } from "./retry_while_held.ts";
 import { type Verified, verify } from "./verification.ts";
@@ -62,10 +61,7 @@ export async function completeBinding(
 
 /** Makes the kernel scan for partitions, unless the file was bound with that flag. */
 async function turnOnPartscan(loop: Loop): Promise<void> {
-  await retryWhileHeld(() => loop.setStatus({ partscan: true }), {
-    timeout: BRIEF_USE,
-    signal: undefined,
-  });
+  await retryWhileHeld(() => loop.setStatus({ partscan: true }));
 }
 
 /**

@@ -13,7 +13,10 @@ import { isErrno } from "./release.ts";
  */
 export async function retryWhileHeld<T>(
   change: () => T | Promise<T>,
-  { timeout, signal }: WaitOptions,
+  { timeout, signal }: WaitOptions = {
+    timeout: BRIEF_USE,
+    signal: undefined,
+  },
 ): Promise<T> {
   let done: { result: T } | undefined;
   let refusal: LoopError | undefined;

@@ -14,7 +14,13 @@ import {
 import { isOurs, Lookup } from "./lookup.ts";
 import { openLoop } from "./nodes.ts";
 import { ENAMETOOLONG, ENOENT } from "../sys/errno.ts";
-import { type CString, cString, O_RDONLY, openAt } from "../sys/libc.ts";
+import {
+  type CString,
+  cString,
+  O_RDONLY,
+  openAt,
+  terminated,
+} from "../sys/libc.ts";
 import {
   openDirectoryAt,
   readBytes,
@@ -449,12 +455,6 @@ function readAttributes(
       diskSequence: moment.diskSequence,
     },
   };
-}
-
-function terminated(bytes: Uint8Array): Uint8Array {
-  const copy = new Uint8Array(bytes.length + 1);
-  copy.set(bytes);
-  return copy;
 }
 
 function saturated(value: number | bigint): number {

@@ -587,16 +587,8 @@ export class Loop implements Disposable {
    * ```
    */
   getInfo(): LoopInfo64 {
-    const info = new LoopInfo64();
-    unwrap(
-      ioctlPointer(
-        this.#open("LOOP_GET_STATUS64"),
-        LOOP_GET_STATUS64,
-        info.bytes,
-      ),
-      this.#failure("LOOP_GET_STATUS64", "read the status of", NOT_BOUND),
-    );
-    return info;
+    this.#open("LOOP_GET_STATUS64");
+    return readInfo(this, new LoopInfo64());
   }
 
   /**
@@ -1149,9 +1141,13 @@ const status = new LoopInfo64();
  * Saves allocating a structure, which takes longer than filling one.
  */
 export function currentInfo(loop: Loop): LoopInfo64 {
+  return readInfo(loop, status);
+}
+
+function readInfo(loop: Loop, info: LoopInfo64): LoopInfo64 {
   const { fd, path } = loop;
   unwrap(
-    fd === -1 ? -EBADF : ioctlPointer(fd, LOOP_GET_STATUS64, status.bytes),
+    fd === -1 ? -EBADF : ioctlPointer(fd, LOOP_GET_STATUS64, info.bytes),
     () => ({
       action: `Cannot read the status of ${quote(path)}`,
       operation: "LOOP_GET_STATUS64",
@@ -1159,7 +1155,7 @@ export function currentInfo(loop: Loop): LoopInfo64 {
       hint: { ...NOT_BOUND, [EBADF]: "it is closed" },
     }),
   );
-  return status;
+  return info;
 }
 
 /** Issues one of the `BLK*GET*` ioctls, which return a number of 32 or 64 bits. */

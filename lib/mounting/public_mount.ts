@@ -16,6 +16,7 @@ import {
   O_PATH,
   O_RDONLY,
   openAt,
+  terminated,
   tryLock,
 } from "../sys/libc.ts";
 import { moveMount, umount, umountAsync } from "../sys/mount_calls.ts";
@@ -97,12 +98,6 @@ function canonical(fd: number): FilePath | undefined {
 }
 
 const SLASH = "/".charCodeAt(0);
-
-function terminated(bytes: Uint8Array): CString {
-  const path = new Uint8Array(bytes.length + 1);
-  path.set(bytes);
-  return path;
-}
 
 /** Identity of a mount. */
 export interface MountNumbers {

@@ -278,6 +278,13 @@ export function cString(text: string): CString {
   return putAscii(text, bytes) ? bytes : encoder.encode(text + "\0");
 }
 
+/** Returns a copy of the bytes of a path with a NUL at the end. */
+export function terminated(bytes: Uint8Array): CString {
+  const path = new Uint8Array(bytes.length + 1);
+  path.set(bytes);
+  return path;
+}
+
 const transient = new Uint8Array(4096);
 
 /**
