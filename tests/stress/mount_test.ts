@@ -121,19 +121,7 @@ describe(`kill -9 at ${RUNS} moments of a mount`, onDevices, () => {
     using place = new Place();
     const script = new URL("mounter.ts", import.meta.url).pathname;
     const args = [script, place.image, `${FILES}`];
-    const duration = await durationOf(args, place);
-    let total = 0;
-    for (let run = 0; run < RUNS; run++) {
-      place.renew();
-      const writer = new Writer(args);
-      await pause(Math.random() * duration);
-      writer.kill();
-      const written = await writer.ended();
-      total += written.length;
-      place.check(written, contentOf);
-    }
-    console.log(`${RUNS} times killed: ${total} files written before`);
-    assert(total > 0);
+    await killAtRandom(place, args, contentOf, (writer) => writer.kill());
   });
 
   it("leaves no device of loopdev run --mount or its command, and loses no synced file", async () => {
@@ -144,23 +132,35 @@ describe(`kill -9 at ${RUNS} moments of a mount`, onDevices, () => {
       .concat(["sh", "-c", script, place.directory]);
     const content = (number: number) =>
       new TextEncoder().encode(`${number}`.padStart(8192, "0"));
-    const duration = await durationOf(args, place);
-    let total = 0;
-    for (let run = 0; run < RUNS; run++) {
-      place.renew();
-      const writer = new Writer(args);
-      await pause(Math.random() * duration);
+    await killAtRandom(place, args, content, (writer, run) => {
       if (run % 2 === 0) writer.kill();
       else killChildren(writer.pid);
-      // The command keeps running after the program that started it is killed.
-      const written = await writer.ended();
-      total += written.length;
-      place.check(written, content);
-    }
-    console.log(`${RUNS} times killed: ${total} files written before`);
-    assert(total > 0);
+    });
   });
 });
+
+/** Kills a writer at random moments, and checks the image after each. */
+async function killAtRandom(
+  place: Place,
+  args: string[],
+  content: (number: number) => Uint8Array,
+  kill: (writer: Writer, run: number) => void,
+): Promise<void> {
+  const duration = await durationOf(args, place);
+  let total = 0;
+  for (let run = 0; run < RUNS; run++) {
+    place.renew();
+    const writer = new Writer(args);
+    await pause(Math.random() * duration);
+    kill(writer, run);
+    // A command keeps running after the program that started it is killed.
+    const written = await writer.ended();
+    total += written.length;
+    place.check(written, content);
+  }
+  console.log(`${RUNS} times killed: ${total} files written before`);
+  assert(total > 0);
+}
 
 /** Kills a process, unless it has already ended. */
 function kill(pid: number): void {
