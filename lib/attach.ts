@@ -85,8 +85,8 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
    * devtmpfs. {@linkcode Attachment.path} is in that directory. A node of the device
    * that already exists there is used as it is.
    *
-   * If this option is not given and `/dev` has no node of the device, the nodes are
-   * created in a private directory: `/run/loopdev-…`, or one in `/tmp`, `/dev` or
+   * If this option is not given and `/dev` has no node of the device, or gets none of
+   * its partitions, the nodes are created in a private directory: `/run/loopdev-…`, or one in `/tmp`, `/dev` or
    * `/dev/shm` if `/run` does not accept device nodes.
    *
    * `detach` removes the nodes that were created, and fails if it cannot. They outlive

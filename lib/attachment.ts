@@ -26,7 +26,7 @@ import { LoopBusyError, LoopError, quote, unwrap } from "./errors.ts";
 import { FileDescriptor } from "./kernel/file_descriptor.ts";
 import { exactSize, type Loop } from "./kernel/loop.ts";
 import { bindingOf, diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
-import type { NodeDirectory } from "./kernel/node_directory.ts";
+import type { NodeDirectory, NodeOwner } from "./kernel/node_directory.ts";
 import { removePartitions } from "./kernel/remove_partitions.ts";
 import {
   checkTransfer,
@@ -71,7 +71,8 @@ export class Attachment implements AsyncDisposable {
   /** The open device. Closing it detaches the file if `autoclear` is set. */
   readonly loop: Loop;
   readonly #loop: BoundLoop;
-  readonly #nodes: NodeDirectory | undefined;
+  readonly #own: NodeOwner;
+  readonly #path: string;
   readonly #timeout: number;
   #state: State = { is: "attached" };
   /** `true` if partitions were added that the kernel does not remove on detaching. */
@@ -92,7 +93,8 @@ export class Attachment implements AsyncDisposable {
       throw new TypeError("Cannot construct Attachment: use attach()");
     }
     this.loop = this.#loop = loop;
-    this.#nodes = nodes;
+    this.#own = { nodes };
+    this.#path = nodes?.pathOf(loop.name) ?? loop.path;
     this.#timeout = timeout;
   }
 
@@ -101,7 +103,7 @@ export class Attachment implements AsyncDisposable {
    * nodes.
    */
   get path(): string {
-    return this.#nodes?.pathOf(this.#loop.name) ?? this.#loop.path;
+    return this.#path;
   }
 
   /** The number of the device: 3 for `/dev/loop3`. */
@@ -159,7 +161,7 @@ export class Attachment implements AsyncDisposable {
   async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
     const waiting = checkPartitionsOptions(options);
     const { showTable } = await import("./partitions/appear.ts");
-    const { partitions } = await showTable(this.#loop, waiting, this.#nodes);
+    const { partitions } = await showTable(this.#loop, waiting, this.#own);
     this.#hasOwnPartitions = !this.#loop.getStatus().partscan;
     return partitions;
   }
@@ -188,7 +190,7 @@ export class Attachment implements AsyncDisposable {
     const { mountAttached } = await import("./mount_disk.ts");
     this.#checkAttached(`mount ${quote(this.path)}`);
     const { path } = this;
-    const disk = { loop: this.#loop, path, nodes: this.#nodes };
+    const disk = { loop: this.#loop, path, owner: this.#own };
     return new Mount(await mountAttached(disk, options));
   }
 
@@ -339,7 +341,7 @@ export class Attachment implements AsyncDisposable {
   }
 
   async #release(): Promise<Released> {
-    const left = this.#nodes?.removeAll();
+    const left = this.#own.nodes?.removeAll();
     try {
       if (this.#transfers.size > 0) await this.#settleTransfers();
       if (this.#hasOwnPartitions) this.#removePartitions();
@@ -415,7 +417,7 @@ export class Attachment implements AsyncDisposable {
 
   /** Removes the nodes that could not be removed before, if any. */
   #removeNodes(): void {
-    const left = this.#nodes?.removeAll();
+    const left = this.#own.nodes?.removeAll();
     if (left !== undefined) throw left;
   }
 
@@ -467,7 +469,7 @@ export class Attachment implements AsyncDisposable {
     const { autoclear } = decodeFlags(this.#loop.getInfo().flags);
     if (autoclear) this.#loop.setStatus({ autoclear: false });
     this.#state = { is: "persisted" };
-    this.#nodes?.close();
+    this.#own.nodes?.close();
     this.#loop.close();
     return path;
   }

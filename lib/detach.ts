@@ -18,6 +18,7 @@ import { LoopBusyError, quote } from "./errors.ts";
 import { describeHolders } from "./describe_holder.ts";
 import type { Holders } from "./holder.ts";
 import { type Loop, ownDescriptors } from "./kernel/loop.ts";
+import { partitionsOf } from "./kernel/loop_sysfs.ts";
 import { EBUSY } from "./sys/errno.ts";
 import { AT_FDCWD, cString } from "./sys/libc.ts";
 import { statAt } from "./sys/stat.ts";
@@ -139,19 +140,26 @@ export async function detachBinding(
   const waiting = checkDetachOptions(options);
   using loop = openAttached(device, "detach", backing);
   if (waiting.ifUnused) await refuseUsed(loop);
+  const mayLeaveNodes = lacksNodes(loop.minor);
   const released = await release(loop);
   if (!waiting.lazy && !isFreeNow(released)) await untilFree(released, waiting);
   if (released.failure !== undefined) throw released.failure;
-  await removeLeftNodes(released.minor);
+  if (mayLeaveNodes) await removeLeftNodes(released.minor);
 }
 
-/**
- * Removes the private nodes of a device that another process attached, if `/dev` has
- * none.
- */
+/** Returns `true` if `/dev` lacks nodes of a device, so that it may have private ones. */
+function lacksNodes(minor: number): boolean {
+  const names = [
+    `loop${minor}`,
+    ...partitionsOf(minor).map(({ name }) => name),
+  ];
+  return names.some((name) =>
+    typeof statAt(AT_FDCWD, cString(`/dev/${name}`)) === "number"
+  );
+}
+
+/** Removes the private nodes of a device that another process attached. */
 async function removeLeftNodes(minor: number): Promise<void> {
-  const node = statAt(AT_FDCWD, cString(`/dev/loop${minor}`));
-  if (typeof node !== "number") return;
   const left = await import("./kernel/left_nodes.ts");
   left.removeLeftNodes(minor);
 }

@@ -72,7 +72,7 @@ export async function mountPath(
     );
   }
   return await mountDisk(
-    { loop, path: source.path, nodes: undefined },
+    { loop, path: source.path, owner: undefined },
     request,
   );
 }

@@ -4,6 +4,9 @@ import { checkMountOptions, type MountOptions } from "../mounting/options.ts";
 import { findSource } from "../mounting/source.ts";
 import { checkPath } from "../arguments.ts";
 import { minorInName } from "../device_ref.ts";
+import { findPrivateDirectory } from "../kernel/left_nodes.ts";
+import { AT_FDCWD, cString } from "../sys/libc.ts";
+import { statAt } from "../sys/stat.ts";
 import {
   type Arguments,
   asUsage,
@@ -112,10 +115,19 @@ function refuseAttachOptions(given: Arguments): void {
 /** Returns the path of a loop device or a partition, or `undefined` for a file. */
 function deviceOf(source: string): string | URL | undefined {
   const minor = minorInName(/^\d+$/.test(source) ? `loop${source}` : source);
-  if (minor !== undefined) return `/dev/loop${minor}`;
+  if (minor !== undefined) return nodeOf(minor);
   const path = fileOf(source);
   using found = findSource(checkPath(path));
   return found === undefined ? undefined : path;
+}
+
+/** Returns the path of a node of a device, which is private if `/dev` has none. */
+function nodeOf(minor: number): string {
+  const name = `loop${minor}`;
+  const path = `/dev/${name}`;
+  if (typeof statAt(AT_FDCWD, cString(path)) !== "number") return path;
+  const directory = findPrivateDirectory((names) => names.includes(name));
+  return directory === undefined ? path : `${directory}/${name}`;
 }
 
 /** Checks the options, and returns them for the library. */

@@ -1,6 +1,7 @@
 import type { Released } from "../attaching/release.ts";
 import { checkPath } from "../arguments.ts";
 import { describeHolders } from "../describe_holder.ts";
+import { removeLeftNodes } from "../kernel/left_nodes.ts";
 import { mountedOn, untilDetached } from "../mounted_on.ts";
 import { DEFAULT_TIMEOUT } from "../waiting.ts";
 import { parse, parseTimeout, UsageError } from "./arguments.ts";
@@ -82,6 +83,7 @@ async function run(args: string[]): Promise<number> {
         wait,
         () => untilDetached(device, { timeout, signal }),
       );
+      removeLeftNodes(device.minor);
       // Another partition that is mounted here is no surprise.
       const elsewhere = mounts.filter((mount) => "pid" in mount);
       if (elsewhere.length === 0) return;

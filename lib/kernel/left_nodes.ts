@@ -62,6 +62,16 @@ export function removeLeftNodes(minor: number): void {
   }
 }
 
+/** Returns the path of the first private directory whose names fit. */
+export function findPrivateDirectory(
+  isIt: (names: readonly string[]) => boolean,
+): string | undefined {
+  for (const { path, names } of privateDirectories()) {
+    if (isIt(names)) return path;
+  }
+  return undefined;
+}
+
 /** A private directory, open while it is examined. */
 interface Found {
   readonly path: string;

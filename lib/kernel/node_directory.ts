@@ -20,12 +20,18 @@ import {
   AT_FDCWD,
   cString,
   O_DIRECTORY,
+  O_NOFOLLOW,
   O_PATH,
   O_RDONLY,
   openAt,
   removeDirectoryAt,
 } from "../sys/libc.ts";
 import { readLink } from "../sys/sysfs.ts";
+
+/** Holder of the directory for nodes of one device, if `/dev` has none. */
+export interface NodeOwner {
+  nodes: NodeDirectory | undefined;
+}
 
 /**
  * A directory in which nodes are created for other programs, and removed again. It is
@@ -122,6 +128,19 @@ export class NodeDirectory implements Disposable {
     });
   }
 
+  /** Opens a private directory that another process of this user has created. */
+  static reopen(path: string): NodeDirectory {
+    const fd = unwrap(
+      openAt(AT_FDCWD, cString(path), O_PATH | O_DIRECTORY | O_NOFOLLOW),
+      () => ({
+        action: `Cannot create nodes in ${quote(path)}`,
+        operation: "open",
+        path,
+      }),
+    );
+    return new NodeDirectory(path, new FileDescriptor(fd), true);
+  }
+
   /** Returns the path of a node in this directory. */
   pathOf(name: string): string {
     return `${this.#path}/${name}`;
@@ -139,6 +158,10 @@ export class NodeDirectory implements Disposable {
     if (typeof there !== "number" && isNodeOf(there, rdev)) return;
     const made = this.#made.get(name);
     if (made !== undefined) this.#remove(directory, name, made);
+    // In a private directory, all nodes are those of this program.
+    else if (this.#isPrivate && typeof there !== "number") {
+      this.#remove(directory, name, there);
+    }
     this.#made.set(
       name,
       makeNode(directory, node, S_IFBLK | 0o600, rdev),
@@ -323,7 +346,7 @@ function absolute(path: string): string {
  * Returns `true` if a file system is a devtmpfs. statfs(2) cannot distinguish it from a
  * tmpfs, which has the same magic number.
  */
-function isDevtmpfs(device: number): boolean {
+export function isDevtmpfs(device: number): boolean {
   return ownMounts().some((mount) =>
     mount.device === device && mount.type === "devtmpfs"
   );

@@ -2,7 +2,7 @@
 import { LoopError, printable, quote } from "../errors.ts";
 import { exactSize, type Loop } from "../kernel/loop.ts";
 import { partitionsOf } from "../kernel/loop_sysfs.ts";
-import type { NodeDirectory } from "../kernel/node_directory.ts";
+import type { NodeOwner } from "../kernel/node_directory.ts";
 import { showTable } from "../partitions/appear.ts";
 import { DamagedTable } from "../partitions/damaged_table.ts";
 import { DescriptorSource } from "../partitions/descriptor_source.ts";
@@ -19,7 +19,7 @@ export interface Disk {
   readonly loop: Loop;
   /** Path of a node of the disk. */
   readonly path: string;
-  readonly nodes: NodeDirectory | undefined;
+  readonly owner: NodeOwner | undefined;
 }
 
 /** Returns the path of the device to mount: the disk or a partition. */
@@ -33,7 +33,7 @@ export async function choosePath(
     return disk.path;
   }
   const waiting = { timeout: DEFAULT_TIMEOUT, signal };
-  const { partitions: all } = await showTable(disk.loop, waiting, disk.nodes);
+  const { partitions: all } = await showTable(disk.loop, waiting, disk.owner);
   return partition === undefined
     ? chooseAmong(disk, whole, all)
     : find(disk, all, partition).path;

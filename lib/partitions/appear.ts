@@ -14,7 +14,11 @@ import {
   partitionsOf,
   rdevOfPartition,
 } from "../kernel/loop_sysfs.ts";
-import { type NodeDirectory, openDevNode } from "../kernel/node_directory.ts";
+import {
+  type NodeDirectory,
+  type NodeOwner,
+  openDevNode,
+} from "../kernel/node_directory.ts";
 import { addPartition, resizePartition } from "../sys/blk_uapi.ts";
 import {
   EACCES,
@@ -33,6 +37,12 @@ import { DamagedTable } from "./damaged_table.ts";
 import { DescriptorSource } from "./descriptor_source.ts";
 import { isSlice } from "./foreign.ts";
 import { makeRoom } from "./make_room.ts";
+import {
+  doNodesAppear,
+  findNodes,
+  makeOwnNodes,
+  shareNodes,
+} from "./own_nodes.ts";
 import type { Partition } from "./partition.ts";
 import { type PartitionTable, readTable } from "./table.ts";
 import { addProblem, shownExtent, type TableEntry } from "./table_entry.ts";
@@ -59,9 +69,9 @@ export interface FoundTable extends ShownTable {
 export async function showTable(
   loop: Loop,
   waiting: WaitOptions,
-  nodes?: NodeDirectory,
+  owner?: NodeOwner,
 ): Promise<ShownTable> {
-  const showing = new Showing(loop, nodes);
+  using showing = new Showing(loop, owner);
   showing.read();
   // The kernel scans before we do, and removes its partitions on detaching. Without a
   // table, it would remove partitions that other processes have added.
@@ -92,7 +102,7 @@ export async function showTable(
  * about them. Changes nothing.
  */
 export function lookAt(loop: Loop): FoundTable {
-  const showing = new Showing(loop, undefined);
+  using showing = new Showing(loop, undefined);
   let damage: string | undefined;
   try {
     showing.read();
@@ -153,9 +163,12 @@ interface KnownPartition extends KernelPartition {
 }
 
 /** The partitions of one device while they are being created. */
-class Showing {
+class Showing implements Disposable {
   readonly #loop: Loop;
-  readonly #nodes: NodeDirectory | undefined;
+  /** The attachment, if it was this process that attached the device. */
+  readonly #owner: NodeOwner | undefined;
+  /** Nodes shared with other processes, if there is no attachment. */
+  readonly #shared: NodeOwner = { nodes: undefined };
   /** Identity of the file whose partitions they are. */
   readonly #file: number | string;
   #size = 0;
@@ -169,11 +182,22 @@ class Showing {
   readonly #fileSystems = new Map<number, FileSystem | undefined>();
   #known: KnownPartition[] = [];
   #missing: string[] = [];
+  /** `true` if `/dev` has no node for a partition. */
+  #lacksNodes = false;
 
-  constructor(loop: Loop, nodes: NodeDirectory | undefined) {
+  constructor(loop: Loop, owner: NodeOwner | undefined) {
     this.#loop = loop;
-    this.#nodes = nodes;
+    this.#owner = owner;
     this.#file = fileMark(loop);
+  }
+
+  /** Closes the directory of shared nodes, which stay. */
+  [Symbol.dispose](): void {
+    this.#shared.nodes?.close();
+  }
+
+  get #nodes(): NodeDirectory | undefined {
+    return (this.#owner ?? this.#shared).nodes;
   }
 
   /** Reads the table. */
@@ -254,17 +278,42 @@ class Showing {
       await pause();
       this.#place(entry, known.get(entry.number));
     }
-    for (const partition of this.#known) {
-      await pause();
-      this.#checkNode(partition);
+    const checkNodes = async () => {
+      for (const partition of this.#known) {
+        await pause();
+        this.#checkNode(partition);
+      }
+    };
+    const added = [...this.#missing];
+    await checkNodes();
+    if (this.#lacksNodes && this.#createNodes()) {
+      this.#missing = added;
+      await checkNodes();
     }
     return this.#missing.length === 0;
+  }
+
+  /** Creates nodes elsewhere if none appear in `/dev`. Returns `true` if it did. */
+  #createNodes(): boolean {
+    const [first, ...others] = this.#known;
+    if (first === undefined || this.#nodes !== undefined) return false;
+    if (doNodesAppear()) return false;
+    if (this.#owner !== undefined) {
+      this.#owner.nodes = makeOwnNodes(this.#loop, first);
+    } else {
+      this.#shared.nodes = shareNodes(this.#loop, [first, ...others]);
+    }
+    return true;
   }
 
   /** Describes the existing partitions as they are. */
   present(): Partition[] {
     this.#known = knownPartitions(this.#loop.minor);
-    for (const known of this.#known) this.#tryNode(known);
+    const results = this.#known.map((known) => this.#tryNode(known));
+    if (results.includes(-ENOENT) && !doNodesAppear()) {
+      this.#shared.nodes = findNodes(this.#known);
+      if (this.#nodes) this.#known.forEach((known) => this.#tryNode(known));
+    }
     const wanted = new Map(this.#entries.map((entry) => [entry.number, entry]));
     return this.#known.map(({ number, start, size }): Partition => {
       const entry = wanted.get(number);
@@ -383,6 +432,7 @@ class Showing {
     const result = this.#tryNode(known);
     if (result === 0) return;
     if (result !== -EACCES && result !== -EPERM) {
+      if (result === -ENOENT) this.#lacksNodes = true;
       this.#missing.push(path);
       return;
     }

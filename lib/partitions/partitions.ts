@@ -23,7 +23,8 @@ export interface PartitionsOptions {
 
 /**
  * Creates the partitions of a device and describes them. Their paths can be opened once
- * the promise resolves.
+ * the promise resolves. If `/dev` is not a devtmpfs and lacks nodes for them, as in a
+ * container, the paths are in a private directory, which `detach` removes.
  *
  * The library reads the table (GPT or MBR) entry by entry, as the kernel does. Anything
  * odd about an entry is reported as its `problem`. Partitions that the kernel did not
@@ -46,8 +47,9 @@ export interface PartitionsOptions {
  * @param options Limits for waiting for the nodes.
  * @returns The partitions, by number.
  * @throws {LoopError} If nothing in the table can be used (`EUCLEAN`; the message says
- * why), if a node does not appear in time (`ETIMEDOUT`; the message says which), if a
- * node may not be opened (`EPERM`, `EACCES`), or if no file is attached (`ENXIO`).
+ * why), if a node does not appear in time (`ETIMEDOUT`; the message says which) or
+ * cannot be created (`ENOENT`), if a node may not be opened (`EPERM`, `EACCES`), or if
+ * no file is attached (`ENXIO`).
  * @throws {LoopBusyError} If a partition that would have to move is in use; nothing was
  * changed.
  * @throws {StaleDeviceError} If the device is now bound to another file.

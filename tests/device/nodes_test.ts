@@ -11,7 +11,7 @@ import {
 } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { inNamespace, TMPFS_DEV } from "./namespace.ts";
+import { inNamespace, PROJECT, TMPFS_DEV } from "./namespace.ts";
 import {
   CLI,
   isSoon,
@@ -310,6 +310,93 @@ describe("attach() where /dev has no node", onDevices, () => {
          }`,
       );
       assertEquals(stdout, "false true\nfalse false\n", stderr);
+    }),
+  );
+
+  for (
+    const [what, setup] of [
+      ["no node of the disk", ""],
+      ["one of the disk", "mknod /dev/$name b 7 $minor"],
+    ] as const
+  ) {
+    it(
+      `has nodes of the partitions too where /dev gets none, with ${what}`,
+      withScratch((scratch) => {
+        using own = new OwnDevice();
+        const image = partitioned(scratch);
+        const { stdout, stderr } = inNamespace(
+          scratch,
+          `${TMPFS_DEV}; mount -t tmpfs run /run
+           name=${own.name} minor=${own.minor}; ${setup}`,
+          `const { partitions } = loopdev;
+           const minor = ${own.minor};
+           const open = (found) => {
+             for (const { path } of found) loopdev.openFile(path).close();
+             return found.length;
+           };
+           await tell(async () => {
+             await using device = await attach("${image}", { minor });
+             return open(await device.partitions());
+           });
+           const { listDirectory } = await import("${PROJECT}/lib/sys/sysfs.ts");
+           console.log(listDirectory("/run").length);
+           const device = await attach("${image}", { minor });
+           await device.persist();
+           await tell(async () => open(await partitions(minor)));
+           const count = listDirectory("/run").length;
+           await tell(async () => open(await partitions(minor)));
+           console.log(listDirectory("/run").length - count);
+           await detach(minor);
+           console.log(listDirectory("/run").length);`,
+        );
+        assertEquals(stdout, "ok 2\n0\nok 2\nok 2\n0\n0\n", stderr);
+      }),
+    );
+  }
+
+  it(
+    "is named as the cause where no node of a partition can be created",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        `${TMPFS_DEV}; mknod ${own.path} b 7 ${own.minor}; mknod /dev/loop-control c 10 237`,
+        `await tell(async () => {
+           await using device = await attach("${
+          partitioned(scratch)
+        }", { minor: ${own.minor} });
+           await device.partitions();
+         });`,
+        { user: "setpriv --bounding-set -mknod" },
+      );
+      assertMatch(
+        stdout,
+        /^LoopError ENOENT Cannot open "\/dev\/loop\d+p1": .* nodes do not appear in \/dev here.*\(EPERM\)\n$/,
+        stderr,
+      );
+    }),
+  );
+
+  it(
+    "serves loopdev partitions, show, mount and unmount",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const image = partitioned(scratch);
+      const { stdout, stderr } = run(
+        "unshare",
+        ..."--mount --propagation private bash -c".split(" "),
+        `set -e; ${LOOPDEV}; ${TMPFS_DEV}; mount -t tmpfs run /run; mkdir '${scratch.path}/mnt'
+         loopdev attach --device ${own.minor} '${image}' > /dev/null
+         mkfs.ext4 -q $(loopdev partitions ${own.minor} --json | sed -n 's/.*"path": "\\(.*p1\\)".*/\\1/p')
+         loopdev show ${own.name} | grep -c '/run/.*p1 .*ext4'
+         loopdev mount ${own.name} '${scratch.path}/mnt' > /dev/null
+         loopdev unmount '${scratch.path}/mnt'
+         loopdev detach ${own.minor}
+         loopdev mount -p 1 --device ${own.minor} '${image}' '${scratch.path}/mnt' > /dev/null
+         loopdev unmount '${scratch.path}/mnt'
+         ls /run`,
+      );
+      assertEquals({ stdout, stderr }, { stdout: "1\n", stderr: "" });
     }),
   );
 
