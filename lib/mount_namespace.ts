@@ -6,7 +6,6 @@ import type { MountedFileSystem } from "./mounted.ts";
 import { enterMountNamespace } from "./mounting/namespace.ts";
 import type { MountOptions } from "./mounting/options.ts";
 import { Target } from "./mounting/public_mount.ts";
-import { DEFAULT_TIMEOUT } from "./waiting.ts";
 
 /**
  * Mounts the file system of a device on a directory, in a mount namespace of this thread
@@ -17,18 +16,19 @@ export async function mountInNamespace(
   device: Attachment,
   directory: string | URL,
   options: MountOptions,
-): Promise<AsyncDisposable> {
+  timeout: number,
+): Promise<MountedFileSystem> {
   const mount = await device.mount(options);
   const mounted = mountedIn(mount) as MountedFileSystem;
-  mounted.own(device, DEFAULT_TIMEOUT);
+  mounted.own(device, timeout);
   try {
     enterMountNamespace();
     // A directory opened earlier would be in the old namespace.
     using target = new Target(checkPath(directory));
     mounted.moveInNamespace(target);
-    return mount;
+    return mounted;
   } catch (error) {
-    await mount[Symbol.asyncDispose]();
+    await mounted.dispose();
     throw error;
   }
 }

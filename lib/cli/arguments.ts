@@ -6,6 +6,7 @@ import { minorInName, minorOf } from "../device_ref.ts";
 import { printable, quote } from "../errors.ts";
 import type { Loop, LoopOpenOptions } from "../kernel/loop.ts";
 import { openDevice as openAny } from "../kernel/nodes.ts";
+import { DEFAULT_TIMEOUT } from "../waiting.ts";
 import type { Option, Options } from "./command.ts";
 import { exact } from "./files.ts";
 import { spellings, suggest } from "./spelling.ts";
@@ -245,6 +246,20 @@ export function optionalBlockSize(given: Arguments): number | undefined {
   return size === undefined
     ? undefined
     : asUsage(() => checkBlockSize(Number(size)));
+}
+
+/** Option that limits the wait for other users. */
+export const TIMEOUT_OPTION: Options = {
+  timeout: {
+    value: "TIME",
+    help: "how long to wait for other users: 5 or 5s (the default), 500ms",
+  },
+};
+
+/** Returns the limit of the wait for other users, in milliseconds. */
+export function timeoutIn(given: Arguments): number {
+  const text = given.value("timeout");
+  return text === undefined ? DEFAULT_TIMEOUT : parseTimeout(text);
 }
 
 /** Parses a time into milliseconds: `5` and `5s` are seconds, `500ms` milliseconds. */

@@ -5,12 +5,12 @@ import { find, inspect, list } from "../devices.ts";
 import { LoopError, quote, StaleDeviceError } from "../errors.ts";
 import { holders } from "../holders.ts";
 import { EBUSY, ENXIO } from "../sys/errno.ts";
-import { DEFAULT_TIMEOUT } from "../waiting.ts";
 import {
   type Arguments,
   parse,
   parseDevice,
-  parseTimeout,
+  TIMEOUT_OPTION,
+  timeoutIn,
   UsageError,
 } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
@@ -28,10 +28,7 @@ const OPTIONS: Options = {
     help: "fail at once and change nothing if a device is in use",
   },
   lazy: { help: "do not wait until other users have closed it" },
-  timeout: {
-    value: "TIME",
-    help: "how long to wait for other users: 5 or 5s (the default), 500ms",
-  },
+  ...TIMEOUT_OPTION,
 };
 
 export const command: Command = {
@@ -58,11 +55,10 @@ Permissions: deno run --allow-ffi, and usually root.`,
 
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
-  const timeout = given.value("timeout");
   const options = {
     lazy: given.flag("lazy"),
     ifUnused: given.flag("if-unused"),
-    timeout: timeout === undefined ? DEFAULT_TIMEOUT : parseTimeout(timeout),
+    timeout: timeoutIn(given),
   };
   const detachOne = given.flag("dry-run")
     ? async (device: DeviceRef) => await tellOne(device, options.ifUnused)

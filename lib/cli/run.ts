@@ -1,8 +1,16 @@
 import { attach } from "../attach.ts";
 import type { Attachment } from "../attachment.ts";
 import { quote } from "../errors.ts";
+import type { MountedFileSystem } from "../mounted.ts";
+import type { WaitOptions } from "../waiting.ts";
 import type { MountOptions } from "../mounting/options.ts";
-import { type Arguments, parse, UsageError } from "./arguments.ts";
+import {
+  type Arguments,
+  parse,
+  TIMEOUT_OPTION,
+  timeoutIn,
+  UsageError,
+} from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
 import { PARTITION_OPTION, partitionIn } from "./mount.ts";
 import { exact, fileOf } from "./files.ts";
@@ -16,6 +24,12 @@ import {
   SignalHandler,
 } from "./signals.ts";
 import { warnAboutFile } from "./warnings.ts";
+import {
+  type Wait,
+  waitForDevice,
+  waitForMount,
+  withWaitingMessage,
+} from "./waiting_message.ts";
 import { terminal, Witness } from "./witness.ts";
 
 const OPTIONS: Options = {
@@ -24,6 +38,7 @@ const OPTIONS: Options = {
     help: "mount the file system on DIR, only for COMMAND",
   },
   ...PARTITION_OPTION,
+  ...TIMEOUT_OPTION,
   ...ATTACH_OPTIONS,
 };
 
@@ -38,7 +53,9 @@ loopdev run --mount /mnt disk.img -- cp motd /mnt/etc/`,
 The exit status is that of COMMAND: 128 plus the number of the signal that ended it, 127 if
 there is no such command, 126 if it cannot be executed. It is 1 if a device could not be
 attached or detached. An interrupt goes to COMMAND: the devices are detached when COMMAND
-has ended, or by the kernel if this process is killed. Without COMMAND, $SHELL is run. With
+has ended, or by the kernel if this process is killed. If other users have a device open then,
+they are named after one second; from then on, an interrupt ends the wait, and the kernel
+detaches the device at the last close. Without COMMAND, $SHELL is run. With
 --partscan, the partitions exist when COMMAND starts.
 
 With --mount, the file system of FILE, or of its --partition, is mounted on DIR in a new
@@ -70,6 +87,7 @@ async function run(args: string[]): Promise<number> {
   const files = given.operands.map(fileOf);
   const options = attachOptions(given, files.length);
   const place = mountPlace(given, files.length);
+  const timeout = timeoutIn(given);
 
   let status = 0;
   try {
@@ -79,11 +97,25 @@ async function run(args: string[]): Promise<number> {
     await using devices = new AsyncDisposableStack();
     const paths: string[] = [];
     for (const file of files) {
-      const device = devices.use(await attach(file, { ...options, signal }));
+      const device = await attach(file, {
+        ...options,
+        detachTimeout: timeout,
+        signal,
+      });
+      const wait = waitForDevice(device.minor, timeout);
+      devices.defer(
+        untilReleased(wait, signals, () => device[Symbol.asyncDispose]()),
+      );
       warnAboutFile(device.loop, file);
       if (options.partscan) await device.partitions({ signal });
       if (place !== undefined) {
-        devices.use(await mountFor(device, place, signal));
+        const mounted = await mountFor(device, place, { timeout, signal });
+        const wait = waitForMount(
+          mounted,
+          timeout,
+          "it stays mounted for them",
+        );
+        devices.defer(untilReleased(wait, signals, () => mounted.dispose()));
       }
       paths.push(device.path);
     }
@@ -118,10 +150,26 @@ function mountPlace(
 async function mountFor(
   device: Attachment,
   { directory, ...options }: MountPlace,
-  signal: AbortSignal,
-): Promise<AsyncDisposable> {
+  { timeout, signal }: WaitOptions,
+): Promise<MountedFileSystem> {
   const { mountInNamespace } = await import("../mount_namespace.ts");
-  return await mountInNamespace(device, directory, { ...options, signal });
+  const request = { ...options, signal };
+  return await mountInNamespace(device, directory, request, timeout);
+}
+
+/** Returns a function that ends the use of a resource, and prints whom it waits for. */
+function untilReleased(
+  wait: Wait,
+  signals: AsyncDisposable,
+  end: () => Promise<void>,
+): () => Promise<void> {
+  const whoUses = async () => {
+    const who = await wait.whoUses();
+    // From now on, an interrupt ends this program.
+    if (who.length > 0) await signals[Symbol.asyncDispose]();
+    return who;
+  };
+  return async () => await withWaitingMessage({ ...wait, whoUses }, end);
 }
 
 /** Exit statuses of a shell for a command that it cannot run. */

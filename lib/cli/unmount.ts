@@ -3,20 +3,20 @@ import { checkPath } from "../arguments.ts";
 import { describeHolders } from "../describe_holder.ts";
 import { removeLeftNodes } from "../kernel/left_nodes.ts";
 import { mountedOn, untilDetached } from "../mounted_on.ts";
-import { DEFAULT_TIMEOUT } from "../waiting.ts";
-import { parse, parseTimeout, UsageError } from "./arguments.ts";
+import { parse, TIMEOUT_OPTION, timeoutIn, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { fileOf } from "./files.ts";
 import { warn } from "./output.ts";
 import { report } from "./report.ts";
 import { Interruptible } from "./signals.ts";
-import { waitForDevice, withWaitingMessage } from "./waiting_message.ts";
+import {
+  waitForDevice,
+  waitForMount,
+  withWaitingMessage,
+} from "./waiting_message.ts";
 
 const OPTIONS: Options = {
-  timeout: {
-    value: "TIME",
-    help: "how long to wait for other users: 5 or 5s (the default), 500ms",
-  },
+  ...TIMEOUT_OPTION,
   lazy: {
     help:
       "unmount at once; files that other processes have open stay usable until closed",
@@ -42,8 +42,7 @@ async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   if (given.operands.length === 0) throw new UsageError("DIR is missing");
   const directories = given.operands.map(fileOf);
-  const text = given.value("timeout");
-  const timeout = text === undefined ? DEFAULT_TIMEOUT : parseTimeout(text);
+  const timeout = timeoutIn(given);
   const lazy = given.flag("lazy");
   using interruptible = new Interruptible();
   const { signal } = interruptible;
@@ -61,12 +60,7 @@ async function run(args: string[]): Promise<number> {
     if (signal.aborted) break;
     await attempt(async () => {
       const { mounted, device } = await mountedOn(checkPath(directory));
-      const wait = {
-        name: checkPath(directory).text,
-        timeout,
-        whoUses: () => mounted.whoUses(),
-        outcome: "it stays mounted",
-      };
+      const wait = waitForMount(mounted, timeout, "it stays mounted");
       await withWaitingMessage(
         wait,
         () => mounted.unmount({ timeout, lazy, ifUnused: false, signal }),

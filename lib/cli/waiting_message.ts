@@ -1,5 +1,6 @@
 /** Names on stderr the processes and mounts that a command waits for. */
 import { escapeControls, printable } from "../errors.ts";
+import type { MountedFileSystem } from "../mounted.ts";
 import { columns, fail } from "./output.ts";
 import { clip } from "./text.ts";
 
@@ -23,6 +24,16 @@ export function waitForDevice(minor: number, timeout: number): Wait {
     whoUses: () => whoHolds(minor),
     outcome: "the kernel detaches it at the last close",
   };
+}
+
+/** Describes a wait until a file system is no longer in use. */
+export function waitForMount(
+  mounted: MountedFileSystem,
+  timeout: number,
+  outcome: string,
+): Wait {
+  const whoUses = () => mounted.whoUses();
+  return { name: mounted.path, timeout, whoUses, outcome };
 }
 
 async function whoHolds(minor: number): Promise<string[]> {

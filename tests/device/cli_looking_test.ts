@@ -69,9 +69,9 @@ function onTerminal(columns: number, ...args: string[]): string {
 /** Runs a command on a terminal, and calls `act` once it has written a text that often. */
 async function onTerminalUntil(
   [text, count]: [string, number],
-  act: () => Promise<void>,
+  act: (shown: string) => Promise<void> | void,
   args: readonly string[],
-): Promise<string> {
+): Promise<{ code: number; shown: string }> {
   const child = new Deno.Command("script", {
     args: terminalArgs(60, args),
     stdin: "null",
@@ -85,10 +85,10 @@ async function onTerminalUntil(
     shown += chunk;
     if (hasActed || shown.split(text).length <= count) continue;
     hasActed = true;
-    await act();
+    await act(shown);
   }
-  await child.status;
-  return shown.replaceAll("\r\n", "\n");
+  const { code } = await child.status;
+  return { code, shown: shown.replaceAll("\r\n", "\n") };
 }
 
 /** `true` if the tests run a bundle. */
@@ -171,7 +171,7 @@ describe("loopdev detach", onDevices, () => {
     withScratch(async (scratch) => {
       const device = cli("attach", scratch.image()).stdout.trim();
       await whileHeld(device, async (_, release) => {
-        const shown = await onTerminalUntil(
+        const { shown } = await onTerminalUntil(
           ["waiting up to", 2],
           release,
           ["detach", "--timeout", "60", device],
@@ -232,6 +232,26 @@ describe("loopdev detach", onDevices, () => {
       });
       assertEquals(scratch.devices(), [device]);
       assertEquals((await loopdev("detach", device)).code, 0);
+    }),
+  );
+});
+
+describe("loopdev run", onDevices, () => {
+  it(
+    "names the users that the command leaves, and waits for them",
+    withScratch(async (scratch) => {
+      const command = "exec 3< $LOOPDEV; sleep 60 > /dev/null 2>&1 & echo $!";
+      const { code, shown } = await onTerminalUntil(
+        ["waiting up to", 1],
+        (shown) => Deno.kill(Number(/^\d+/.exec(shown)![0]), "SIGKILL"),
+        ["run", "--timeout", "60", scratch.image(), "--", "sh", "-c", command],
+      );
+      assertEquals(code, 0);
+      assertMatch(
+        shown,
+        /^\d+\n\rloopdev: waiting up to \d+ s for \/dev\/loop\d+: open in /,
+      );
+      assertEquals(scratch.devices(), []);
     }),
   );
 });
