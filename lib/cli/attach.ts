@@ -82,7 +82,8 @@ loopdev attach -P -b 4096 disk.img         partitions; 4 KiB sectors`,
 status is 1 if one failed. Exactly the printed devices stay attached, even if the command
 is interrupted; only kill -9 may leave a device that was not printed. --json prints all of
 them at the end. With --partscan, the partitions exist when the device is printed, and a
-damaged table is an error.
+damaged table is an error. Nodes in the DIR of --nodes stay after the detach: remove them,
+because they give access to later devices of that number.
 
 Warns about a file that is compressed or an image of another format, that is also attached
 to another device, or that does not end with a whole block. Permissions: deno run

@@ -5,6 +5,8 @@ import { find, inspect, list } from "../devices.ts";
 import { LoopError, quote, StaleDeviceError } from "../errors.ts";
 import { holders } from "../holders.ts";
 import { EBUSY, ENXIO } from "../sys/errno.ts";
+import { AT_FDCWD, cString } from "../sys/libc.ts";
+import { isBlockDevice, statAt } from "../sys/stat.ts";
 import {
   type Arguments,
   parse,
@@ -16,7 +18,7 @@ import {
 import type { Command, Options } from "./command.ts";
 import { fileOf } from "./files.ts";
 import { FILTERS, listFilter } from "./filters.ts";
-import { fail, print } from "./output.ts";
+import { fail, print, warn } from "./output.ts";
 import { report } from "./report.ts";
 import { waitForDevice, withWaitingMessage } from "./waiting_message.ts";
 
@@ -65,6 +67,7 @@ async function run(args: string[]): Promise<number> {
     : async (device: DeviceRef) => {
       const wait = waitForDevice(minorOf(device), options.timeout);
       await withWaitingMessage(wait, () => detach(device, options));
+      if (typeof device === "string") warnAboutNode(device);
     };
   const named = given.operands.map(parseDevice);
   const selected = select(given);
@@ -90,6 +93,18 @@ async function run(args: string[]): Promise<number> {
     }
   }
   return status;
+}
+
+/** Warns about a node outside of `/dev` that a device was named by, and that is left. */
+function warnAboutNode(path: string): void {
+  if (!path.includes("/") || path.startsWith("/dev/")) return;
+  const node = statAt(AT_FDCWD, cString(path));
+  if (typeof node === "number" || !isBlockDevice(node)) return;
+  warn(
+    `${
+      quote(path)
+    } stays, and gives access to later devices of that number: remove it and the nodes of its partitions`,
+  );
 }
 
 /** Returns the devices that options select, or `undefined` without such options. */

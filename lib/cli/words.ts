@@ -9,7 +9,7 @@ const RUN_AS_ROOT = "run it as root";
 const WORDS: readonly [name: RegExp, words: string][] = [
   [/\breadOnly: true\b/g, "-r (--read-only)"],
   [/\boverlap: "allow"/g, "--overlap"],
-  [/\bLoopControl\.add\((\d+)\)/g, "loopdev add $1"],
+  [/; LoopControl\.add\(\d+\) adds it$/, ""], // attach adds it by itself
   [/\battach\(\{ nodes \}\)/g, "loopdev attach --nodes"],
   [/\battach\(\)/g, "loopdev attach"],
   [/\bchoose one with partition\b/g, "choose one with --partition"],

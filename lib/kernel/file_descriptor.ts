@@ -233,6 +233,8 @@ export function fileType(mode: number): string {
       return "a character device";
     case 0o010000:
       return "a FIFO";
+    case 0o120000:
+      return "a symbolic link";
     case 0o140000:
       return "a socket";
     default:

@@ -4,6 +4,7 @@
  */
 import {
   AT_SYMLINK_NOFOLLOW,
+  isBlockDevice,
   S_IFMT,
   type Stat,
   statAt,
@@ -24,7 +25,7 @@ import {
   transientCString,
   unlinkAt,
 } from "../sys/libc.ts";
-import { unwrapStat } from "./file_descriptor.ts";
+import { fileType, unwrapStat } from "./file_descriptor.ts";
 import { pathOf } from "./found_file.ts";
 
 const PERMISSIONS = 0o7777;
@@ -49,7 +50,7 @@ export function makeNode(
     operation,
     path: node.text,
     hint: {
-      [EEXIST]: "something else has that name",
+      [EEXIST]: occupant(directory, node.bytes),
       ...(operation === "chmod" ? CHMOD_HINTS : {}),
     },
   });
@@ -76,6 +77,15 @@ export function makeNode(
   } finally {
     if (fd >= 0) close(fd);
   }
+}
+
+/** Names the file that has the name of a node. */
+function occupant(directory: number, name: CString): string {
+  const stat = statAt(directory, name, AT_SYMLINK_NOFOLLOW);
+  if (typeof stat === "number") return "something else has that name";
+  return isBlockDevice(stat)
+    ? "a node of another device has that name; remove it if it is left over"
+    : `${fileType(stat.mode)} has that name`;
 }
 
 /**

@@ -756,9 +756,17 @@ describe("loopdev", onDevices, () => {
       const again = cli("add", `${free}`);
       assertEquals([again.code, again.stdout], [1, ""]);
       assertMatch(again.stderr, /\(EEXIST\)/);
-      assertEquals(
-        cli("mknod", `${free}`, scratch.path).stdout,
-        `${scratch.path}/loop${free}\n`,
+      const made = {
+        code: 0,
+        stdout: `${scratch.path}/loop${free}\n`,
+        stderr: "",
+      };
+      assertEquals(cli("mknod", `${free}`, scratch.path), made);
+      assertEquals(cli("mknod", `${free}`, scratch.path), made); // it is there
+      Deno.mkdirSync(`${scratch.path}/other/loop${free}`, { recursive: true });
+      assertMatch(
+        cli("mknod", `${free}`, `${scratch.path}/other`).stderr,
+        /\(EEXIST\): a directory has that name/,
       );
       const node = Deno.statSync(`${scratch.path}/loop${free}`);
       assert(node.isBlockDevice);

@@ -14,6 +14,7 @@ import { describe, it } from "@std/testing/bdd";
 import { inNamespace, PROJECT, TMPFS_DEV } from "./namespace.ts";
 import {
   CLI,
+  cli,
   isSoon,
   mounted,
   onDevices,
@@ -93,6 +94,25 @@ describe("attach() with nodes", onDevices, () => {
       Deno.renameSync(`${scratch.path}/moved`, nodes);
       await device.detach();
       assertEquals(names(nodes), []);
+    }),
+  );
+
+  it(
+    "leaves nodes of loopdev attach, of which loopdev detach warns",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const nodes = makeDirectory(scratch, "nodes");
+      const options = ["--device", own.path, "--nodes", nodes];
+      const path = `${nodes}/${own.name}`;
+      assertEquals(
+        cli("attach", ...options, scratch.image()).stdout,
+        `${path}\n`,
+      );
+      const { code, stderr } = cli("detach", path);
+      assertEquals(code, 0);
+      assertMatch(stderr, /^loopdev: warning: .* stays, and gives access /);
+      assertEquals(names(nodes), [own.name]);
+      assert(!own.isBound);
     }),
   );
 

@@ -185,8 +185,8 @@ describe("inWords()", () => {
     assertEquals(inWords("use readOnly: true to"), "use -r (--read-only) to");
     assertEquals(inWords('overlap: "allow" does'), "--overlap does");
     assertEquals(
-      inWords("LoopControl.add(700) adds it"),
-      "loopdev add 700 adds it",
+      inWords("there is no loop7; LoopControl.add(7) adds it"),
+      "there is no loop7",
     );
   });
 });

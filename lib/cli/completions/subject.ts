@@ -38,9 +38,9 @@ export function sourceOf(
     case "DEV":
       return ANY_DEVICE.includes(command) ? "all devices" : "attached devices";
     case "DEV|FILE":
+    case "FILE|DEV":
       return "attached devices and files";
     case "FILE":
-    case "FILE|DEV":
       return "files";
     case "DIR":
       return "directories";
