@@ -1,5 +1,5 @@
 import { LoopControl } from "../kernel/loop_control.ts";
-import { only, parse, parseNumber } from "./arguments.ts";
+import { optionalNumber, parse } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import { print } from "./output.ts";
 
@@ -14,10 +14,7 @@ loopdev add 100    /dev/loop100`,
 };
 
 function run(args: string[]): number {
-  const { operands } = parse(args);
-  const minor = operands.length === 0
-    ? undefined
-    : parseNumber(only(operands, "N"));
+  const minor = optionalNumber(parse(args).operands);
   using control = new LoopControl();
   print(`/dev/loop${control.add(minor)}`);
   return 0;

@@ -165,6 +165,18 @@ export function only(operands: string[], name: string): string {
   return operand;
 }
 
+/** Returns the two operands of a command. */
+export function pair(
+  operands: string[],
+  first: string,
+  second: string,
+): readonly [first: string, second: string] {
+  return [
+    only(operands.slice(0, 1), first),
+    only(operands.slice(1), second),
+  ];
+}
+
 /** Refuses operands that a command does not take. */
 export function none(operands: readonly string[]): void {
   const [operand] = operands;
@@ -188,8 +200,10 @@ function parseMinor(text: string): number {
   return asUsage(() => checkMinor(Number(text)));
 }
 
-/** Parses a loop number, or the name of a device that need not exist. */
-export function parseNumber(text: string): number {
+/** Returns the loop number in the operands, or in the name of a device that need not exist, if there is one. */
+export function optionalNumber(operands: string[]): number | undefined {
+  if (operands.length === 0) return undefined;
+  const text = only(operands, "N");
   return parseMinor(`${minorInName(text) ?? text}`);
 }
 

@@ -7,7 +7,7 @@ import {
   statAt,
   statOf,
 } from "../sys/stat.ts";
-import { openDevice, parse, UsageError } from "./arguments.ts";
+import { openDevice, pair, parse } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
 import { print } from "./output.ts";
@@ -26,10 +26,7 @@ Permissions: deno run --allow-ffi, and root.`,
 };
 
 function run(args: string[]): number {
-  const [device, directory, ...more] = parse(args).operands;
-  if (device === undefined || directory === undefined || more.length > 0) {
-    throw new UsageError("mknod takes DEV and DIR");
-  }
+  const [device, directory] = pair(parse(args).operands, "DEV", "DIR");
   using loop = openDevice(device, { readOnly: true });
   using target = openDirectory(fileOf(directory));
   try {

@@ -10,7 +10,7 @@ import { statAt } from "../sys/stat.ts";
 import {
   type Arguments,
   asUsage,
-  none,
+  pair,
   parse,
   UsageError,
 } from "./arguments.ts";
@@ -70,10 +70,7 @@ mount that no crash can leave behind, see loopdev run --mount. Permissions: deno
 
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
-  const [source, directory, ...more] = given.operands;
-  if (source === undefined) throw new UsageError("FILE or DEV is missing");
-  if (directory === undefined) throw new UsageError("DIR is missing");
-  none(more);
+  const [source, directory] = pair(given.operands, "FILE or DEV", "DIR");
   const asked = mountOptions(given);
   const readOnly = given.flag("read-only") || asked.readOnly;
   const attaching = { ...attachOptions(given, 1), readOnly: readOnly ?? false };

@@ -1,5 +1,5 @@
 import { LoopControl } from "../kernel/loop_control.ts";
-import { only, parse, parseNumber } from "./arguments.ts";
+import { optionalNumber, parse } from "./arguments.ts";
 import type { Command } from "./command.ts";
 import { print } from "./output.ts";
 
@@ -15,10 +15,7 @@ loopdev remove        the lowest number that can be removed`,
 };
 
 function run(args: string[]): number {
-  const { operands } = parse(args);
-  const minor = operands.length === 0
-    ? undefined
-    : parseNumber(only(operands, "N"));
+  const minor = optionalNumber(parse(args).operands);
   using control = new LoopControl();
   print(`/dev/loop${control.remove(minor)}`);
   return 0;

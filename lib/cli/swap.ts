@@ -2,7 +2,7 @@ import { Backing } from "../attaching/backing.ts";
 import { lockedError, tryLockRange } from "../attaching/overlap.ts";
 import { quote } from "../errors.ts";
 import { openFile } from "../kernel/file_descriptor.ts";
-import { openDevice, parse, UsageError } from "./arguments.ts";
+import { openDevice, pair, parse } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
 import { follow, showsPartitions } from "./follow.ts";
@@ -19,10 +19,7 @@ else about the device changes, but partitions become those of FILE. Permissions:
 };
 
 async function run(args: string[]): Promise<number> {
-  const [device, file, ...more] = parse(args).operands;
-  if (device === undefined || file === undefined || more.length > 0) {
-    throw new UsageError("swap takes DEV and FILE");
-  }
+  const [device, file] = pair(parse(args).operands, "DEV", "FILE");
   const path = fileOf(file);
   using descriptor = openFile(path, { readOnly: true });
   const backing = new Backing(descriptor.fd, quote(String(path)));
