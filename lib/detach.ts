@@ -14,7 +14,7 @@ import {
   type Released,
 } from "./attaching/release.ts";
 import type { DeviceRef } from "./device_ref.ts";
-import { LoopBusyError, quote } from "./errors.ts";
+import { LoopBusyError, LoopError, quote } from "./errors.ts";
 import { describeHolders } from "./describe_holder.ts";
 import type { Holders } from "./holder.ts";
 import { type Loop, ownDescriptors } from "./kernel/loop.ts";
@@ -149,13 +149,15 @@ export async function detachBinding(
 
 /** Returns `true` if `/dev` lacks nodes of a device, so that it may have private ones. */
 function lacksNodes(minor: number): boolean {
-  const names = [
-    `loop${minor}`,
-    ...partitionsOf(minor).map(({ name }) => name),
-  ];
-  return names.some((name) =>
-    typeof statAt(AT_FDCWD, cString(`/dev/${name}`)) === "number"
-  );
+  const isMissing = (name: string) =>
+    typeof statAt(AT_FDCWD, cString(`/dev/${name}`)) === "number";
+  try {
+    return isMissing(`loop${minor}`) ||
+      partitionsOf(minor).some(({ name }) => isMissing(name));
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+    return true; // unknown, which must not prevent detaching
+  }
 }
 
 /** Removes the private nodes of a device that another process attached. */
