@@ -150,22 +150,30 @@ export class NodeDirectory implements Disposable {
   add(name: string, rdev: number): void {
     const directory = this.#open();
     const node = this.#node(name);
-    const there = statAt(
-      directory,
-      node.bytes,
-      AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC,
-    );
-    if (typeof there !== "number" && isNodeOf(there, rdev)) return;
+    const found = () =>
+      statAt(
+        directory,
+        node.bytes,
+        AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC,
+      );
+    const isThere = (stat: Stat | number) =>
+      typeof stat !== "number" && isNodeOf(stat, rdev);
+    const there = found();
+    if (isThere(there)) return;
     const made = this.#made.get(name);
     if (made !== undefined) this.#remove(directory, name, made);
     // In a private directory, all nodes are those of this program.
     else if (this.#isPrivate && typeof there !== "number") {
       this.#remove(directory, name, there);
     }
-    this.#made.set(
-      name,
-      makeNode(directory, node, S_IFBLK | 0o600, rdev),
-    );
+    try {
+      this.#made.set(
+        name,
+        makeNode(directory, node, S_IFBLK | 0o600, rdev),
+      );
+    } catch (error) {
+      if (!isThere(found())) throw error; // another process has just created it
+    }
   }
 
   /**
