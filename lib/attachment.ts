@@ -93,7 +93,7 @@ export class Attachment implements AsyncDisposable {
       throw new TypeError("Cannot construct Attachment: use attach()");
     }
     this.loop = this.#loop = loop;
-    this.#own = { nodes };
+    this.#own = { nodes, isDetached: false };
     this.#path = nodes?.pathOf(loop.name) ?? loop.path;
     this.#timeout = timeout;
   }
@@ -341,6 +341,7 @@ export class Attachment implements AsyncDisposable {
   }
 
   async #release(): Promise<Released> {
+    this.#own.isDetached = true;
     const left = this.#own.nodes?.removeAll();
     try {
       if (this.#transfers.size > 0) await this.#settleTransfers();

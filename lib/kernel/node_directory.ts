@@ -31,6 +31,8 @@ import { readLink } from "../sys/sysfs.ts";
 /** Holder of the directory for nodes of one device, if `/dev` has none. */
 export interface NodeOwner {
   nodes: NodeDirectory | undefined;
+  /** `true` once the nodes are being removed: none may be created. */
+  isDetached: boolean;
 }
 
 /**

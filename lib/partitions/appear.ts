@@ -168,7 +168,7 @@ class Showing implements Disposable {
   /** The attachment, if it was this process that attached the device. */
   readonly #owner: NodeOwner | undefined;
   /** Nodes shared with other processes, if there is no attachment. */
-  readonly #shared: NodeOwner = { nodes: undefined };
+  readonly #shared: NodeOwner = { nodes: undefined, isDetached: false };
   /** Identity of the file whose partitions they are. */
   readonly #file: number | string;
   #size = 0;
@@ -298,7 +298,9 @@ class Showing implements Disposable {
     const [first, ...others] = this.#known;
     if (first === undefined || this.#nodes !== undefined) return false;
     if (doNodesAppear()) return false;
+    this.#checkBinding();
     if (this.#owner !== undefined) {
+      if (this.#owner.isDetached) return false;
       this.#owner.nodes = makeOwnNodes(this.#loop, first);
     } else {
       this.#shared.nodes = shareNodes(this.#loop, [first, ...others]);

@@ -359,6 +359,9 @@ describe("attach() where /dev has no node", onDevices, () => {
              return open(await device.partitions());
            });
            const { listDirectory } = await import("${PROJECT}/lib/sys/sysfs.ts");
+           const raced = await attach("${image}", { minor });
+           const found = raced.partitions().catch(() => {});
+           await Promise.all([found, raced.detach()]);
            console.log(listDirectory("/run").length);
            const device = await attach("${image}", { minor });
            await device.persist();
