@@ -75,7 +75,7 @@ export {
   type LoopControlOptions,
 } from "./lib/kernel/loop_control.ts";
 export { Mount, mount, type MountOptions } from "./lib/mount.ts";
-export type { FileSystem } from "./lib/mounting/file_system.ts";
+export type { FileSystem } from "./lib/mounting/recognize.ts";
 export type { Partition } from "./lib/partitions/partition.ts";
 export {
   partitions,

@@ -371,7 +371,7 @@ async function probeBlockSize(
 ): Promise<number | undefined> {
   const [{ probeSectorSize }, { DescriptorSource }] = await Promise.all([
     import("./partitions/table.ts"),
-    import("./partitions/descriptor_source.ts"),
+    import("./partitions/byte_source.ts"),
   ]);
   using reader = backing.openForReading();
   const range = {

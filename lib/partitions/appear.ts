@@ -26,16 +26,19 @@ import {
   ETIMEDOUT,
   EUCLEAN,
 } from "../sys/errno.ts";
-import type { FileSystem } from "../mounting/file_system.ts";
-import { recognize } from "../mounting/recognize.ts";
+import { type FileSystem, recognize } from "../mounting/recognize.ts";
 import { pollUntil, Slices, type WaitOptions } from "../waiting.ts";
-import { DamagedTable } from "./damaged_table.ts";
-import { DescriptorSource } from "./descriptor_source.ts";
-import { isSlice } from "./foreign.ts";
+import { DescriptorSource } from "./byte_source.ts";
 import { makeRoom } from "./make_room.ts";
 import type { Partition } from "./partition.ts";
 import { type PartitionTable, readTable } from "./table.ts";
-import { addProblem, shownExtent, type TableEntry } from "./table_entry.ts";
+import {
+  addProblem,
+  DamagedTable,
+  isSlice,
+  shownExtent,
+  type TableEntry,
+} from "./table_entry.ts";
 
 /** Result of creating the partitions of a table. */
 export interface ShownTable {
