@@ -33,7 +33,7 @@ export type {
   StatusChanges,
 } from "./lib/kernel/configuration.ts";
 export { attach, type AttachOptions, type Overlap } from "./lib/attach.ts";
-export { attachAll, type AttachmentGroup } from "./lib/attach_all.ts";
+export { attachAll, type AttachmentGroup } from "./lib/attach.ts";
 export { Attachment } from "./lib/attachment.ts";
 export { detach, type DetachOptions } from "./lib/detach.ts";
 export type { DeviceRef } from "./lib/device_ref.ts";

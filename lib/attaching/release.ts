@@ -8,7 +8,7 @@ import {
   isBound,
 } from "../kernel/loop_sysfs.ts";
 import { isVacant } from "../kernel/vacancy.ts";
-import { EINVAL, ENOTTY, ENXIO } from "../sys/errno.ts";
+import { EBUSY, EINVAL, ENOTTY, ENXIO } from "../sys/errno.ts";
 import {
   closeAsync,
   duplicate,
@@ -25,7 +25,12 @@ import {
   LOOP_CLR_FD,
 } from "../sys/loop_uapi.ts";
 import { pageCacheOf } from "../sys/page_cache.ts";
-import { DEFAULT_TIMEOUT, pollUntil, type WaitOptions } from "../waiting.ts";
+import {
+  BRIEF_USE,
+  DEFAULT_TIMEOUT,
+  pollUntil,
+  type WaitOptions,
+} from "../waiting.ts";
 
 // Limits for work on this thread, which takes a few milliseconds. Larger amounts go to
 // another thread.
@@ -341,4 +346,33 @@ function isUnbound(minor: number, diskSequence: number | undefined): boolean {
     if (isErrno(error, ENXIO)) return false; // the last process is about to close it
     throw error;
   }
+}
+
+/**
+ * Retries a change that is refused with `EBUSY`. From Linux 6.19 on,
+ * `LOOP_SET_STATUS64` is refused while a program holds the disk or a partition
+ * exclusively, as mkfs and fsck do for a moment.
+ *
+ * @throws {LoopError} If the device is held for longer (`EBUSY`).
+ */
+export async function retryWhileHeld<T>(
+  change: () => T | Promise<T>,
+  { timeout, signal }: WaitOptions = {
+    timeout: BRIEF_USE,
+    signal: undefined,
+  },
+): Promise<T> {
+  let done: { result: T } | undefined;
+  let refusal: LoopError | undefined;
+  await pollUntil(async () => {
+    try {
+      done = { result: await change() };
+    } catch (error) {
+      if (!isErrno(error, EBUSY)) throw error;
+      refusal = error;
+    }
+    return done !== undefined;
+  }, { timeout: Math.min(BRIEF_USE, timeout), signal });
+  if (done === undefined) throw refusal;
+  return done.result;
 }

@@ -2,8 +2,7 @@
  * Creates the partitions of a device, even if the kernel cannot read the table or udev
  * is missing.
  */
-import { fileMark, isErrno } from "../attaching/release.ts";
-import { retryWhileHeld } from "../attaching/retry_while_held.ts";
+import { fileMark, isErrno, retryWhileHeld } from "../attaching/release.ts";
 import { recycled } from "../device_ref.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
