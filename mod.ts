@@ -33,7 +33,7 @@ export type {
   StatusChanges,
 } from "./lib/kernel/configuration.ts";
 export { attach, type AttachOptions, type Overlap } from "./lib/attach.ts";
-export { attachAll, type AttachmentGroup } from "./lib/attach_all.ts";
+export { attachAll, type AttachmentGroup } from "./lib/attach.ts";
 export { Attachment } from "./lib/attachment.ts";
 export { detach, type DetachOptions } from "./lib/detach.ts";
 export type { DeviceRef } from "./lib/device_ref.ts";
@@ -75,7 +75,7 @@ export {
   type LoopControlOptions,
 } from "./lib/kernel/loop_control.ts";
 export { Mount, mount, type MountOptions } from "./lib/mount.ts";
-export type { FileSystem } from "./lib/mounting/file_system.ts";
+export type { FileSystem } from "./lib/mounting/recognize.ts";
 export type { Partition } from "./lib/partitions/partition.ts";
 export {
   partitions,

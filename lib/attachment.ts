@@ -2,7 +2,6 @@
 import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { decodeFlags } from "./kernel/configuration.ts";
 import { BoundLoop } from "./attaching/bound_loop.ts";
-import { retryWhileHeld } from "./attaching/retry_while_held.ts";
 import {
   closeInBackground,
   hasLargeCache,
@@ -11,6 +10,7 @@ import {
   release,
   type Released,
   reportWriteBack,
+  retryWhileHeld,
   writeBackInBackground,
 } from "./attaching/release.ts";
 import {

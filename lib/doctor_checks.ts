@@ -3,7 +3,7 @@ import { isBlockDevice, majorMinor, statAt } from "./sys/stat.ts";
 import { list } from "./devices.ts";
 import { LoopError, quote, UnexpectedDevice } from "./errors.ts";
 import { configureNothing, type Loop } from "./kernel/loop.ts";
-import { isUdevRunning } from "./kernel/udev.ts";
+import { isUdevRunning } from "./attaching/binding.ts";
 import {
   existingMinors,
   hasSysfs,

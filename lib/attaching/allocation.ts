@@ -122,6 +122,8 @@ class Candidates {
     const free = this.#control.getUnbound();
     if (this.#isEligible(free)) return free;
     const others = hasSysfs() ? existingMinors() : [];
+    // Processes that all try the lowest one would keep taking it from each other.
+    if (this.count > 1) shuffle(others);
     const other = others.find((minor) =>
       this.#isEligible(minor) && !isBound(minor)
     );
@@ -136,5 +138,13 @@ class Candidates {
 
   #isEligible(minor: number): boolean {
     return (this.#failures.get(minor) ?? 0) < this.#patience;
+  }
+}
+
+/** Puts items into random order. */
+function shuffle(items: unknown[]): void {
+  for (let last = items.length - 1; last > 0; last--) {
+    const other = Math.floor(Math.random() * (last + 1));
+    [items[last], items[other]] = [items[other], items[last]];
   }
 }

@@ -30,9 +30,9 @@ import {
   openAt,
   openFlags,
 } from "../sys/libc.ts";
-import { pageCacheOf } from "../sys/page_cache.ts";
+import { isCachedBeyond } from "../sys/page_cache.ts";
 import { abortable } from "../waiting.ts";
-import { MAX_INLINE_BYTES } from "./release.ts";
+import { MAX_INLINE, MAX_INLINE_BYTES } from "./release.ts";
 
 /** A file that is about to be attached. */
 export class Backing implements Disposable {
@@ -136,8 +136,7 @@ export class Backing implements Disposable {
   /** `true` if writing back would block the event loop. */
   get isMuchDirty(): boolean {
     if (this.size <= MAX_INLINE_BYTES) return false;
-    const cache = pageCacheOf(this.fd);
-    return typeof cache !== "number" && cache.dirty > MAX_INLINE_BYTES;
+    return isCachedBeyond(MAX_INLINE, this.fd, this.size) === true;
   }
 
   /**

@@ -6,14 +6,14 @@ import type { Wanted } from "./device_size.ts";
 import { removePartitions } from "../kernel/remove_partitions.ts";
 import { bind, type Loop, reopen } from "../kernel/loop.ts";
 import { hasPartitions, isBound } from "../kernel/loop_sysfs.ts";
-import { expectOpenLoopDevice } from "../kernel/opened_node.ts";
-import { mayUdevRun } from "../kernel/udev.ts";
 import { isVacant } from "../kernel/vacancy.ts";
-import { O_EXCL, O_RDONLY } from "../sys/libc.ts";
+import { expectOpenLoopDevice } from "../kernel/opened_node.ts";
+import { AT_FDCWD, cString, O_EXCL, O_RDONLY } from "../sys/libc.ts";
 import { LO_FLAGS_PARTSCAN } from "../sys/loop_uapi.ts";
-import { rollBack } from "./release.ts";
-import { retryWhileHeld } from "./retry_while_held.ts";
+import { retryWhileHeld, rollBack } from "./release.ts";
 import { type Verified, verify } from "./verification.ts";
+import { statAt } from "../sys/stat.ts";
+import { readLink } from "../sys/sysfs.ts";
 
 /**
  * Binds the file to an open device. Closes the device if that fails, because another
@@ -89,4 +89,20 @@ function removeStalePartitions(loop: Loop): void {
     { fd: exclusive.fd, minor, path },
     "remove the leftover partitions of",
   );
+}
+
+/** Returns `true` if udev runs in this mount namespace. */
+export function isUdevRunning(): boolean {
+  return typeof statAt(AT_FDCWD, cString("/run/udev/control")) !== "number";
+}
+
+/** Name of the initial PID namespace: `PROC_PID_INIT_INO` in `linux/proc_ns.h`. */
+const INITIAL_PID_NAMESPACE = "pid:[4026531836]";
+
+/**
+ * Returns `true` if udev may open devices. A container cannot see the udev of its host.
+ */
+export function mayUdevRun(): boolean {
+  return readLink("/proc/self/ns/pid") !== INITIAL_PID_NAMESPACE ||
+    isUdevRunning();
 }

@@ -8,7 +8,7 @@ import {
   isBound,
 } from "../kernel/loop_sysfs.ts";
 import { isVacant } from "../kernel/vacancy.ts";
-import { EINVAL, ENOTTY, ENXIO } from "../sys/errno.ts";
+import { EBUSY, EINVAL, ENOTTY, ENXIO } from "../sys/errno.ts";
 import {
   closeAsync,
   duplicate,
@@ -24,8 +24,13 @@ import {
   LO_FLAGS_READ_ONLY,
   LOOP_CLR_FD,
 } from "../sys/loop_uapi.ts";
-import { pageCacheOf } from "../sys/page_cache.ts";
-import { DEFAULT_TIMEOUT, pollUntil, type WaitOptions } from "../waiting.ts";
+import { isCachedBeyond, type PageCache } from "../sys/page_cache.ts";
+import {
+  BRIEF_USE,
+  DEFAULT_TIMEOUT,
+  pollUntil,
+  type WaitOptions,
+} from "../waiting.ts";
 
 // Limits for work on this thread, which takes a few milliseconds. Larger amounts go to
 // another thread.
@@ -38,6 +43,12 @@ export const MAX_INLINE_BYTES: number = 8 << 20;
  * device.
  */
 const MAX_INLINE_CACHED = 64 << 20;
+
+/** Amounts to examine and write back on this thread. Counting more takes long, too. */
+export const MAX_INLINE: PageCache = {
+  cached: 256 << 20,
+  dirty: MAX_INLINE_BYTES,
+};
 
 /** A device and the identity of its binding. */
 export interface Binding {
@@ -160,14 +171,13 @@ function captureError<T>(call: () => T): { value?: T; error?: LoopError } {
 
 /** Returns `true` if writing back and dropping the cached pages may take long. */
 export function hasLargeCache(loop: Loop): boolean {
-  const cache = pageCacheOf(loop.fd);
-  if (typeof cache !== "number") {
-    return cache.dirty > MAX_INLINE_BYTES || cache.cached > MAX_INLINE_CACHED;
-  }
   if (loop.fd === -1) return false;
-  // Before Linux 6.5, assume that the whole device is cached.
   const size = captureError(() => exactSize(loop)).value;
-  return size === undefined || size > MAX_INLINE_BYTES;
+  if (size === undefined) return true;
+  if (size <= MAX_INLINE_BYTES) return false;
+  const limits = { cached: MAX_INLINE_CACHED, dirty: MAX_INLINE_BYTES };
+  // Before Linux 6.5, assume that the whole device is cached.
+  return isCachedBeyond(limits, loop.fd, size) !== false;
 }
 
 /**
@@ -189,6 +199,7 @@ const SHORT_PASS = 20;
 export async function writeBackInBackground(
   loop: Loop,
 ): Promise<(fd: number) => number> {
+  const size = captureError(() => exactSize(loop)).value ?? 0n;
   let second;
   try {
     second = reopen(loop, O_RDONLY, "write back");
@@ -200,10 +211,10 @@ export async function writeBackInBackground(
     for (let pass = 1; pass <= MAX_PASSES; pass++) {
       const start = performance.now();
       await writeBackAsync(second.fd);
-      const cache = pageCacheOf(second.fd);
-      const isLittle = typeof cache === "number"
+      const isMuch = isCachedBeyond(MAX_INLINE, second.fd, size);
+      const isLittle = typeof isMuch === "number"
         ? performance.now() - start < SHORT_PASS // before Linux 6.5
-        : cache.dirty <= MAX_INLINE_BYTES;
+        : !isMuch;
       if (isLittle) return writeBack;
     }
     return writeBackError;
@@ -341,4 +352,33 @@ function isUnbound(minor: number, diskSequence: number | undefined): boolean {
     if (isErrno(error, ENXIO)) return false; // the last process is about to close it
     throw error;
   }
+}
+
+/**
+ * Retries a change that is refused with `EBUSY`. From Linux 6.19 on,
+ * `LOOP_SET_STATUS64` is refused while a program holds the disk or a partition
+ * exclusively, as mkfs and fsck do for a moment.
+ *
+ * @throws {LoopError} If the device is held for longer (`EBUSY`).
+ */
+export async function retryWhileHeld<T>(
+  change: () => T | Promise<T>,
+  { timeout, signal }: WaitOptions = {
+    timeout: BRIEF_USE,
+    signal: undefined,
+  },
+): Promise<T> {
+  let done: { result: T } | undefined;
+  let refusal: LoopError | undefined;
+  await pollUntil(async () => {
+    try {
+      done = { result: await change() };
+    } catch (error) {
+      if (!isErrno(error, EBUSY)) throw error;
+      refusal = error;
+    }
+    return done !== undefined;
+  }, { timeout: Math.min(BRIEF_USE, timeout), signal });
+  if (done === undefined) throw refusal;
+  return done.result;
 }

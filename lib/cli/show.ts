@@ -7,7 +7,7 @@ import { holders as holdersOf } from "../holders.ts";
 import type { LoopDevice } from "../kernel/attached_devices.ts";
 import { extentOf, partitionsOf, rdevOf } from "../kernel/loop_sysfs.ts";
 import { openLoop } from "../kernel/nodes.ts";
-import type { FileSystem } from "../mounting/file_system.ts";
+import type { FileSystem } from "../mounting/recognize.ts";
 import type { Partition } from "../partitions/partition.ts";
 import { EACCES, ENODEV, ENOENT, ENXIO, EPERM } from "../sys/errno.ts";
 import { parse, parseDevice, UsageError } from "./arguments.ts";

@@ -23,7 +23,7 @@ import {
   unlinkAt,
 } from "../sys/libc.ts";
 import { namesIn, openDirectoryAt } from "../sys/sysfs.ts";
-import { PARENTS } from "./private_directory.ts";
+import { PARENTS } from "./nodes.ts";
 
 /**
  * Finds private directories that are left over: from a killed process, or from a device

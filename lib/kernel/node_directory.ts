@@ -14,7 +14,7 @@ import { FileDescriptor, unwrapFound, unwrapStat } from "./file_descriptor.ts";
 import { FoundFile } from "./found_file.ts";
 import { makeNode, removeNode } from "./made_node.ts";
 import { ownMounts } from "./mounts.ts";
-import { makePrivateDirectory, PARENTS } from "./private_directory.ts";
+import { makePrivateDirectory, PARENTS } from "./nodes.ts";
 import { EBADF, EINVAL, ENOENT, ESTALE } from "../sys/errno.ts";
 import {
   AT_FDCWD,

@@ -7,7 +7,12 @@ import { EACCES, ENOENT } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   cString,
+  mkdirAt,
   mknodAt,
+  O_DIRECTORY,
+  O_NOFOLLOW,
+  O_PATH,
+  openAt,
   removeDirectoryAt,
   unlinkAt,
 } from "../sys/libc.ts";
@@ -22,7 +27,7 @@ import {
   openLoopNode,
   placeIn,
 } from "./opened_node.ts";
-import { makePrivateDirectory, PARENTS } from "./private_directory.ts";
+import { FileDescriptor } from "./file_descriptor.ts";
 
 /** Opens a device by number. If `/dev` has no node, a temporary one is used. */
 export function openLoop(
@@ -127,4 +132,34 @@ function throughOwnNode(
 /** Returns `true` if the error means that the mount has the option nodev. */
 function isNodev(error: unknown): boolean {
   return error instanceof LoopError && error.errno === EACCES;
+}
+
+/** Places to try, because some do not allow device nodes. */
+export const PARENTS: readonly string[] = ["/run", "/tmp", "/dev", "/dev/shm"];
+
+/** A new directory that only this user can write to, held by its descriptor. */
+export interface PrivateDirectory {
+  readonly path: string;
+  readonly descriptor: FileDescriptor;
+}
+
+/**
+ * Creates a directory with a random name. The prefix is `loopdev-` for the nodes of a
+ * device, or `.loopdev-` for a temporary node. Returns `undefined` if none can be
+ * created.
+ */
+export function makePrivateDirectory(
+  parent: string,
+  prefix: "loopdev-" | ".loopdev-",
+): PrivateDirectory | undefined {
+  const path = `${parent}/${prefix}${crypto.randomUUID()}`;
+  if (mkdirAt(AT_FDCWD, cString(path), 0o700) < 0) return undefined;
+  const fd = openAt(
+    AT_FDCWD,
+    cString(path),
+    O_PATH | O_DIRECTORY | O_NOFOLLOW,
+  );
+  if (fd >= 0) return { path, descriptor: new FileDescriptor(fd) };
+  removeDirectoryAt(AT_FDCWD, cString(path));
+  return undefined;
 }

@@ -4,15 +4,14 @@ import { exactSize, type Loop } from "../kernel/loop.ts";
 import { partitionsOf } from "../kernel/loop_sysfs.ts";
 import type { NodeOwner } from "../kernel/node_directory.ts";
 import { showTable } from "../partitions/appear.ts";
-import { DamagedTable } from "../partitions/damaged_table.ts";
-import { DescriptorSource } from "../partitions/descriptor_source.ts";
+import { DamagedTable } from "../partitions/table_entry.ts";
+import { DescriptorSource } from "../partitions/byte_source.ts";
 import type { Partition } from "../partitions/partition.ts";
 import { readTable } from "../partitions/table.ts";
 import { EINVAL, ENOENT } from "../sys/errno.ts";
 import { DEFAULT_TIMEOUT } from "../waiting.ts";
-import type { FileSystem } from "./file_system.ts";
 import type { MountRequest } from "./options.ts";
-import { recognize } from "./recognize.ts";
+import { type FileSystem, recognize } from "./recognize.ts";
 
 /** An open disk. */
 export interface Disk {

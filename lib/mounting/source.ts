@@ -9,7 +9,7 @@ import {
   LOOP_MAJOR,
   throwUnless,
 } from "../kernel/loop_sysfs.ts";
-import { DescriptorSource } from "../partitions/descriptor_source.ts";
+import { DescriptorSource } from "../partitions/byte_source.ts";
 import { BLKGETSIZE64, BLKROGET } from "../sys/blk_uapi.ts";
 import { EBUSY, ENODEV, ENOENT, ENXIO } from "../sys/errno.ts";
 import {
@@ -22,8 +22,7 @@ import {
 } from "../sys/libc.ts";
 import { isBlockDevice, majorMinor, type Stat } from "../sys/stat.ts";
 import { readLink } from "../sys/sysfs.ts";
-import type { FileSystem } from "./file_system.ts";
-import { recognize } from "./recognize.ts";
+import { type FileSystem, recognize } from "./recognize.ts";
 
 /** A loop device, or a partition of one. */
 export interface LoopPlace {

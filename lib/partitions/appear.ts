@@ -2,8 +2,7 @@
  * Creates the partitions of a device, even if the kernel cannot read the table or udev
  * is missing.
  */
-import { fileMark, isErrno } from "../attaching/release.ts";
-import { retryWhileHeld } from "../attaching/retry_while_held.ts";
+import { fileMark, isErrno, retryWhileHeld } from "../attaching/release.ts";
 import { recycled } from "../device_ref.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
@@ -30,12 +29,9 @@ import {
   ETIMEDOUT,
   EUCLEAN,
 } from "../sys/errno.ts";
-import type { FileSystem } from "../mounting/file_system.ts";
-import { recognize } from "../mounting/recognize.ts";
+import { type FileSystem, recognize } from "../mounting/recognize.ts";
 import { pollUntil, Slices, type WaitOptions } from "../waiting.ts";
-import { DamagedTable } from "./damaged_table.ts";
-import { DescriptorSource } from "./descriptor_source.ts";
-import { isSlice } from "./foreign.ts";
+import { DescriptorSource } from "./byte_source.ts";
 import { makeRoom } from "./make_room.ts";
 import {
   doNodesAppear,
@@ -45,7 +41,13 @@ import {
 } from "./own_nodes.ts";
 import type { Partition } from "./partition.ts";
 import { type PartitionTable, readTable } from "./table.ts";
-import { addProblem, shownExtent, type TableEntry } from "./table_entry.ts";
+import {
+  addProblem,
+  DamagedTable,
+  isSlice,
+  shownExtent,
+  type TableEntry,
+} from "./table_entry.ts";
 
 /** Result of creating the partitions of a table. */
 export interface ShownTable {

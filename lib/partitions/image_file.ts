@@ -10,7 +10,7 @@ import { FoundFile } from "../kernel/found_file.ts";
 import { AT_FDCWD, O_NOCTTY, O_NONBLOCK, O_RDONLY } from "../sys/libc.ts";
 import { isRegularFile } from "../sys/stat.ts";
 import { Slices } from "../waiting.ts";
-import { DescriptorSource } from "./descriptor_source.ts";
+import { DescriptorSource } from "./byte_source.ts";
 import type { Partition } from "./partition.ts";
 import { fileSystemOn, readTableOf, type ShownTable } from "./appear.ts";
 

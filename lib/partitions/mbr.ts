@@ -17,11 +17,11 @@ import {
   diskOf,
   type Extent,
 } from "./extent.ts";
-import { hex } from "./hex.ts";
 import {
   addProblem,
   beyondMaximum,
   FIRST_LOGICAL,
+  hex,
   MAX_NUMBER,
   noteOverlaps,
   type TableEntries,

@@ -1,4 +1,4 @@
-import type { FileSystem } from "../mounting/file_system.ts";
+import type { FileSystem } from "../mounting/recognize.ts";
 
 /** A partition of a loop device or of an image, as plain data. */
 export interface Partition {

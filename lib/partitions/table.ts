@@ -1,10 +1,9 @@
 /** Reads the partition table of a disk, either GPT or MBR. */
 import { isProtective, readBootRecord } from "./boot_record.ts";
 import type { ByteSource } from "./byte_source.ts";
-import { DamagedTable } from "./damaged_table.ts";
 import { findGpts, type Gpt, readEntries } from "./gpt.ts";
 import { readMbr } from "./mbr.ts";
-import type { TableEntries } from "./table_entry.ts";
+import { DamagedTable, type TableEntries } from "./table_entry.ts";
 
 /** A partition table. */
 export interface PartitionTable extends TableEntries {

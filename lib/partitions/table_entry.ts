@@ -98,3 +98,37 @@ function doOverlap(a: TableEntry, b: TableEntry, sectorSize: number): boolean {
       : entry.size);
   return a.start < end(b, a) && b.start < end(a, b);
 }
+
+/** Formats a number in lowercase hexadecimal, padded with zeros. */
+export function hex(value: number, digits: number): string {
+  return value.toString(16).padStart(digits, "0");
+}
+
+/**
+ * Error thrown when a partition table contradicts itself or the disk.
+ *
+ * The message describes the damage so that it can follow a colon:
+ * `primary GPT header at byte 512 does not match its checksum`.
+ */
+export class DamagedTable extends Error {
+  /** The name of the class. */
+  override readonly name: string = "DamagedTable";
+}
+
+/** MBR types of partitions with a table of their own: Unixware, Minix, Solaris (old and new), FreeBSD, OpenBSD, NetBSD. */
+const SLICED = ["0x63", "0x81", "0x82", "0xbf", "0xa5", "0xa6", "0xa9"];
+
+/**
+ * Returns `true` if a partition that only the kernel has may be a slice of one in the
+ * MBR.
+ */
+export function isSlice(
+  partition: { number: number; start: number; size: number },
+  entries: readonly TableEntry[],
+): boolean {
+  return partition.number >= FIRST_LOGICAL &&
+    entries.some(({ type, start, size }) =>
+      SLICED.includes(type) && partition.start >= start &&
+      partition.start + partition.size <= start + size
+    );
+}

@@ -1,5 +1,5 @@
 /**
- * Counts the cached bytes of a file. The kernel counts pages, whose size differs
+ * Compares how much of a file is cached. The kernel counts pages, whose size differs
  * between machines.
  */
 import { CACHESTAT } from "./layouts.ts";
@@ -35,37 +35,60 @@ function readPageSize(): number {
   return MIN_PAGE_SIZE;
 }
 
-// linux/mman.h: struct cachestat_range, from the start, no end
-const WHOLE_FILE = new Uint8Array(16);
-const statBytes = new Uint8Array(CACHESTAT.size);
-const statView = new DataView(statBytes.buffer);
-
-/** Cached amounts of a file in bytes. */
+/** Amounts of a file in the page cache, in bytes. */
 export interface PageCache {
   readonly cached: number;
   /** Bytes not written back yet, or being written back. */
   readonly dirty: number;
 }
 
+/** Bytes counted by one call: at most 7 ms if every page of them is cached. */
+const RANGE = 1n << 30n;
+/** Maximum number of calls, for sparse files of many terabytes. */
+const MAX_RANGES = 1024n;
+
+// linux/mman.h: struct cachestat_range, offset and length; length 0 is up to the end
+const range = new BigUint64Array(2);
+const rangeBytes = new Uint8Array(range.buffer);
+const statBytes = new Uint8Array(CACHESTAT.size);
+const statView = new DataView(statBytes.buffer);
+
 /**
- * Returns the cached amounts of a file (`cachestat(2)`, Linux 6.5), or a negative error
- * number.
+ * Returns `true` if more of a file is cached than these amounts, or a negative error
+ * number (`cachestat(2)`, from Linux 6.5 on).
+ *
+ * The kernel visits each cached page, so counting all pages of a large file would block
+ * the event loop. This stops as soon as an amount is exceeded.
  */
-export function pageCacheOf(fd: number): PageCache | number {
-  const result = errnoResult(
-    libc().syscallTwoPointers(
-      SYSCALL_NUMBERS.cachestat,
-      BigInt(fd),
-      WHOLE_FILE,
-      statBytes,
-      0n,
-    ),
-  );
-  if (result < 0) return result;
-  const pages = (offset: number) => Number(statView.getBigUint64(offset, true));
-  return {
-    cached: pages(CACHESTAT.nr_cache) * pageSize(),
-    dirty: (pages(CACHESTAT.nr_dirty) + pages(CACHESTAT.nr_writeback)) *
-      pageSize(),
-  };
+export function isCachedBeyond(
+  { cached, dirty }: PageCache,
+  fd: number,
+  size: bigint,
+): boolean | number {
+  let cachedPages = Math.floor(cached / pageSize());
+  let dirtyPages = Math.floor(dirty / pageSize());
+  const length = size > RANGE * MAX_RANGES ? size / MAX_RANGES : RANGE;
+  for (let offset = 0n; offset === 0n || offset < size; offset += length) {
+    range[0] = offset;
+    range[1] = offset + length < size ? length : 0n;
+    const result = errnoResult(
+      libc().syscallTwoPointers(
+        SYSCALL_NUMBERS.cachestat,
+        BigInt(fd),
+        rangeBytes,
+        statBytes,
+        0n,
+      ),
+    );
+    if (result < 0) return result;
+    cachedPages -= pagesAt(CACHESTAT.nr_cache);
+    dirtyPages -= pagesAt(CACHESTAT.nr_dirty) +
+      pagesAt(CACHESTAT.nr_writeback);
+    if (cachedPages < 0 || dirtyPages < 0) return true;
+  }
+  return false;
+}
+
+function pagesAt(offset: number): number {
+  return Number(statView.getBigUint64(offset, true));
 }

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import type { ByteSource } from "../../lib/partitions/byte_source.ts";
-import { DamagedTable } from "../../lib/partitions/damaged_table.ts";
+import { DamagedTable } from "../../lib/partitions/table_entry.ts";
 import { probeSectorSize, readTable } from "../../lib/partitions/table.ts";
 import { onAnyKernel, run, runOk } from "./support.ts";
 

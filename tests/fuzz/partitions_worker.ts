@@ -1,12 +1,14 @@
 /** Damages partition tables, reads them and checks the results, in a worker. */
 import type { ByteSource } from "../../lib/partitions/byte_source.ts";
-import { DamagedTable } from "../../lib/partitions/damaged_table.ts";
 import {
   type PartitionTable,
   probeSectorSize,
   readTable,
 } from "../../lib/partitions/table.ts";
-import type { TableEntry } from "../../lib/partitions/table_entry.ts";
+import {
+  DamagedTable,
+  type TableEntry,
+} from "../../lib/partitions/table_entry.ts";
 import {
   gptImage,
   gptLayout,

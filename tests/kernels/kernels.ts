@@ -9,8 +9,8 @@
  * `5.10` and `newest+udev`), in less than 20 minutes on an idle machine of two
  * processors. `--all-guests` runs all guests.
  *
- * `--all` also runs the device tests that give equal results on every kernel. The suite
- * `stress` runs only if it is named. A guest that exceeds the time limit is stopped
+ * `--all` also runs the device tests that give equal results on every kernel. The suites
+ * `kills` and `stress` run only if they are named. A guest that exceeds the time limit is stopped
  * (`--limit`, 1500 seconds). The exit status is 0 if every test of every guest passed,
  * and every skipped test gives its reason.
  *
@@ -53,10 +53,11 @@ const SUITES: Record<string, string> = {
   demo: `${ONE} deno run --allow-all --no-check --cached-only examples/demo.ts`,
   device: `${ONE} ${DENO} tests/device`,
   faults: `env LOOPDEV_TEST_FEWER=${FEWER_FAULTS} ${ONE} ${DENO} tests/faults`,
+  kills: `${DENO} tests/stress/mount_test.ts`,
   stress: `${DENO} --v8-flags=--expose-gc tests/stress`,
 };
 
-/** Suites that run by default. Stress only takes longer. */
+/** Suites that run by default. The others take longer. */
 const DEFAULT_SUITES = "unit,udev,demo,device,faults";
 
 /** Makes the script that runs suites in turn. Their output goes to stderr, their results to stdout. */

@@ -4,7 +4,7 @@
  */
 import { assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { DamagedTable } from "../../lib/partitions/damaged_table.ts";
+import { DamagedTable } from "../../lib/partitions/table_entry.ts";
 import { readTable } from "../../lib/partitions/table.ts";
 import {
   attribute,

@@ -1,6 +1,6 @@
 /** Builds disks with partition tables by hand in memory. */
 import type { ByteSource } from "../../lib/partitions/byte_source.ts";
-import { crc32 } from "../../lib/partitions/crc32.ts";
+import { crc32 } from "../../lib/partitions/gpt.ts";
 
 /** Default type of partitions: "Linux filesystem". */
 export const LINUX = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";

@@ -5,14 +5,16 @@ import {
   assertThrows,
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { crc32 } from "../../lib/partitions/crc32.ts";
-import { DamagedTable } from "../../lib/partitions/damaged_table.ts";
+import { crc32 } from "../../lib/partitions/gpt.ts";
 import {
   probeSectorSize,
   readTable,
   type TableOptions,
 } from "../../lib/partitions/table.ts";
-import type { TableEntry } from "../../lib/partitions/table_entry.ts";
+import {
+  DamagedTable,
+  type TableEntry,
+} from "../../lib/partitions/table_entry.ts";
 import {
   changeHeaders,
   EFI_SYSTEM,
