@@ -86,8 +86,8 @@ export interface AttachOptions extends Omit<ConfigureOptions, "blockSize"> {
    * that already exists there is used as it is.
    *
    * If this option is not given and `/dev` has no node of the device, or gets none of
-   * its partitions, the nodes are created in a private directory: `/run/loopdev-…`, or one in `/tmp`, `/dev` or
-   * `/dev/shm` if `/run` does not accept device nodes.
+   * its partitions, the nodes are created in a private directory: `/run/loopdev-…`, or
+   * one in `/tmp`, `/dev` or `/dev/shm` if `/run` does not accept device nodes.
    *
    * `detach` removes the nodes that were created, and fails if it cannot. They outlive
    * `persist` and a killed process; a node that is left over gives access to later
