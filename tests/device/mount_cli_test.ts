@@ -144,6 +144,14 @@ describe("loopdev mount and unmount", onDevices, () => {
         cli("unmount", directory).stderr,
         /"other" is mounted there, which is not a loop device: umount unmounts it/,
       );
+      // Any user can name the source of a file system in a FUSE.
+      const device = runOk("losetup", "--find", "--show", image);
+      using _device = new Undo(() => runOk("losetup", "--detach", device));
+      using _claim = mounted("-t", "tmpfs", device, directory);
+      assertMatch(
+        cli("unmount", directory).stderr,
+        /"\/dev\/loop\d+" is mounted there, which is not a loop device/,
+      );
     }),
   );
 
