@@ -369,16 +369,18 @@ async function probeBlockSize(
   backing: Backing,
   { info }: LoopConfig,
 ): Promise<number | undefined> {
-  const [{ probeSectorSize }, { DescriptorSource }] = await Promise.all([
+  const [{ probeSectorSize }, { readAhead }] = await Promise.all([
     import("./partitions/table.ts"),
-    import("./partitions/byte_source.ts"),
+    import("./partitions/read_ahead.ts"),
   ]);
   using reader = backing.openForReading();
-  const range = {
+  const part = {
+    fd: reader.fd,
     start: Number(info.offset),
     size: Number(deviceSize(backing.size, info)),
+    name: backing.name,
   };
-  return probeSectorSize(new DescriptorSource(reader.fd, range, backing.name));
+  return await readAhead(part, probeSectorSize);
 }
 
 /** Files attached by {@linkcode attachAll}. Disposal detaches them in reverse order. */

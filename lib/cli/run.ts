@@ -79,7 +79,11 @@ async function run(args: string[]): Promise<number> {
     await using devices = new AsyncDisposableStack();
     const paths: string[] = [];
     for (const file of files) {
-      const device = devices.use(await attach(file, { ...options, signal }));
+      const blockSize = options.blockSize ??
+        (place === undefined ? undefined : "probe");
+      const device = devices.use(
+        await attach(file, { ...options, blockSize, signal }),
+      );
       warnAboutFile(device.loop, file);
       if (options.partscan) await device.partitions({ signal });
       if (place !== undefined) {

@@ -27,9 +27,10 @@ import {
 } from "../sys/errno.ts";
 import { type FileSystem, recognize } from "../mounting/recognize.ts";
 import { pollUntil, Slices, type WaitOptions } from "../waiting.ts";
-import { DescriptorSource } from "./byte_source.ts";
+import { type ByteSource, DescriptorSource } from "./byte_source.ts";
 import { makeRoom } from "./make_room.ts";
 import type { Partition } from "./partition.ts";
+import { readAhead } from "./read_ahead.ts";
 import { type PartitionTable, readTable } from "./table.ts";
 import {
   addProblem,
@@ -64,7 +65,7 @@ export async function showTable(
   nodes?: NodeDirectory,
 ): Promise<ShownTable> {
   const showing = new Showing(loop, nodes);
-  showing.read();
+  await showing.readAhead();
   // The kernel scans before we do, and removes its partitions on detaching. Without a
   // table, it would remove partitions that other processes have added.
   let tries = 0;
@@ -119,7 +120,7 @@ export function fileSystemOn(
   return fileSystem === undefined ? {} : { fileSystem };
 }
 
-function recognizeIn(source: DescriptorSource): FileSystem | undefined {
+function recognizeIn(source: ByteSource): FileSystem | undefined {
   try {
     return recognize(source);
   } catch (error) {
@@ -130,7 +131,7 @@ function recognizeIn(source: DescriptorSource): FileSystem | undefined {
 
 /** Reads a table for a caller of the library. */
 export function readTableOf(
-  source: DescriptorSource,
+  source: ByteSource,
   name: string,
   path: string,
   sectorSize?: number,
@@ -180,15 +181,29 @@ class Showing {
 
   /** Reads the table. */
   read(): void {
-    const { path } = this.#loop;
+    this.#measure();
+    this.#table = this.#tableIn(this.#source());
+  }
+
+  /** Reads the table for the first time, when it may be slow. */
+  async readAhead(): Promise<void> {
+    this.#measure();
+    const { fd, path } = this.#loop;
+    this.#table = await readAhead(
+      { fd, size: this.#size, name: quote(path) },
+      (source) => this.#tableIn(source),
+    );
+    this.#checkBinding();
+  }
+
+  #measure(): void {
     this.#size = this.#loop.getSize();
     this.#sectorSize = this.#loop.getBlockSize();
-    this.#table = readTableOf(
-      this.#source(),
-      quote(path),
-      path,
-      this.#sectorSize,
-    );
+  }
+
+  #tableIn(source: ByteSource): PartitionTable | undefined {
+    const { path } = this.#loop;
+    return readTableOf(source, quote(path), path, this.#sectorSize);
   }
 
   /** Reads the table of the same binding again, after other processes could run. */
@@ -258,7 +273,7 @@ class Showing {
     }
     for (const partition of this.#known) {
       await pause();
-      this.#checkNode(partition);
+      await this.#checkNode(partition);
     }
     return this.#missing.length === 0;
   }
@@ -355,35 +370,49 @@ class Showing {
   }
 
   /**
-   * Opens and closes the node of a partition, and recognizes its content. Returns 0 or
-   * a negative error number.
+   * Opens the node of a partition, which has cached pages of its own. Returns a negative
+   * error number if that fails.
    */
-  #tryNode(known: KnownPartition): number {
+  #openNode(known: KnownPartition): FileDescriptor | number {
     const rdev = rdevOfPartition(this.#loop.minor, known);
     if (rdev === undefined) return -ENOENT;
-    const { name, number, size } = known;
+    const { name } = known;
     this.#nodes?.add(name, rdev);
     const result = this.#nodes?.openNode(name, rdev) ?? openDevNode(name, rdev);
-    if (result < 0) return result;
-    using node = new FileDescriptor(result);
-    // Read through the partition's own node, because the disk has separate cached
-    // pages.
+    return result < 0 ? result : new FileDescriptor(result);
+  }
+
+  /** Recognizes the content of a partition, if its node can be opened. */
+  #tryNode(known: KnownPartition): void {
+    const opened = this.#openNode(known);
+    if (typeof opened === "number") return;
+    using node = opened;
+    const { number, size } = known;
     const path = quote(this.#pathOf(number));
-    this.#fileSystems.set(
-      number,
-      recognizeIn(new DescriptorSource(node.fd, { start: 0, size }, path)),
-    );
-    return 0;
+    const source = new DescriptorSource(node.fd, { start: 0, size }, path);
+    this.#fileSystems.set(number, recognizeIn(source));
   }
 
   /**
-   * Keeps waiting for a node that does not exist, but throws for one that may not be
-   * opened.
+   * Recognizes the content of a partition. Keeps waiting for a node that does not exist,
+   * but throws for one that may not be opened.
    */
-  #checkNode(known: KnownPartition): void {
+  async #checkNode(known: KnownPartition): Promise<void> {
     const path = this.#pathOf(known.number);
-    const result = this.#tryNode(known);
-    if (result === 0) return;
+    const opened = this.#openNode(known);
+    if (typeof opened === "number") return this.#noteNode(path, opened);
+    using node = opened;
+    const { number, size } = known;
+    const content = await readAhead(
+      { fd: node.fd, size, name: quote(path) },
+      recognizeIn,
+    );
+    this.#fileSystems.set(number, content);
+    this.#checkBinding();
+  }
+
+  /** Notes that a node does not exist, or throws if it may not be opened. */
+  #noteNode(path: string, result: number): void {
     if (result !== -EACCES && result !== -EPERM) {
       this.#missing.push(path);
       return;
