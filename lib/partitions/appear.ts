@@ -81,10 +81,10 @@ export async function showTable(
   }
   // A scan caused by another process removes and restores all of them.
   let isFirst = tries <= 1;
-  const looks = await pollUntil(() => {
-    if (!isFirst) showing.readAgain();
+  const looks = await pollUntil(async () => {
+    if (!isFirst) await showing.readAgain();
     isFirst = false;
-    return showing.look(waiting);
+    return await showing.look(waiting);
   }, waiting);
   if (looks === undefined) throw showing.timedOut();
   return showing.outcome(showing.result());
@@ -114,7 +114,7 @@ export function lookAt(loop: Loop): FoundTable {
  * read.
  */
 export function fileSystemOn(
-  source: DescriptorSource,
+  source: ByteSource,
 ): { fileSystem?: FileSystem } {
   const fileSystem = recognizeIn(source);
   return fileSystem === undefined ? {} : { fileSystem };
@@ -165,6 +165,8 @@ class Showing {
   #sectorSize = 0;
   /** The table of the disk, if its format is known. */
   #table: PartitionTable | undefined;
+  /** Content of a disk without a table, if another thread has read it. */
+  #content: { fileSystem?: FileSystem } | undefined;
   /** Partitions that the kernel refuses to add. */
   readonly #refused = new Set<number>();
   /** Partitions in use that are no longer in the table. */
@@ -185,13 +187,16 @@ class Showing {
     this.#table = this.#tableIn(this.#source());
   }
 
-  /** Reads the table for the first time, when it may be slow. */
+  /** Reads the table on another thread. */
   async readAhead(): Promise<void> {
     this.#measure();
     const { fd, path } = this.#loop;
-    this.#table = await readAhead(
+    [this.#table, this.#content] = await readAhead(
       { fd, size: this.#size, name: quote(path) },
-      (source) => this.#tableIn(source),
+      (source) => {
+        const table = this.#tableIn(source);
+        return [table, table === undefined ? fileSystemOn(source) : {}];
+      },
     );
     this.#checkBinding();
   }
@@ -207,9 +212,9 @@ class Showing {
   }
 
   /** Reads the table of the same binding again, after other processes could run. */
-  readAgain(): void {
+  async readAgain(): Promise<void> {
     this.#checkBinding();
-    this.read();
+    await this.readAhead();
   }
 
   #source(): DescriptorSource {
@@ -236,7 +241,7 @@ class Showing {
       size: this.#size,
       partitions,
       unusable: this.#table?.unusable ?? [],
-      ...(!this.hasTable && fileSystemOn(this.#source())),
+      ...(!this.hasTable && (this.#content ?? fileSystemOn(this.#source()))),
     };
   }
 
@@ -256,7 +261,7 @@ class Showing {
     if (inTheWay.length + stale.length > 0) {
       const left = await makeRoom(this.#loop, inTheWay, stale, waiting);
       left.forEach((number) => this.#left.add(number));
-      this.readAgain();
+      await this.readAgain();
       this.#known = knownPartitions(this.#loop.minor);
     }
     const known = new Map(this.#known.map((one) => [one.number, one]));
