@@ -81,6 +81,17 @@ function partitioned(
 
 const EXT4 = "mkfs.ext4 -q -F";
 
+/** Makes an image with a GPT for sectors of 4096 bytes, and an ext4 on its partition. */
+async function with4096(scratch: Scratch): Promise<string> {
+  const image = scratch.image(16 * MiB, "4096.img");
+  await using device = await attach(image, { blockSize: 4096 });
+  const table = "label: gpt\\nsize=8M\\n";
+  runOk("sh", "-c", `printf '${table}' | sfdisk -q ${device.path} 2>&1`);
+  const [partition] = await device.partitions();
+  runOk("mkfs.ext4", "-q", partition!.path);
+  return image;
+}
+
 /** Returns the mounts of this process below a path, as reported by findmnt. */
 function mountsAt(path: string): { source: string; options: string }[] {
   const { stdout } = run(
@@ -713,6 +724,23 @@ describe("mount() of partitions", onDevices, () => {
         TypeError,
       );
       assertMatch(error.message, /is one already/);
+    }),
+  );
+
+  it(
+    "takes the sector size of the GPT, unless attach has a block size",
+    withScratch(async (scratch) => {
+      const image = await with4096(scratch);
+      const target = directory(scratch);
+      for (const options of [{}, { target }, { attach: { blockSize: 4096 } }]) {
+        await using disk = await mount(image, options);
+        assertMatch(disk.source, /^\/dev\/loop\d+p1$/);
+        const [name] = /loop\d+/.exec(disk.source)!;
+        assertEquals(attribute(name, "queue/logical_block_size"), "4096");
+        Deno.writeTextFileSync(`${disk.path}/file`, "content");
+      }
+      const error = await rejection(image, { attach: { blockSize: 512 } });
+      assertMatch(error.message, /the GPT is for sectors of 4096 bytes/);
     }),
   );
 
