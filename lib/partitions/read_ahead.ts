@@ -44,8 +44,11 @@ class Missing extends Error {
   }
 }
 
-/** Size of a block in bytes. The first one holds most superblocks, the last one those of a RAID. */
-const BLOCK = 128 << 10;
+/** Size of a block in bytes. The first one includes the superblock of a Btrfs, after 64 KiB. */
+const BLOCK = 72 << 10;
+
+/** Number of bytes at the end that include the superblock of a RAID. */
+const END = 64 << 10;
 
 /** Blocks of a device that another thread has read. */
 class ReadAhead implements ByteSource, Disposable {
@@ -87,9 +90,9 @@ class ReadAhead implements ByteSource, Disposable {
     return bytes;
   }
 
-  /** Reads blocks, and the last one beside the first. */
+  /** Reads blocks, and the end beside the first. */
   async fetch(blocks: readonly number[]): Promise<void> {
-    const last = blocksOf(this.size - 1, this.size);
+    const last = blocksOf(Math.max(0, this.size - END), this.size);
     const wanted = blocks.includes(0) ? [...blocks, ...last] : blocks;
     await Promise.all(
       [...new Set(wanted)].map((block) => this.#fetchOne(block)),
