@@ -24,6 +24,7 @@ export async function readAhead<T>(
   work: (source: ByteSource) => T,
 ): Promise<T> {
   using source = new ReadAhead(readable);
+  await source.begin();
   for (;;) {
     try {
       return work(source);
@@ -90,13 +91,14 @@ class ReadAhead implements ByteSource, Disposable {
     return bytes;
   }
 
-  /** Reads blocks, and the end beside the first. */
-  async fetch(blocks: readonly number[]): Promise<void> {
-    const last = blocksOf(Math.max(0, this.size - END), this.size);
-    const wanted = blocks.includes(0) ? [...blocks, ...last] : blocks;
-    await Promise.all(
-      [...new Set(wanted)].map((block) => this.#fetchOne(block)),
-    );
+  /** Reads the first block and the end, where most superblocks are. */
+  async begin(): Promise<void> {
+    const end = blocksOf(Math.max(0, this.size - END), this.size);
+    await this.fetch(new Set([...blocksOf(0, 1), ...end]));
+  }
+
+  async fetch(blocks: Iterable<number>): Promise<void> {
+    await Promise.all(Array.from(blocks, (block) => this.#fetchOne(block)));
   }
 
   async #fetchOne(block: number): Promise<void> {
