@@ -369,18 +369,14 @@ async function probeBlockSize(
   backing: Backing,
   { info }: LoopConfig,
 ): Promise<number | undefined> {
-  const [{ probeSectorSize }, { readAhead }] = await Promise.all([
-    import("./partitions/table.ts"),
-    import("./partitions/read_ahead.ts"),
-  ]);
+  const { probe } = await import("./partitions/probe.ts");
   using reader = backing.openForReading();
-  const part = {
+  return await probe({
     fd: reader.fd,
+    name: backing.name,
     start: Number(info.offset),
     size: Number(deviceSize(backing.size, info)),
-    name: backing.name,
-  };
-  return await readAhead(part, probeSectorSize);
+  });
 }
 
 /** Files attached by {@linkcode attachAll}. Disposal detaches them in reverse order. */

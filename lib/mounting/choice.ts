@@ -52,10 +52,13 @@ async function examineDisk(
 ): Promise<{ whole: FileSystem | undefined; hasPartitions: boolean }> {
   const { loop, path } = disk;
   const size = Number(exactSize(loop));
-  return await readAhead({ fd: loop.fd, size, name: quote(path) }, (source) => {
-    const whole = recognize(source);
-    return { whole, hasPartitions: mayHavePartitions(loop, source, whole) };
-  });
+  return await readAhead(
+    { fd: loop.fd, start: 0, size, name: quote(path) },
+    (source) => {
+      const whole = recognize(source);
+      return { whole, hasPartitions: mayHavePartitions(loop, source, whole) };
+    },
+  );
 }
 
 /** File systems that may contain a partition table for firmware. Its partitions are parts of the file system. */

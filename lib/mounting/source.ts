@@ -186,7 +186,10 @@ export class OpenSource implements Disposable {
     this.#ioctl("BLKGETSIZE64", BLKGETSIZE64, size);
     const { fd } = this.#descriptor;
     const name = quote(this.#path);
-    return await readAhead({ fd, size: Number(size[0]), name }, recognize);
+    return await readAhead(
+      { fd, start: 0, size: Number(size[0]), name },
+      recognize,
+    );
   }
 
   /** `true` if the device is read-only. */

@@ -192,7 +192,7 @@ class Showing {
     this.#measure();
     const { fd, path } = this.#loop;
     [this.#table, this.#content] = await readAhead(
-      { fd, size: this.#size, name: quote(path) },
+      { fd, start: 0, size: this.#size, name: quote(path) },
       (source) => {
         const table = this.#tableIn(source);
         return [table, table === undefined ? fileSystemOn(source) : {}];
@@ -409,7 +409,7 @@ class Showing {
     using node = opened;
     const { number, size } = known;
     const content = await readAhead(
-      { fd: node.fd, size, name: quote(path) },
+      { fd: node.fd, start: 0, size, name: quote(path) },
       recognizeIn,
     );
     this.#fileSystems.set(number, content);

@@ -9,8 +9,7 @@ export interface Readable {
   readonly fd: number;
   /** Name for messages. */
   readonly name: string;
-  /** @default {0} */
-  readonly start?: number;
+  readonly start: number;
   readonly size: number;
 }
 
@@ -60,7 +59,7 @@ class ReadAhead implements ByteSource, Disposable {
   readonly #direct: DescriptorSource;
   readonly #blocks = new Map<number, Uint8Array>();
 
-  constructor({ fd, name, start = 0, size }: Readable) {
+  constructor({ fd, name, start, size }: Readable) {
     this.size = size;
     this.#start = start;
     this.#descriptor = new FileDescriptor(
