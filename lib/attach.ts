@@ -369,16 +369,14 @@ async function probeBlockSize(
   backing: Backing,
   { info }: LoopConfig,
 ): Promise<number | undefined> {
-  const [{ probeSectorSize }, { DescriptorSource }] = await Promise.all([
-    import("./partitions/table.ts"),
-    import("./partitions/byte_source.ts"),
-  ]);
+  const { probe } = await import("./partitions/probe.ts");
   using reader = backing.openForReading();
-  const range = {
+  return await probe({
+    fd: reader.fd,
+    name: backing.name,
     start: Number(info.offset),
     size: Number(deviceSize(backing.size, info)),
-  };
-  return probeSectorSize(new DescriptorSource(reader.fd, range, backing.name));
+  });
 }
 
 /** Files attached by {@linkcode attachAll}. Disposal detaches them in reverse order. */

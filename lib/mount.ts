@@ -12,9 +12,9 @@ export type { MountOptions };
 /**
  * Mounts the file system of an image, of an attached device or of a partition.
  *
- * A file is attached first, and detached with the {@linkcode Mount}. The path of a loop
- * device or of one of its partitions is mounted as it is. The type comes from the
- * superblock. No program is run.
+ * A file is attached first, with the sector size of its GPT, and detached with the
+ * {@linkcode Mount}. The path of a loop device or of one of its partitions is mounted as
+ * it is. The type comes from the superblock. No program is run.
  *
  * Without `target`, the mount is private: this process, its children and root reach it by
  * {@linkcode Mount.path}, and it cannot leak. The mount and the device are released when
@@ -74,6 +74,7 @@ export async function mount(
   if (mounted !== undefined) return new Mount(mounted);
   const attachment = await attach(source, {
     ...attaching,
+    blockSize: attaching?.blockSize ?? "probe",
     readOnly: attaching?.readOnly ?? request.readOnly,
     signal: attaching?.signal ?? request.signal,
   });

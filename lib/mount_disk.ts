@@ -4,7 +4,7 @@ import { openAttached } from "./attaching/open_attached.ts";
 import { LoopError, quote, StaleDeviceError } from "./errors.ts";
 import { MountedFileSystem } from "./mounted.ts";
 import {
-  choosePath,
+  choose,
   type Disk,
   isToBeReadOnly,
   typeOf,
@@ -17,6 +17,7 @@ import {
 } from "./mounting/options.ts";
 import { PrivateMount } from "./mounting/private_mount.ts";
 import { numbersOf, PublicMount, Target } from "./mounting/public_mount.ts";
+import type { FileSystem } from "./mounting/recognize.ts";
 import { findSource, SourceDevice } from "./mounting/source.ts";
 import { EROFS } from "./sys/errno.ts";
 import { isMountReadOnly } from "./sys/mount_calls.ts";
@@ -36,9 +37,10 @@ async function mountDisk(
   request: MountRequest,
 ): Promise<MountedFileSystem> {
   using target = openTarget(request);
-  const path = await choosePath(disk, request);
+  const { path, fileSystem } = await choose(disk, request);
+  request.signal?.throwIfAborted();
   using device = SourceDevice.of(checkPath(path), disk.loop.minor);
-  return await mountSource(device, request, target);
+  return await mountSource(device, request, target, fileSystem);
 }
 
 /**
@@ -82,16 +84,17 @@ function openTarget({ target }: MountRequest): Target | undefined {
   return target === undefined ? undefined : new Target(target);
 }
 
-/** Mounts the file system on a device. */
+/** Mounts the file system on a device, which is recognized unless it is known. */
 async function mountSource(
   device: SourceDevice,
   request: MountRequest,
   target: Target | undefined,
+  known?: FileSystem,
 ): Promise<MountedFileSystem> {
   using source = device.open();
   const { path } = device;
-  const known = request.type === undefined ? source.recognize() : undefined;
-  const wanted = typeOf(path, known, request.type);
+  const wanted = request.type ??
+    typeOf(path, known ?? await source.recognize());
   const { descriptor, type } = await mountDetached({
     source: path,
     type: wanted,

@@ -165,7 +165,7 @@ export class MountedFileSystem extends Mounted {
       this.#place,
     );
     const isUsedHere = this.#place instanceof PrivateMount &&
-      this.#place.isUsedHere();
+      await this.#place.isUsedHere();
     if (holders.length === 0 && complete && !isUsedHere) return;
     const words = describeUsers(holders, complete);
     if (isUsedHere) words.push("this process has files open in it");

@@ -55,8 +55,8 @@ loopdev mount -r -O noload dirty.img /mnt  without replaying its journal
 loopdev unmount /mnt`,
   options: OPTIONS,
   notes:
-    `A file is attached first, and detached when DIR is unmounted. A loop device or a
-partition is mounted as it is. Without --partition, the file system on the whole device is
+    `A file is attached first, with the sector size of its GPT unless --sector-size is given,
+and detached when DIR is unmounted. A loop device or a partition is mounted as it is. Without --partition, the file system on the whole device is
 mounted, or the only one on its partitions. The superblock determines the type. With
 --read-only, the file is also attached read-only, so that no journal is replayed. Programs
 run without set-user-ID, and device nodes cannot be opened, unless --options has suid or
@@ -81,7 +81,8 @@ async function run(args: string[]): Promise<number> {
   const device = deviceOf(source);
   if (device === undefined) {
     const file = fileOf(source);
-    const attached = await attach(file, { ...attaching, signal });
+    const blockSize = attaching.blockSize ?? "probe";
+    const attached = await attach(file, { ...attaching, blockSize, signal });
     unfinished.use(attached);
     warnAboutFile(attached.loop, file);
     unfinished.use(await attached.mount(options));

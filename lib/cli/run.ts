@@ -97,8 +97,11 @@ async function run(args: string[]): Promise<number> {
     await using devices = new AsyncDisposableStack();
     const paths: string[] = [];
     for (const file of files) {
+      const blockSize = options.blockSize ??
+        (place === undefined ? undefined : "probe");
       const device = await attach(file, {
         ...options,
+        blockSize,
         detachTimeout: timeout,
         signal,
       });

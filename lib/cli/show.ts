@@ -105,7 +105,7 @@ async function contentOf(minor: number): Promise<Content> {
   try {
     using loop = openLoop(minor, { readOnly: true });
     const { lookAt } = await import("../partitions/appear.ts");
-    const { partitions, fileSystem, damage, unusable } = lookAt(loop);
+    const { partitions, fileSystem, damage, unusable } = await lookAt(loop);
     const problems = damage === undefined ? unusable : [damage];
     return {
       reference: loop.getInfo().fileName,

@@ -5,8 +5,9 @@ import { partitionsOf } from "../kernel/loop_sysfs.ts";
 import type { NodeOwner } from "../kernel/node_directory.ts";
 import { showTable } from "../partitions/appear.ts";
 import { DamagedTable } from "../partitions/table_entry.ts";
-import { DescriptorSource } from "../partitions/byte_source.ts";
+import type { ByteSource } from "../partitions/byte_source.ts";
 import type { Partition } from "../partitions/partition.ts";
+import { readAhead } from "../partitions/read_ahead.ts";
 import { readTable } from "../partitions/table.ts";
 import { EINVAL, ENOENT } from "../sys/errno.ts";
 import { DEFAULT_TIMEOUT } from "../waiting.ts";
@@ -21,26 +22,43 @@ export interface Disk {
   readonly owner: NodeOwner | undefined;
 }
 
-/** Returns the path of the device to mount: the disk or a partition. */
-export async function choosePath(
+/** A device to mount: the disk or a partition. */
+export interface Choice {
+  readonly path: string;
+  /** Content of the device, if it is known. */
+  readonly fileSystem?: FileSystem | undefined;
+}
+
+/** Chooses the device to mount. */
+export async function choose(
   disk: Disk,
   request: MountRequest,
-): Promise<string> {
+): Promise<Choice> {
   const { partition, signal } = request;
-  const whole = recognizeDisk(disk);
-  if (partition === undefined && !mayHavePartitions(disk, whole)) {
-    return disk.path;
+  const { whole, hasPartitions } = await examineDisk(disk);
+  exactSize(disk.loop); // throws if it was detached during the read
+  if (partition === undefined && !hasPartitions) {
+    return { path: disk.path, fileSystem: whole };
   }
   const waiting = { timeout: DEFAULT_TIMEOUT, signal };
   const { partitions: all } = await showTable(disk.loop, waiting, disk.owner);
   return partition === undefined
     ? chooseAmong(disk, whole, all)
-    : find(disk, all, partition).path;
+    : find(disk, all, partition);
 }
 
-function recognizeDisk({ loop, path }: Disk): FileSystem | undefined {
-  const range = { start: 0, size: Number(exactSize(loop)) };
-  return recognize(new DescriptorSource(loop.fd, range, quote(path)));
+async function examineDisk(
+  disk: Disk,
+): Promise<{ whole: FileSystem | undefined; hasPartitions: boolean }> {
+  const { loop, path } = disk;
+  const size = Number(exactSize(loop));
+  return await readAhead(
+    { fd: loop.fd, start: 0, size, name: quote(path) },
+    (source) => {
+      const whole = recognize(source);
+      return { whole, hasPartitions: mayHavePartitions(loop, source, whole) };
+    },
+  );
 }
 
 /** File systems that may contain a partition table for firmware. Its partitions are parts of the file system. */
@@ -48,14 +66,13 @@ const WITH_TABLE = ["iso9660", "udf"];
 
 /** Checks for partitions. A damaged table counts only if no file system is recognized on the disk. */
 function mayHavePartitions(
-  { loop, path }: Disk,
+  loop: Loop,
+  source: ByteSource,
   whole: FileSystem | undefined,
 ): boolean {
   if (whole !== undefined && WITH_TABLE.includes(whole.type)) return false;
   if (partitionsOf(loop.minor).length > 0) return true;
-  const range = { start: 0, size: Number(exactSize(loop)) };
   try {
-    const source = new DescriptorSource(loop.fd, range, quote(path));
     const table = readTable(source, { sectorSize: loop.getBlockSize() });
     return table !== undefined && table.partitions.length > 0;
   } catch (error) {
@@ -94,10 +111,10 @@ function chooseAmong(
   disk: Disk,
   whole: FileSystem | undefined,
   partitions: readonly Partition[],
-): string {
+): Choice {
   const found = partitions.filter(({ fileSystem }) => isMountable(fileSystem));
   if (whole !== undefined) {
-    if (found.length === 0) return disk.path;
+    if (found.length === 0) return { path: disk.path, fileSystem: whole };
     // One of the two is stale, and writing to it would corrupt the other.
     throw refusal(
       disk,
@@ -108,8 +125,8 @@ function chooseAmong(
       }; choose one with partition`,
     );
   }
-  if (found.length === 1) return found[0]!.path;
-  if (partitions.length === 0) return disk.path;
+  if (found.length === 1) return found[0]!;
+  if (partitions.length === 0) return { path: disk.path };
   throw refusal(
     disk,
     found.length === 0
@@ -172,9 +189,7 @@ function refusal({ path }: Disk, hint: string, errno = EINVAL): LoopError {
 export function typeOf(
   path: string,
   fileSystem: FileSystem | undefined,
-  wanted: string | undefined,
 ): string {
-  if (wanted !== undefined) return wanted;
   const hint = fileSystem === undefined
     ? "no file system is recognized on it; type names one"
     : Object.hasOwn(NOT_MOUNTED, fileSystem.type)

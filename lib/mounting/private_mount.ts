@@ -4,6 +4,7 @@ import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import { closeAsync, duplicate } from "../sys/libc.ts";
 import { statOf } from "../sys/stat.ts";
 import { namesIn, openDirectoryAt, readLink } from "../sys/sysfs.ts";
+import { Slices } from "../waiting.ts";
 import { openRoot, writeBackFileSystem } from "./write_back.ts";
 
 /** A private mount. */
@@ -44,16 +45,19 @@ export class PrivateMount {
   }
 
   /** Checks for other descriptors of this process in the file system. */
-  isUsedHere(): boolean {
-    const device = deviceOf(this.fd);
+  async isUsedHere(): Promise<boolean> {
+    const own = this.fd;
+    const device = deviceOf(own);
     const fd = openDirectoryAt("/proc/self/fd");
     if (fd < 0) return true; // cannot be checked
     using directory = new FileDescriptor(fd);
+    const slices = new Slices();
     for (const names of namesIn(directory.fd)) {
       if (typeof names === "number") return true;
       const isUsed = names.map(Number)
-        .some((fd) => fd !== this.fd && deviceOf(fd) === device);
+        .some((fd) => fd !== own && deviceOf(fd) === device);
       if (isUsed) return true;
+      if (slices.isTired) await slices.breathe();
     }
     return false;
   }

@@ -9,7 +9,7 @@ import {
   LOOP_MAJOR,
   throwUnless,
 } from "../kernel/loop_sysfs.ts";
-import { DescriptorSource } from "../partitions/byte_source.ts";
+import { readAhead } from "../partitions/read_ahead.ts";
 import { BLKGETSIZE64, BLKROGET } from "../sys/blk_uapi.ts";
 import { EBUSY, ENODEV, ENOENT, ENXIO } from "../sys/errno.ts";
 import {
@@ -181,12 +181,14 @@ export class OpenSource implements Disposable {
   }
 
   /** Recognizes the file system on the device. */
-  recognize(): FileSystem | undefined {
+  async recognize(): Promise<FileSystem | undefined> {
     const size = new BigUint64Array(1);
     this.#ioctl("BLKGETSIZE64", BLKGETSIZE64, size);
-    const range = { start: 0, size: Number(size[0]) };
-    return recognize(
-      new DescriptorSource(this.#descriptor.fd, range, quote(this.#path)),
+    const { fd } = this.#descriptor;
+    const name = quote(this.#path);
+    return await readAhead(
+      { fd, start: 0, size: Number(size[0]), name },
+      recognize,
     );
   }
 

@@ -4,7 +4,7 @@
  */
 import { fileMark, isErrno, retryWhileHeld } from "../attaching/release.ts";
 import { recycled } from "../device_ref.ts";
-import { LoopError, quote, unwrap } from "../errors.ts";
+import { LoopError, quote, StaleDeviceError, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import type { Loop } from "../kernel/loop.ts";
 import {
@@ -31,7 +31,7 @@ import {
 } from "../sys/errno.ts";
 import { type FileSystem, recognize } from "../mounting/recognize.ts";
 import { pollUntil, Slices, type WaitOptions } from "../waiting.ts";
-import { DescriptorSource } from "./byte_source.ts";
+import type { ByteSource } from "./byte_source.ts";
 import { makeRoom } from "./make_room.ts";
 import {
   doNodesAppear,
@@ -40,6 +40,7 @@ import {
   shareNodes,
 } from "./own_nodes.ts";
 import type { Partition } from "./partition.ts";
+import { readAhead } from "./read_ahead.ts";
 import { type PartitionTable, readTable } from "./table.ts";
 import {
   addProblem,
@@ -74,7 +75,7 @@ export async function showTable(
   owner?: NodeOwner,
 ): Promise<ShownTable> {
   using showing = new Showing(loop, owner);
-  showing.read();
+  await showing.read();
   // The kernel scans before we do, and removes its partitions on detaching. Without a
   // table, it would remove partitions that other processes have added.
   let tries = 0;
@@ -90,10 +91,10 @@ export async function showTable(
   }
   // A scan caused by another process removes and restores all of them.
   let isFirst = tries <= 1;
-  const looks = await pollUntil(() => {
-    if (!isFirst) showing.readAgain();
+  const looks = await pollUntil(async () => {
+    if (!isFirst) await showing.readAgain();
     isFirst = false;
-    return showing.look(waiting);
+    return await showing.look(waiting);
   }, waiting);
   if (looks === undefined) throw showing.timedOut();
   return showing.outcome(showing.result());
@@ -103,17 +104,19 @@ export async function showTable(
  * Returns the partitions that the kernel has for an open device, with what the table says
  * about them. Changes nothing.
  */
-export function lookAt(loop: Loop): FoundTable {
+export async function lookAt(loop: Loop): Promise<FoundTable> {
   using showing = new Showing(loop, undefined);
   let damage: string | undefined;
   try {
-    showing.read();
+    await showing.read();
   } catch (error) {
-    if (!(error instanceof LoopError)) throw error;
+    if (!(error instanceof LoopError) || error instanceof StaleDeviceError) {
+      throw error;
+    }
     damage = error.message;
   }
   return {
-    ...showing.outcome(showing.present()),
+    ...showing.outcome(await showing.present()),
     ...(damage !== undefined && { damage }),
   };
 }
@@ -123,13 +126,13 @@ export function lookAt(loop: Loop): FoundTable {
  * read.
  */
 export function fileSystemOn(
-  source: DescriptorSource,
+  source: ByteSource,
 ): { fileSystem?: FileSystem } {
   const fileSystem = recognizeIn(source);
   return fileSystem === undefined ? {} : { fileSystem };
 }
 
-function recognizeIn(source: DescriptorSource): FileSystem | undefined {
+function recognizeIn(source: ByteSource): FileSystem | undefined {
   try {
     return recognize(source);
   } catch (error) {
@@ -140,7 +143,7 @@ function recognizeIn(source: DescriptorSource): FileSystem | undefined {
 
 /** Reads a table for a caller of the library. */
 export function readTableOf(
-  source: DescriptorSource,
+  source: ByteSource,
   name: string,
   path: string,
   sectorSize?: number,
@@ -177,6 +180,8 @@ class Showing implements Disposable {
   #sectorSize = 0;
   /** The table of the disk, if its format is known. */
   #table: PartitionTable | undefined;
+  /** Content of a disk without a table, if another thread has read it. */
+  #content: { fileSystem?: FileSystem } = {};
   /** Partitions that the kernel refuses to add. */
   readonly #refused = new Set<number>();
   /** Partitions in use that are no longer in the table. */
@@ -202,32 +207,35 @@ class Showing implements Disposable {
     return (this.#owner ?? this.#shared).nodes;
   }
 
-  /** Reads the table. */
-  read(): void {
-    const { path } = this.#loop;
+  /** Reads the table on another thread. */
+  async read(): Promise<void> {
     this.#size = this.#loop.getSize();
     this.#sectorSize = this.#loop.getBlockSize();
-    this.#table = readTableOf(
-      this.#source(),
-      quote(path),
-      path,
-      this.#sectorSize,
+    const { fd, path } = this.#loop;
+    const name = quote(path);
+    const damage = await readAhead(
+      { fd, start: 0, size: this.#size, name },
+      (source) => {
+        let damage: LoopError | undefined;
+        this.#table = undefined;
+        try {
+          this.#table = readTableOf(source, name, path, this.#sectorSize);
+        } catch (error) {
+          if (!(error instanceof LoopError)) throw error;
+          damage = error;
+        }
+        this.#content = this.hasTable ? {} : fileSystemOn(source);
+        return damage;
+      },
     );
+    this.#checkBinding();
+    if (damage !== undefined) throw damage;
   }
 
   /** Reads the table of the same binding again, after other processes could run. */
-  readAgain(): void {
+  async readAgain(): Promise<void> {
     this.#checkBinding();
-    this.read();
-  }
-
-  #source(): DescriptorSource {
-    const { fd, path } = this.#loop;
-    return new DescriptorSource(
-      fd,
-      { start: 0, size: this.#size },
-      quote(path),
-    );
+    await this.read();
   }
 
   /** `true` if there is a table of a known format. */
@@ -245,7 +253,7 @@ class Showing implements Disposable {
       size: this.#size,
       partitions,
       unusable: this.#table?.unusable ?? [],
-      ...(!this.hasTable && fileSystemOn(this.#source())),
+      ...this.#content,
     };
   }
 
@@ -265,7 +273,7 @@ class Showing implements Disposable {
     if (inTheWay.length + stale.length > 0) {
       const left = await makeRoom(this.#loop, inTheWay, stale, waiting);
       left.forEach((number) => this.#left.add(number));
-      this.readAgain();
+      await this.readAgain();
       this.#known = knownPartitions(this.#loop.minor);
     }
     const known = new Map(this.#known.map((one) => [one.number, one]));
@@ -283,7 +291,7 @@ class Showing implements Disposable {
     const checkNodes = async () => {
       for (const partition of this.#known) {
         await pause();
-        this.#checkNode(partition);
+        await this.#checkNode(partition);
       }
     };
     const added = [...this.#missing];
@@ -311,12 +319,19 @@ class Showing implements Disposable {
   }
 
   /** Describes the existing partitions as they are. */
-  present(): Partition[] {
+  async present(): Promise<Partition[]> {
     this.#known = knownPartitions(this.#loop.minor);
-    const results = this.#known.map((known) => this.#tryNode(known));
+    const recognizeAll = async () => {
+      const results: number[] = [];
+      for (const known of this.#known) {
+        results.push(await this.#recognize(known));
+      }
+      return results;
+    };
+    const results = await recognizeAll();
     if (results.includes(-ENOENT) && !doNodesAppear()) {
       this.#shared.nodes = findNodes(this.#known);
-      if (this.#nodes) this.#known.forEach((known) => this.#tryNode(known));
+      if (this.#nodes !== undefined) await recognizeAll();
     }
     const wanted = new Map(this.#entries.map((entry) => [entry.number, entry]));
     return this.#known.map(({ number, start, size }): Partition => {
@@ -406,35 +421,48 @@ class Showing implements Disposable {
   }
 
   /**
-   * Opens and closes the node of a partition, and recognizes its content. Returns 0 or
-   * a negative error number.
+   * Opens the node of a partition, which has cached pages of its own. Returns a negative
+   * error number if that fails.
    */
-  #tryNode(known: KnownPartition): number {
+  #openNode(known: KnownPartition): FileDescriptor | number {
     const rdev = rdevOfPartition(this.#loop.minor, known);
     if (rdev === undefined) return -ENOENT;
-    const { name, number, size } = known;
+    const { name } = known;
     this.#nodes?.add(name, rdev);
     const result = this.#nodes?.openNode(name, rdev) ?? openDevNode(name, rdev);
-    if (result < 0) return result;
-    using node = new FileDescriptor(result);
-    // Read through the partition's own node, because the disk has separate cached
-    // pages.
+    return result < 0 ? result : new FileDescriptor(result);
+  }
+
+  /**
+   * Recognizes the content of a partition. Returns a negative error number if its node
+   * cannot be opened, and otherwise 0.
+   */
+  async #recognize(known: KnownPartition): Promise<number> {
+    const opened = this.#openNode(known);
+    if (typeof opened === "number") return opened;
+    using node = opened;
+    const { number, size } = known;
     const path = quote(this.#pathOf(number));
-    this.#fileSystems.set(
-      number,
-      recognizeIn(new DescriptorSource(node.fd, { start: 0, size }, path)),
+    const content = await readAhead(
+      { fd: node.fd, start: 0, size, name: path },
+      recognizeIn,
     );
+    this.#fileSystems.set(number, content);
+    this.#checkBinding();
     return 0;
   }
 
   /**
-   * Keeps waiting for a node that does not exist, but throws for one that may not be
-   * opened.
+   * Recognizes the content of a partition. Keeps waiting for a node that does not exist,
+   * but throws for one that may not be opened.
    */
-  #checkNode(known: KnownPartition): void {
-    const path = this.#pathOf(known.number);
-    const result = this.#tryNode(known);
-    if (result === 0) return;
+  async #checkNode(known: KnownPartition): Promise<void> {
+    const result = await this.#recognize(known);
+    if (result < 0) this.#noteNode(this.#pathOf(known.number), result);
+  }
+
+  /** Notes that a node does not exist, or throws if it may not be opened. */
+  #noteNode(path: string, result: number): void {
     if (result !== -EACCES && result !== -EPERM) {
       if (result === -ENOENT) this.#lacksNodes = true;
       this.#missing.push(path);

@@ -9,10 +9,9 @@ import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import { FoundFile } from "../kernel/found_file.ts";
 import { AT_FDCWD, O_NOCTTY, O_NONBLOCK, O_RDONLY } from "../sys/libc.ts";
 import { isRegularFile } from "../sys/stat.ts";
-import { Slices } from "../waiting.ts";
-import { DescriptorSource } from "./byte_source.ts";
 import type { Partition } from "./partition.ts";
 import { fileSystemOn, readTableOf, type ShownTable } from "./appear.ts";
+import { readAhead } from "./read_ahead.ts";
 
 /**
  * Reads the table of a file. Returns `undefined` if the reference does not lead to a
@@ -37,24 +36,32 @@ export async function readImage(
   using descriptor = new FileDescriptor(fd);
   const size = Number(file.stat.size);
   const name = quote(text);
-  const source = new DescriptorSource(descriptor.fd, { start: 0, size }, name);
-  const table = readTableOf(source, name, text);
+  const rangeOf = ({ start, size }: { start: number; size: number }) => ({
+    fd: descriptor.fd,
+    name,
+    start,
+    size,
+  });
+  const [table, content] = await readAhead(
+    rangeOf({ start: 0, size }),
+    (source) => {
+      const table = readTableOf(source, name, text);
+      return [table, table === undefined ? fileSystemOn(source) : {}];
+    },
+  );
   const partitions: Partition[] = [];
-  const slices = new Slices();
   for (const { isContainer, ...entry } of table?.partitions ?? []) {
-    if (slices.isTired) await slices.breathe();
     partitions.push({
       ...entry,
       path: partitionPath(text, entry.number),
-      ...(!isContainer &&
-        fileSystemOn(new DescriptorSource(descriptor.fd, entry, name))),
+      ...(!isContainer && await readAhead(rangeOf(entry), fileSystemOn)),
     });
   }
   return {
     size,
     unusable: table?.unusable ?? [],
     partitions,
-    ...(table === undefined && fileSystemOn(source)),
+    ...content,
   };
 }
 

@@ -76,13 +76,21 @@ function readAny(
   return entries && { kind: "mbr", sectorSize, ...entries };
 }
 
+/** Number of bytes that {@linkcode announcesGpt} reads. */
+export const BOOT_RECORD = 512;
+
+/** Returns `true` if the boot record says that the disk has a GPT. */
+export function announcesGpt(source: ByteSource): boolean {
+  const record = readBootRecord(source, 0);
+  return record !== undefined && isProtective(record);
+}
+
 /**
  * Returns the sector size of the GPT of a disk, or `undefined` if there is none or
  * there are several for different sizes. An MBR does not record its sector size.
  */
 export function probeSectorSize(source: ByteSource): number | undefined {
-  const record = readBootRecord(source, 0);
-  if (record === undefined || !isProtective(record)) return undefined;
+  if (!announcesGpt(source)) return undefined;
   const { tables } = findGpts(source, SECTOR_SIZES);
   return tables.length === 1 ? tables[0]!.sectorSize : undefined;
 }

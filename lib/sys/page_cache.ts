@@ -71,15 +71,7 @@ export function isCachedBeyond(
   for (let offset = 0n; offset === 0n || offset < size; offset += length) {
     range[0] = offset;
     range[1] = offset + length < size ? length : 0n;
-    const result = errnoResult(
-      libc().syscallTwoPointers(
-        SYSCALL_NUMBERS.cachestat,
-        BigInt(fd),
-        rangeBytes,
-        statBytes,
-        0n,
-      ),
-    );
+    const result = cachestat(fd);
     if (result < 0) return result;
     cachedPages -= pagesAt(CACHESTAT.nr_cache);
     dirtyPages -= pagesAt(CACHESTAT.nr_dirty) +
@@ -87,6 +79,31 @@ export function isCachedBeyond(
     if (cachedPages < 0 || dirtyPages < 0) return true;
   }
   return false;
+}
+
+/**
+ * Returns `true` if these bytes of a file are cached, and `false` if they may not be
+ * (before Linux 6.5).
+ */
+export function isCached(fd: number, start: number, length: number): boolean {
+  range[0] = BigInt(start);
+  range[1] = BigInt(length);
+  const first = Math.floor(start / pageSize());
+  const pages = Math.ceil((start + length) / pageSize()) - first;
+  return cachestat(fd) >= 0 && pagesAt(CACHESTAT.nr_cache) >= pages;
+}
+
+/** Examines the range. Returns 0 or a negative error number. */
+function cachestat(fd: number): number {
+  return errnoResult(
+    libc().syscallTwoPointers(
+      SYSCALL_NUMBERS.cachestat,
+      BigInt(fd),
+      rangeBytes,
+      statBytes,
+      0n,
+    ),
+  );
 }
 
 function pagesAt(offset: number): number {

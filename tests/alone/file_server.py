@@ -1,6 +1,8 @@
-"""A file server (FUSE) with one file, "disk.img", of 1 MiB zeros, mounted on argv[1].
+"""A file server (FUSE) with one file, "disk.img", mounted on argv[1].
 
-After SIGUSR1 it answers nothing any more; after SIGUSR2 every request times out.
+The file has 1 MiB of zeros. With argv[2] it has the content of that file, and each read
+takes a while, and then waits for SIGCONT: it fails if none arrives. After SIGUSR1 the
+server answers nothing any more; after SIGUSR2 every request times out.
 """
 
 import ctypes
@@ -9,14 +11,19 @@ import os
 import signal
 import struct
 import sys
+import time
 
 LOOKUP, FORGET, GETATTR, OPEN, READ, STATFS, RELEASE, FSYNC, FLUSH = (
     1, 2, 3, 14, 15, 17, 18, 20, 25)
 INIT, OPENDIR, READDIR, RELEASEDIR, UNLINK, BATCH_FORGET = 26, 27, 28, 29, 10, 42
 ROOT, FILE = 1, 2
-SIZE = 1 << 20
+DIRECT_IO = 1  # the kernel caches nothing that was read
+IS_SLOW = len(sys.argv) > 2
+CONTENT = open(sys.argv[2], "rb").read() if IS_SLOW else bytes(1 << 20)
+SIZE = len(CONTENT)
 
 mode = "answer"
+beats = 0
 
 
 def become(name):
@@ -24,6 +31,21 @@ def become(name):
         global mode
         mode = name
     return handler
+
+
+def beat(*_):
+    global beats
+    beats += 1
+
+
+def has_beaten():
+    """Takes a while. True if the reader's event loop runs beside the read, as SIGCONT tells."""
+    time.sleep(0.03)
+    before = beats
+    end = time.monotonic() + 3
+    while beats < before + 2 and time.monotonic() < end:
+        time.sleep(0.001)
+    return beats >= before + 2
 
 
 def attributes(node):
@@ -47,9 +69,12 @@ def answer(operation, node, body):
     if operation == GETATTR:
         return struct.pack("<Q2I", 0, 0, 0) + attributes(node)
     if operation in (OPEN, OPENDIR):
-        return struct.pack("<Q2I", 0, 0, 0)
+        return struct.pack("<Q2I", 0, DIRECT_IO if IS_SLOW and operation == OPEN else 0, 0)
     if operation == READ:
-        return bytes(struct.unpack_from("<2QI", body)[2])
+        if IS_SLOW and not has_beaten():
+            return errno.EIO
+        _, offset, length = struct.unpack_from("<2QI", body)
+        return CONTENT[offset:offset + length]
     if operation in (RELEASE, RELEASEDIR, FLUSH, FSYNC, UNLINK):
         return b""
     return errno.ENOSYS
@@ -58,6 +83,7 @@ def answer(operation, node, body):
 def main():
     signal.signal(signal.SIGUSR1, become("be silent"))
     signal.signal(signal.SIGUSR2, become("time out"))
+    signal.signal(signal.SIGCONT, beat)
     device = os.open("/dev/fuse", os.O_RDWR)
     libc = ctypes.CDLL(None, use_errno=True)
     options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other" % device

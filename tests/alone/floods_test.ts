@@ -1,12 +1,15 @@
 import {
   attach,
+  FileDescriptor,
   holders,
   Loop,
   LoopBusyError,
+  mount,
   openMemory,
 } from "@loopdev/loopdev";
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { PrivateMount } from "../../lib/mounting/private_mount.ts";
 import {
   mounted,
   runOk,
@@ -182,6 +185,27 @@ describe("holders() and a busy detach()", alone, () => {
         assertRejects(() => device.detach({ timeout: 10 }), LoopBusyError)
       );
       assert(error.holders.length >= 1);
+    }),
+  );
+});
+
+describe("unmount() with ifUnused", alone, () => {
+  it(
+    "lets other work continue beside 15 000 open files of this process",
+    withScratch(async (scratch) => {
+      const image = scratch.image(8 * MiB);
+      runOk("mkfs.ext4", "-q", image);
+      await using disk = await mount(image);
+      const fd = Number(disk.path.split("/").at(-1));
+      const place = new PrivateMount(new FileDescriptor(fd));
+      const files = Array.from(
+        { length: 15_000 },
+        () => Deno.openSync("/dev/null"),
+      );
+      const [isUsed, turns] = await beside(() => place.isUsedHere());
+      files.forEach((file) => file.close());
+      assertEquals(isUsed, false);
+      assert(turns > 0);
     }),
   );
 });

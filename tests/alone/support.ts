@@ -73,12 +73,22 @@ export class FileServer implements AsyncDisposable {
     this.#program = program;
   }
 
-  static async start(directory: string): Promise<FileServer> {
+  /**
+   * Starts a server of zeros, or a slow one of a copy of an image: its reads fail unless
+   * {@linkcode beat} is called during each.
+   */
+  static async start(directory: string, image?: string): Promise<FileServer> {
     Deno.mkdirSync(directory);
+    const more = image === undefined ? [] : [image];
     return new FileServer(
       directory,
-      await Program.start("python3", SERVER, directory),
+      await Program.start("python3", SERVER, directory, ...more),
     );
+  }
+
+  /** Tells a slow server that the event loop runs. */
+  beat(): void {
+    this.#program.kill("SIGCONT");
   }
 
   /** The path of its file. */

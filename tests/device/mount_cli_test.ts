@@ -103,6 +103,30 @@ describe("loopdev mount and unmount", onDevices, () => {
   );
 
   it(
+    "take the sector size of the GPT, also in run --mount",
+    withScratch((scratch) => {
+      const { directory } = ext4(scratch);
+      const image = scratch.image(16 * MiB, "4096.img");
+      const device = cli("attach", "-b", "4096", image).stdout.trim();
+      runOk(
+        "sh",
+        "-c",
+        `printf 'label: gpt\\nsize=8M\\n' | sfdisk -q ${device} 2>&1`,
+      );
+      cli("partitions", device);
+      runOk("mkfs.ext4", "-q", `${device}p1`);
+      cli("detach", device);
+      assertEquals(cli("mount", image, directory).stderr, "");
+      assertEquals(cli("unmount", directory).stderr, "");
+      const shown = loopdevRun(
+        ...["--mount", directory, image, "--", "stat", "-f", "-c", "%T"],
+        directory,
+      );
+      assertEquals(shown.stdout, "ext2/ext3\n");
+    }),
+  );
+
+  it(
     "say who keeps a device attached in another mount namespace",
     withScratch(async (scratch) => {
       const { image, directory } = ext4(scratch);
@@ -143,6 +167,14 @@ describe("loopdev mount and unmount", onDevices, () => {
       assertMatch(
         cli("unmount", directory).stderr,
         /"other" is mounted there, which is not a loop device: umount unmounts it/,
+      );
+      // Any user can name the source of a file system in a FUSE.
+      const device = runOk("losetup", "--find", "--show", image);
+      using _device = new Undo(() => runOk("losetup", "--detach", device));
+      using _claim = mounted("-t", "tmpfs", device, directory);
+      assertMatch(
+        cli("unmount", directory).stderr,
+        /"\/dev\/loop\d+" is mounted there, which is not a loop device/,
       );
     }),
   );

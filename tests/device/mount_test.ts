@@ -18,16 +18,24 @@ import {
   assertThrows,
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { checkPath } from "../../lib/arguments.ts";
+import {
+  numbersOf,
+  PublicMount,
+  Target,
+} from "../../lib/mounting/public_mount.ts";
 import { inNamespace, TMPFS_DEV } from "./namespace.ts";
 import {
   attribute,
   isSoon,
   mounted,
   onDevices,
+  OwnDevice,
   run,
   runOk,
   type Scratch,
   Undo,
+  unless,
   withScratch,
 } from "./support.ts";
 
@@ -72,6 +80,17 @@ function partitioned(
 }
 
 const EXT4 = "mkfs.ext4 -q -F";
+
+/** Makes an image with a GPT for sectors of 4096 bytes, and an ext4 on its partition. */
+async function with4096(scratch: Scratch): Promise<string> {
+  const image = scratch.image(16 * MiB, "4096.img");
+  await using device = await attach(image, { blockSize: 4096 });
+  const table = "label: gpt\\nsize=8M\\n";
+  runOk("sh", "-c", `printf '${table}' | sfdisk -q ${device.path} 2>&1`);
+  const [partition] = await device.partitions();
+  runOk("mkfs.ext4", "-q", partition!.path);
+  return image;
+}
 
 /** Returns the mounts of this process below a path, as reported by findmnt. */
 function mountsAt(path: string): { source: string; options: string }[] {
@@ -125,6 +144,47 @@ async function reader(file: string): Promise<AsyncDisposable> {
       await output.cancel();
     },
   };
+}
+
+/** Returns the number of a mount in mountinfo, which the kernel reuses. */
+function numberOf(target: string): string {
+  return runOk("findmnt", "-n", "-o", "ID", "--mountpoint", target);
+}
+
+/** Reason to skip a test that needs unique mount IDs; `undefined` if it runs. */
+function lackingUniqueIds(): string | undefined {
+  const [major, minor] = Deno.osRelease().split(".").map(Number);
+  return major! > 6 || (major === 6 && minor! >= 8)
+    ? undefined
+    : "there are no unique mount IDs before Linux 6.8";
+}
+
+/** Returns the mount on a directory, as `Mount` keeps it. */
+function mountOn(directory: string, source: string): PublicMount {
+  using target = new Target(checkPath(directory));
+  return new PublicMount(target.path, numbersOf(target.fd, source));
+}
+
+/** More than the threads that Deno has for calls that block. */
+const THREADS = 64;
+
+/** Has nonblocking calls wait until disposal: every thread opens a FIFO. */
+function occupyThreads(scratch: Scratch): AsyncDisposable {
+  const fifo = `${scratch.path}/fifo`;
+  runOk("mkfifo", fifo);
+  const opens = Array.from({ length: THREADS }, () => Deno.open(fifo));
+  return {
+    async [Symbol.asyncDispose](): Promise<void> {
+      using _writer = Deno.openSync(fifo, { read: true, write: true });
+      for (const open of opens) (await open).close();
+      Deno.removeSync(fifo);
+    },
+  };
+}
+
+/** Lets everything run that does not wait for a thread. */
+async function moment(): Promise<void> {
+  await new Promise((resolve) => setTimeout(resolve, 50));
 }
 
 async function rejection(
@@ -250,6 +310,23 @@ describe("mount() without target", onDevices, () => {
       await disk.unmount();
       await disk.unmount();
       assertEquals(scratch.devices(), [device.path]);
+    }),
+  );
+
+  it(
+    "is unmounted once another file is attached to its device, whoever mounts that",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const device = await attach(ext4(scratch), { minor: own.minor });
+      const disk = await device.mount();
+      {
+        using _file = Deno.openSync(disk.path);
+        await assertRejects(() => disk.unmount({ timeout: 1 }), LoopBusyError);
+      }
+      await device.detach();
+      runOk("losetup", own.path, ext4(scratch, "other.img"));
+      using _other = mounted(own.path, directory(scratch));
+      await disk.unmount({ timeout: 50 });
     }),
   );
 
@@ -498,6 +575,104 @@ describe("mount() on a target", onDevices, () => {
   );
 
   it(
+    "leaves another mount alone if a directory of the path is exchanged during unmount()",
+    withScratch(async (scratch) => {
+      const [ours, theirs] = ["ours", "theirs"]
+        .map((name) => `${directory(scratch, name)}/mnt`);
+      Deno.mkdirSync(ours!);
+      Deno.mkdirSync(theirs!);
+      using _theirs = mounted("-t", "tmpfs", "theirs", theirs!);
+      await using disk = await mount(ext4(scratch), { target: ours! });
+      const place = mountOn(ours!, disk.source);
+      let unmounting;
+      {
+        await using _threads = occupyThreads(scratch);
+        unmounting = place.unmount(false);
+        await moment();
+        Deno.renameSync(`${scratch.path}/ours`, `${scratch.path}/moved`);
+        Deno.symlinkSync("theirs", `${scratch.path}/ours`);
+      }
+      assertEquals(await unmounting, true);
+      assertEquals(mountsAt(theirs!).length, 1);
+      assertEquals(mountsAt(`${scratch.path}/moved/mnt`), []);
+    }),
+  );
+
+  it(
+    "leaves the mount below it alone if it is unmounted twice at once",
+    withScratch(async (scratch) => {
+      const target = directory(scratch);
+      using _below = mounted("-t", "tmpfs", "below", target);
+      await using disk = await mount(ext4(scratch), { target });
+      const places = [1, 2].map(() => mountOn(target, disk.source));
+      let unmounting;
+      {
+        await using _threads = occupyThreads(scratch);
+        unmounting = places.map((place) => place.unmount(false));
+        await moment();
+      }
+      assertEquals(await Promise.all(unmounting), [true, true]);
+      assertEquals(mountsAt(target).map(({ source }) => source), ["below"]);
+    }),
+  );
+
+  it(
+    ...unless(
+      lackingUniqueIds(),
+      "resolves if it is unmounted, and another mount of the device has its number",
+    ),
+    withScratch(async (scratch) => {
+      const target = directory(scratch);
+      const other = directory(scratch, "other");
+      await using device = await attach(ext4(scratch));
+      const disk = await device.mount({ target });
+      const number = numberOf(target);
+      runOk("umount", target);
+      // Another process may take the number first.
+      const isReused = isSoon(() => {
+        runOk("mount", device.path, other);
+        if (numberOf(other) === number) return true;
+        runOk("umount", other);
+        return false;
+      });
+      assert(isReused);
+      using _other = new Undo(() => runOk("umount", other));
+      await disk.unmount({ timeout: 50 });
+      assertEquals(mountsAt(other).length, 1);
+    }),
+  );
+
+  it(
+    "lets an unmount that waits for another have its own timeout, signal and laziness",
+    withScratch(async (scratch) => {
+      const target = directory(scratch);
+      await using disk = await mount(ext4(scratch), { target });
+      let first;
+      {
+        await using _sleeper = sleepIn(target);
+        let isOver = false;
+        first = disk.unmount().then(() => isOver = true);
+        first.catch(() => {}); // what fails below comes first
+        const error = await assertRejects(
+          () => disk.unmount({ timeout: 1 }),
+          LoopBusyError,
+        );
+        assertMatch(error.message, /an earlier unmount still waits$/);
+        const controller = new AbortController();
+        const { signal } = controller;
+        const third = disk.unmount({ signal });
+        controller.abort(new Error("enough"));
+        await assertRejects(() => third, Error, "enough");
+        await disk.unmount({ lazy: true });
+        assertEquals(isOver, false);
+        assertEquals(mountsAt(target), []);
+      }
+      await first;
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
     "takes relative paths, symbolic links and names that are not UTF-8",
     withScratch(async (scratch) => {
       const image = ext4(scratch);
@@ -534,6 +709,7 @@ describe("mount() of partitions", onDevices, () => {
         { name: "boot" },
         { name: "root", make: EXT4 },
         { name: "swap", make: "mkswap -q" },
+        { name: "journal", make: `${EXT4} -O journal_dev` },
       ]);
       for (const partition of [undefined, 2, "root"]) {
         await using disk = await mount(image, { partition });
@@ -548,6 +724,23 @@ describe("mount() of partitions", onDevices, () => {
         TypeError,
       );
       assertMatch(error.message, /is one already/);
+    }),
+  );
+
+  it(
+    "takes the sector size of the GPT, unless attach has a block size",
+    withScratch(async (scratch) => {
+      const image = await with4096(scratch);
+      const target = directory(scratch);
+      for (const options of [{}, { target }, { attach: { blockSize: 4096 } }]) {
+        await using disk = await mount(image, options);
+        assertMatch(disk.source, /^\/dev\/loop\d+p1$/);
+        const [name] = /loop\d+/.exec(disk.source)!;
+        assertEquals(attribute(name, "queue/logical_block_size"), "4096");
+        Deno.writeTextFileSync(`${disk.path}/file`, "content");
+      }
+      const error = await rejection(image, { attach: { blockSize: 512 } });
+      assertMatch(error.message, /the GPT is for sectors of 4096 bytes/);
     }),
   );
 
@@ -752,6 +945,16 @@ describe("mount() of what cannot be mounted", onDevices, () => {
     ["nothing", "true", /no file system is recognized on it/],
     ["swap", "mkswap -q", /it is swap space, not a file system \(swap\)/],
     [
+      "a suspended system",
+      "printf S1SUSPEND | dd conv=notrunc status=none bs=1 seek=4086 of=",
+      /it is the image of a suspended system.*\(swsuspend\)/,
+    ],
+    [
+      "a journal",
+      `${EXT4} -O journal_dev`,
+      /it is the journal of another file system \(jbd\)/,
+    ],
+    [
       "LUKS",
       "printf 'LUKS\\xba\\xbe\\x00\\x01' | dd conv=notrunc status=none of=",
       /it is encrypted: cryptsetup opens it.*\(crypto_LUKS\)/,
@@ -847,6 +1050,8 @@ describe("mount() of what cannot be mounted", onDevices, () => {
         [{ type: "../x" }, RangeError],
         [{ type: 4 }, TypeError],
         [{ options: "noload" }, TypeError],
+        [{ options: new Map([["noload", true]]) }, TypeError],
+        [{ options: ["noload"] }, TypeError],
         [{ options: { noload: false } }, TypeError],
         [{ options: { ro: true } }, TypeError],
         [{ options: { nosuid: true } }, TypeError],
@@ -863,6 +1068,19 @@ describe("mount() of what cannot be mounted", onDevices, () => {
         await assertRejects(() => mount(device, options as Options), error);
       }
       await assertRejects(() => mount(device.path, { attach: {} }), TypeError);
+      // A missing file would be an error of a system call.
+      const bad: [unknown, typeof TypeError | typeof RangeError][] = [
+        [null, TypeError],
+        [5, TypeError],
+        [{ nonsense: 1 }, TypeError],
+        [{ offset: -1 }, RangeError],
+      ];
+      for (const [attach, error] of bad) {
+        await assertRejects(
+          () => mount("/nowhere", { attach } as Options),
+          error,
+        );
+      }
       assertThrows(
         () => new Mount({} as ConstructorParameters<typeof Mount>[0]),
         TypeError,

@@ -1,0 +1,78 @@
+/** Files that are slow to read: no read may stop the event loop. */
+import { attach, LoopError, mount, partitions } from "@loopdev/loopdev";
+import { assertEquals, assertRejects } from "@std/assert";
+import { describe, it } from "@std/testing/bdd";
+import { runOk, type Scratch, withScratch } from "../device/support.ts";
+import { alone, FileServer } from "./support.ts";
+
+const MiB = 1 << 20;
+
+function ext4(scratch: Scratch, size = 8 * MiB): string {
+  const image = scratch.image(size, "ext4.img");
+  runOk("mkfs.ext4", "-q", "-F", image);
+  return image;
+}
+
+/** Does work with an image on a slow server, whose reads fail if the event loop stops. */
+async function onServer<T>(
+  scratch: Scratch,
+  image: string,
+  work: (file: string) => Promise<T>,
+): Promise<T> {
+  await using server = await FileServer.start(`${scratch.path}/slow`, image);
+  const timer = setInterval(() => server.beat(), 1);
+  try {
+    return await work(server.file);
+  } finally {
+    clearInterval(timer);
+  }
+}
+
+async function typeOf(file: string): Promise<string> {
+  await using disk = await mount(file, { readOnly: true });
+  return disk.type;
+}
+
+describe("a file that is slow to read", alone, () => {
+  it(
+    "does not stop mount()",
+    withScratch(async (scratch) => {
+      assertEquals(await onServer(scratch, ext4(scratch), typeOf), "ext4");
+    }),
+  );
+
+  it(
+    "stops neither mount() nor partitions() if it has partitions",
+    withScratch(async (scratch) => {
+      const image = scratch.image(10 * MiB);
+      const table = "label: gpt\nsize=8M, name=one\n";
+      runOk("sh", "-c", `printf '${table}' | sfdisk -q ${image}`);
+      const part = ext4(scratch);
+      const place = "bs=1M seek=1 conv=notrunc status=none".split(" ");
+      runOk("dd", `if=${part}`, `of=${image}`, ...place);
+      const found = await onServer(scratch, image, async (file) => {
+        assertEquals(await typeOf(file), "ext4");
+        await using device = await attach(file, { readOnly: true });
+        const [found] = await partitions(device);
+        assertEquals(await typeOf(found!.path), "ext4");
+        return found;
+      });
+      assertEquals(found!.fileSystem!.type, "ext4");
+    }),
+  );
+
+  it(
+    "does not stop a mount() that fails, which does not read it again",
+    withScratch(async (scratch) => {
+      // The root directory is not near the superblock, which is read before.
+      const image = ext4(scratch, 64 * MiB);
+      runOk("debugfs", "-w", "-R", "clri <2>", image);
+      const error = await assertRejects(
+        () => onServer(scratch, image, typeOf),
+        LoopError,
+      );
+      // The error of the other thread is lost. The kernel's is EUCLEAN.
+      assertEquals([error.code, error.operation], ["EINVAL", "fsconfig"]);
+    }),
+  );
+});
