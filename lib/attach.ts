@@ -316,7 +316,7 @@ async function prepare(
 async function isBeingFreed(device: LoopDevice): Promise<boolean> {
   if (!device.autoclear) return false;
   try {
-    const { findHolders } = await import("./holder_search.ts");
+    const { findHolders } = await import("./kernel/holder_search.ts");
     const { holders, complete } = await findHolders(device.minor);
     return complete && holders.length === 0;
   } catch {

@@ -222,7 +222,7 @@ async function busyError(
 /** Finds the holders of a device. An error must not hide that the device is busy. */
 async function holdersOrNone(minor: number): Promise<Holders> {
   try {
-    const { findHolders } = await import("./holder_search.ts");
+    const { findHolders } = await import("./kernel/holder_search.ts");
     return await findHolders(minor);
   } catch {
     return { holders: [], complete: false };

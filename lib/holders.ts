@@ -36,6 +36,6 @@ export async function holders(device: DeviceRef): Promise<Holders> {
   checkNotRecycled("examine", device);
   const minor = minorOf(device);
   // Loaded on demand: most programs never need it.
-  const { findHolders } = await import("./holder_search.ts");
+  const { findHolders } = await import("./kernel/holder_search.ts");
   return await findHolders(minor);
 }

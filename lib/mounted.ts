@@ -303,7 +303,7 @@ async function usersOf(
   state: "mounted" | "unmounted" = "mounted",
 ): Promise<Users> {
   try {
-    const { findHolders } = await import("./holder_search.ts");
+    const { findHolders } = await import("./kernel/holder_search.ts");
     if (state === "unmounted") {
       return { ...await findHolders(minor), within: [] };
     }

@@ -118,7 +118,7 @@ export async function untilDetached(
   waiting: WaitOptions,
 ): Promise<Holder[]> {
   if (isFree(device)) return [];
-  const { findHolders } = await import("./holder_search.ts");
+  const { findHolders } = await import("./kernel/holder_search.ts");
   const { holders } = await findHolders(device.minor);
   const mounts = holders.filter(({ kind }) => kind === "mount");
   if (mounts.length > 0 && !isFree(device)) return mounts;

@@ -39,7 +39,7 @@ export function waitForMount(
 async function whoHolds(minor: number): Promise<string[]> {
   // Most commands end before these modules are needed.
   const { describeHolders } = await import("../describe_holder.ts");
-  const { findHolders } = await import("../holder_search.ts");
+  const { findHolders } = await import("../kernel/holder_search.ts");
   const { holders, complete } = await findHolders(minor);
   const others = holders.filter((holder) =>
     !("pid" in holder) || holder.pid !== Deno.pid

@@ -79,7 +79,7 @@ function restore(loop: Loop, removed: Doomed[]): void {
 
 async function busyError(loop: Loop, busy: Doomed): Promise<LoopBusyError> {
   const path = `/dev/${busy.name}`;
-  const { findHolders } = await import("../holder_search.ts");
+  const { findHolders } = await import("../kernel/holder_search.ts");
   const { holders, complete } = await findHolders(loop.minor)
     .catch(() => ({ holders: [], complete: false }));
   const ours = holders.filter(({ device }) => device === path);

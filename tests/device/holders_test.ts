@@ -550,7 +550,7 @@ describe("LoopBusyError", onDevices, () => {
     );
     assertEquals(code, 0);
     assertMatch(stdout, /denied/);
-    const { findHolders } = await import("../../lib/holder_search.ts");
+    const { findHolders } = await import("../../lib/kernel/holder_search.ts");
     using own = new OwnDevice();
     const { complete } = await findHolders(own.minor);
     assertEquals(typeof complete, "boolean");

@@ -4,13 +4,13 @@ import {
   isBlockDevice,
   makedev,
   statAt,
-} from "./sys/stat.ts";
-import { devicesOnTop } from "./kernel/attached_devices.ts";
-import { LoopError, quote } from "./errors.ts";
-import type { Holder, Holders } from "./holder.ts";
-import { Btrfs } from "./kernel/btrfs.ts";
-import { FileDescriptor } from "./kernel/file_descriptor.ts";
-import { Lookup } from "./kernel/lookup.ts";
+} from "../sys/stat.ts";
+import { devicesOnTop } from "./attached_devices.ts";
+import { LoopError, quote } from "../errors.ts";
+import type { Holder, Holders } from "../holder.ts";
+import { Btrfs } from "./btrfs.ts";
+import { FileDescriptor } from "./file_descriptor.ts";
+import { Lookup } from "./lookup.ts";
 import {
   BLOCK,
   GONE,
@@ -18,16 +18,11 @@ import {
   rdevOf,
   rdevOfPartition,
   throwUnless,
-} from "./kernel/loop_sysfs.ts";
-import { MountLine, unescapeOctal } from "./kernel/mounts.ts";
-import { isHung, mappedFile, readMappings, STUCK } from "./kernel/mappings.ts";
-import {
-  allProcesses,
-  hasWaiting,
-  Pace,
-  type Process,
-} from "./kernel/processes.ts";
-import { EACCES, EAGAIN, EINVAL, ENODEV, EPERM, ESRCH } from "./sys/errno.ts";
+} from "./loop_sysfs.ts";
+import { MountLine, unescapeOctal } from "./mounts.ts";
+import { isHung, mappedFile, readMappings, STUCK } from "./mappings.ts";
+import { allProcesses, hasWaiting, Pace, type Process } from "./processes.ts";
+import { EACCES, EAGAIN, EINVAL, ENODEV, EPERM, ESRCH } from "../sys/errno.ts";
 import {
   close,
   cString,
@@ -35,7 +30,7 @@ import {
   O_RDONLY,
   openAt,
   transientCString,
-} from "./sys/libc.ts";
+} from "../sys/libc.ts";
 import {
   listDirectory,
   namesIn,
@@ -45,7 +40,7 @@ import {
   readLinkBytes,
   readText,
   readWhole,
-} from "./sys/sysfs.ts";
+} from "../sys/sysfs.ts";
 
 // Limits of a search, besides its time: other users decide how much there is.
 /** Limit for each kind, so that many holders of one kind do not hide the others. */
