@@ -369,7 +369,7 @@ async function probeBlockSize(
   backing: Backing,
   { info }: LoopConfig,
 ): Promise<number | undefined> {
-  const { probe } = await import("./partitions/probe.ts");
+  const { probe } = await import("./partitions/table.ts");
   using reader = backing.openForReading();
   return await probe({
     fd: reader.fd,

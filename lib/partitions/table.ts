@@ -1,9 +1,11 @@
 /** Reads the partition table of a disk, either GPT or MBR. */
 import { isProtective, readBootRecord } from "./boot_record.ts";
-import type { ByteSource } from "./byte_source.ts";
+import { type ByteSource, DescriptorSource } from "./byte_source.ts";
 import { findGpts, type Gpt, readEntries } from "./gpt.ts";
 import { readMbr } from "./mbr.ts";
 import { DamagedTable, type TableEntries } from "./table_entry.ts";
+import { isCached } from "../sys/page_cache.ts";
+import { type Readable, readAhead } from "./read_ahead.ts";
 
 /** A partition table. */
 export interface PartitionTable extends TableEntries {
@@ -112,4 +114,15 @@ function chooseGpt(source: ByteSource, sectorSize?: number): Gpt {
       ? damage
       : `the GPT is for sectors of ${actual} bytes, but those of the disk have ${sectorSize}; blockSize: ${actual} (-b ${actual}) attaches it for them`,
   );
+}
+
+/** Probes a file or device for the sector size of its table. Does not block the event loop. */
+export async function probe(readable: Readable): Promise<number | undefined> {
+  const { fd, start, name } = readable;
+  // Most images have no GPT, and their boot record is cached.
+  if (isCached(fd, start, BOOT_RECORD)) {
+    const source = new DescriptorSource(fd, readable, name);
+    if (!announcesGpt(source)) return undefined;
+  }
+  return await readAhead(readable, probeSectorSize);
 }
