@@ -56,11 +56,11 @@ loopdev unmount /mnt`,
   options: OPTIONS,
   notes:
     `A file is attached first, with the sector size of its GPT unless --sector-size is given,
-and detached when DIR is unmounted. A loop device or a partition is mounted as it is. Without --partition, the file system on the whole device is
-mounted, or the only one on its partitions. The superblock determines the type. With
---read-only, the file is also attached read-only, so that no journal is replayed. Programs
-run without set-user-ID, and device nodes cannot be opened, unless --options has suid or
-dev.
+and detached when DIR is unmounted. A loop device or a partition is mounted as it is.
+Without --partition, the file system on the whole device is mounted, or the only one on its
+partitions. The superblock determines the type. With --read-only, the file is also attached
+read-only, so that no journal is replayed. Programs run without set-user-ID, and device
+nodes cannot be opened, unless --options has suid or dev.
 
 Prints DIR. If the command fails or is interrupted, nothing is mounted or attached. For a
 mount that no crash can leave behind, see loopdev run --mount. Permissions: deno run
