@@ -41,7 +41,13 @@ const LIMITS = `
 - Partitions are looked for in a second step where udev may run, because in one step they
   can vanish again. That takes 16 ms.
 - Each start of a program in Deno takes longer than all of losetup. The module is for
-  programs that do more than one thing.`;
+  programs that do more than one thing.
+- The module is imported in some 20 ms. Half of it is needed to parse the code and look up
+  functions of C; the other half, Deno needs to load each file separately. Imported as one
+  bundle, it takes 10 ms.
+- With more processes than processors, the longest cycles are those in which a process
+  lost its processor. It loses it more often during 200 cycles of 70 µs than of 20 µs. It
+  seldom has to try another device (in one of twelve cycles of 32 processes).`;
 
 /** Formats a time in microseconds in a suitable unit. */
 export function duration(microseconds: number): string {
