@@ -1,10 +1,9 @@
 /** Reads the partition table of a disk, either GPT or MBR. */
 import { isProtective, readBootRecord } from "./boot_record.ts";
-import { type ByteSource, DescriptorSource } from "./byte_source.ts";
+import type { ByteSource } from "./byte_source.ts";
 import { findGpts, type Gpt, readEntries } from "./gpt.ts";
 import { readMbr } from "./mbr.ts";
 import { DamagedTable, type TableEntries } from "./table_entry.ts";
-import { isCached } from "../sys/page_cache.ts";
 import { type Readable, readAhead } from "./read_ahead.ts";
 
 /** A partition table. */
@@ -78,21 +77,13 @@ function readAny(
   return entries && { kind: "mbr", sectorSize, ...entries };
 }
 
-/** Number of bytes that {@linkcode announcesGpt} reads. */
-export const BOOT_RECORD = 512;
-
-/** Returns `true` if the boot record says that the disk has a GPT. */
-export function announcesGpt(source: ByteSource): boolean {
-  const record = readBootRecord(source, 0);
-  return record !== undefined && isProtective(record);
-}
-
 /**
  * Returns the sector size of the GPT of a disk, or `undefined` if there is none or
  * there are several for different sizes. An MBR does not record its sector size.
  */
 export function probeSectorSize(source: ByteSource): number | undefined {
-  if (!announcesGpt(source)) return undefined;
+  const record = readBootRecord(source, 0);
+  if (record === undefined || !isProtective(record)) return undefined;
   const { tables } = findGpts(source, SECTOR_SIZES);
   return tables.length === 1 ? tables[0]!.sectorSize : undefined;
 }
@@ -118,11 +109,5 @@ function chooseGpt(source: ByteSource, sectorSize?: number): Gpt {
 
 /** Probes a file or device for the sector size of its table. Does not block the event loop. */
 export async function probe(readable: Readable): Promise<number | undefined> {
-  const { fd, start, name } = readable;
-  // Most images have no GPT, and their boot record is cached.
-  if (isCached(fd, start, BOOT_RECORD)) {
-    const source = new DescriptorSource(fd, readable, name);
-    if (!announcesGpt(source)) return undefined;
-  }
   return await readAhead(readable, probeSectorSize);
 }

@@ -81,18 +81,6 @@ export function isCachedBeyond(
   return false;
 }
 
-/**
- * Returns `true` if these bytes of a file are cached, and `false` if they may not be
- * (before Linux 6.5).
- */
-export function isCached(fd: number, start: number, length: number): boolean {
-  range[0] = BigInt(start);
-  range[1] = BigInt(length);
-  const first = Math.floor(start / pageSize());
-  const pages = Math.ceil((start + length) / pageSize()) - first;
-  return cachestat(fd) >= 0 && pagesAt(CACHESTAT.nr_cache) >= pages;
-}
-
 /** Examines the range. Returns 0 or a negative error number. */
 function cachestat(fd: number): number {
   return errnoResult(

@@ -1,5 +1,12 @@
 /** Files that are slow to read: no read may stop the event loop. */
-import { attach, LoopError, mount, partitions } from "@loopdev/loopdev";
+import {
+  attach,
+  LoopError,
+  mount,
+  openFile,
+  partitions,
+} from "@loopdev/loopdev";
+import { probe } from "../../lib/partitions/table.ts";
 import { assertEquals, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { runOk, type Scratch, withScratch } from "../device/support.ts";
@@ -34,6 +41,33 @@ async function typeOf(file: string): Promise<string> {
 }
 
 describe("a file that is slow to read", alone, () => {
+  it(
+    "does not stop probe() while another call reads it",
+    withScratch(async (scratch) => {
+      const server = await FileServer.start(`${scratch.path}/silent`);
+      const ended = `${scratch.path}/ended`;
+      await using stack = new AsyncDisposableStack();
+      stack.use(server);
+      using file = openFile(server.file, { readOnly: true });
+      await server.stop("silent");
+      await using _limit = server.endAfter(5, ended);
+      const start = () =>
+        probe({ fd: file.fd, start: 0, size: MiB, name: "file" });
+      const first = start();
+      // Until the kernel has put the page that it reads into the page cache.
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      const both = Promise.allSettled([first, start()]);
+      const names = [...Deno.readDirSync(scratch.path)].map(({ name }) => name);
+      assertEquals(names, ["silent"]); // both calls have returned
+      await stack.disposeAsync();
+      const results = await both;
+      assertEquals(results.map(({ status }) => status), [
+        "rejected",
+        "rejected",
+      ]);
+    }),
+  );
+
   it(
     "does not stop mount()",
     withScratch(async (scratch) => {

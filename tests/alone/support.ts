@@ -96,6 +96,20 @@ export class FileServer implements AsyncDisposable {
     return `${this.#directory}/disk.img`;
   }
 
+  /** Kills the server after some seconds, even if the event loop stops. Creates a file then. */
+  endAfter(seconds: number, mark: string): AsyncDisposable {
+    const { pid } = this.#program;
+    const child = new Deno.Command("sh", {
+      args: ["-c", `sleep ${seconds}; : > '${mark}'; kill -9 ${pid}`],
+    }).spawn();
+    return {
+      async [Symbol.asyncDispose]() {
+        child.kill("SIGKILL");
+        await child.status;
+      },
+    };
+  }
+
   /** Stops answering, or answers everything with `ETIMEDOUT`. */
   async stop(how: "silent" | "ETIMEDOUT"): Promise<void> {
     this.#program.kill(how === "silent" ? "SIGUSR1" : "SIGUSR2");
