@@ -17,7 +17,9 @@ import {
   checkDetachOptions,
   detachBinding,
   type DetachOptions,
+  lacksNodes,
   refuseUsed,
+  removeLeftNodes,
   type ResolvedDetachOptions,
   untilFree,
 } from "./detach.ts";
@@ -77,6 +79,8 @@ export class Attachment implements AsyncDisposable {
   #state: State = { is: "attached" };
   /** `true` if partitions were added that the kernel does not remove on detaching. */
   #hasOwnPartitions = false;
+  /** `true` if other processes may have created private nodes. */
+  #mayLeaveNodes = false;
   /** Reads and writes in progress. */
   readonly #transfers = new Set<Promise<number>>();
 
@@ -345,6 +349,7 @@ export class Attachment implements AsyncDisposable {
     const left = this.#own.nodes?.removeAll();
     try {
       if (this.#transfers.size > 0) await this.#settleTransfers();
+      this.#mayLeaveNodes = this.#lacksNodes();
       if (this.#hasOwnPartitions) this.#removePartitions();
       const released = await release(
         this.#loop,
@@ -355,6 +360,17 @@ export class Attachment implements AsyncDisposable {
       // The kernel refused, but the descriptor is closed nonetheless.
       this.#state = { is: "persisted" };
       throw error;
+    }
+  }
+
+  /** Returns `true` if other processes may have created private nodes. */
+  #lacksNodes(): boolean {
+    try {
+      const { partscan } = this.#loop.getStatus();
+      return lacksNodes(this.minor, partscan || this.#hasOwnPartitions);
+    } catch (error) {
+      if (!(error instanceof LoopError)) throw error;
+      return true; // unknown, which must not prevent detaching
     }
   }
 
@@ -381,7 +397,10 @@ export class Attachment implements AsyncDisposable {
         throw error;
       });
     }
-    if (!waiting.lazy || isFree(released)) this.#state = { is: "detached" };
+    if (!waiting.lazy || isFree(released)) {
+      this.#state = { is: "detached" };
+      if (this.#mayLeaveNodes) await removeLeftNodes(this.minor);
+    }
     if (released.failure === undefined || state.isReported) return;
     state.isReported = true;
     throw released.failure;

@@ -147,12 +147,17 @@ export async function detachBinding(
   if (mayLeaveNodes) await removeLeftNodes(released.minor);
 }
 
-/** Returns `true` if `/dev` lacks nodes of a device, so that it may have private ones. */
-function lacksNodes(minor: number): boolean {
+/**
+ * Returns `true` if `/dev` lacks nodes of a device, so that it may have private ones.
+ *
+ * @param hasPartitions `false` if the device cannot have partitions.
+ */
+export function lacksNodes(minor: number, hasPartitions = true): boolean {
   const isMissing = (name: string) =>
     typeof statAt(AT_FDCWD, cString(`/dev/${name}`)) === "number";
   try {
-    return isMissing(`loop${minor}`) ||
+    if (isMissing(`loop${minor}`)) return true;
+    return hasPartitions &&
       partitionsOf(minor).some(({ name }) => isMissing(name));
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
@@ -160,8 +165,8 @@ function lacksNodes(minor: number): boolean {
   }
 }
 
-/** Removes the private nodes of a device that another process attached. */
-async function removeLeftNodes(minor: number): Promise<void> {
+/** Removes the private nodes of a free device that other processes created. */
+export async function removeLeftNodes(minor: number): Promise<void> {
   const left = await import("./kernel/left_nodes.ts");
   left.removeLeftNodes(minor);
 }

@@ -52,13 +52,24 @@ export function removeLeftNodes(minor: number): void {
   const ours = new RegExp(`^loop${minor}(p\\d+)?$`);
   for (const { path, fd, names } of privateDirectories()) {
     if (!names.some((name) => ours.test(name)) || isBound(minor)) continue;
-    for (const name of names.map(cString)) {
-      const stat = statAt(fd, name, AT_SYMLINK_NOFOLLOW);
-      const isNode = typeof stat !== "number" &&
-        isBlockDevice(stat);
-      if (isNode) unlinkAt(fd, name);
-    }
+    removeNodes(fd, names);
     removeDirectoryAt(AT_FDCWD, cString(path));
+  }
+}
+
+/** Removes all nodes in a private directory, whichever process created them. */
+export function removeAllNodes(directory: number): void {
+  const fd = openDirectoryAt(pathOf(directory));
+  if (fd < 0) return;
+  using listed = new FileDescriptor(fd);
+  removeNodes(directory, [...someNames(listed.fd)]);
+}
+
+function removeNodes(directory: number, names: readonly string[]): void {
+  for (const name of names.map(cString)) {
+    const stat = statAt(directory, name, AT_SYMLINK_NOFOLLOW);
+    const isNode = typeof stat !== "number" && isBlockDevice(stat);
+    if (isNode) unlinkAt(directory, name);
   }
 }
 

@@ -14,6 +14,7 @@ import { FileDescriptor, unwrapFound, unwrapStat } from "./file_descriptor.ts";
 import { FoundFile } from "./found_file.ts";
 import { makeNode, removeNode } from "./made_node.ts";
 import { ownMounts } from "./mounts.ts";
+import { removeAllNodes } from "./left_nodes.ts";
 import { makePrivateDirectory, PARENTS } from "./nodes.ts";
 import { EBADF, EINVAL, ENOENT, ESTALE } from "../sys/errno.ts";
 import {
@@ -205,7 +206,7 @@ export class NodeDirectory implements Disposable {
           failure ??= error;
         }
       }
-      if (failure === undefined) this.#removePrivate();
+      if (failure === undefined) this.#removePrivate(directory.fd);
       return failure;
     } catch (error) {
       if (error instanceof LoopError) return failure ?? error;
@@ -249,8 +250,10 @@ export class NodeDirectory implements Disposable {
     this.#made.delete(name);
   }
 
-  #removePrivate(): void {
+  #removePrivate(directory: number): void {
     if (!this.#isPrivate) return;
+    // Other processes have added nodes of partitions, or replaced those that were stale.
+    removeAllNodes(directory);
     const result = removeDirectoryAt(AT_FDCWD, cString(this.#path));
     unwrap(result === -ENOENT ? 0 : result, () => ({
       action: `Cannot remove ${quote(this.#path)}`,

@@ -378,6 +378,39 @@ describe("attach() where /dev has no node", onDevices, () => {
   }
 
   it(
+    "leaves no node at detach() that another call created or replaced",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        `${TMPFS_DEV}; mount -t tmpfs run /run`,
+        `const { partitions } = loopdev;
+         const { addPartition, deletePartition } = await import("${PROJECT}/lib/sys/blk_uapi.ts");
+         const { listDirectory } = await import("${PROJECT}/lib/sys/sysfs.ts");
+         const options = { minor: ${own.minor} };
+         const image = "${partitioned(scratch)}";
+         // Other processes cannot create nodes in a directory of the attachment.
+         const device = await attach(image, options);
+         const [first, second] = await partitions(device.minor);
+         await device.detach();
+         console.log(listDirectory("/run").length);
+         // The numbers of the partitions change, so their nodes are replaced.
+         const other = await attach(image, options);
+         await other.partitions();
+         const { fd } = other.loop;
+         deletePartition(fd, 1);
+         deletePartition(fd, 2);
+         addPartition(fd, second);
+         addPartition(fd, first);
+         await partitions(other.minor);
+         await tell(() => other.detach());
+         console.log(listDirectory("/run").length);`,
+      );
+      assertEquals(stdout, "0\nok null\n0\n", stderr);
+    }),
+  );
+
+  it(
     "is named as the cause where no node of a partition can be created",
     withScratch((scratch) => {
       using own = new OwnDevice();
