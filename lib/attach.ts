@@ -292,7 +292,7 @@ async function prepare(
     if (overlap !== "allow") await lockRange(claim, isBeingFreed, signal);
     if (overlap === "refuse") refuseOverlap(claim);
     if (probesBlockSize) {
-      config.blockSize = await probeBlockSize(backing, config) ?? 0;
+      config.blockSize = await probeBlockSize(backing, config, signal) ?? 0;
     }
     // The kernel may raise the block size for direct I/O; that would not be what was
     // requested.
@@ -368,6 +368,7 @@ function rdevOfOpen({ fd, path }: Loop): number {
 async function probeBlockSize(
   backing: Backing,
   { info }: LoopConfig,
+  signal: AbortSignal | undefined,
 ): Promise<number | undefined> {
   const { probe } = await import("./partitions/table.ts");
   using reader = backing.openForReading();
@@ -376,6 +377,7 @@ async function probeBlockSize(
     name: backing.name,
     start: Number(info.offset),
     size: Number(deviceSize(backing.size, info)),
+    signal,
   });
 }
 

@@ -94,7 +94,7 @@ async function mountSource(
   using source = device.open();
   const { path } = device;
   const wanted = request.type ??
-    typeOf(path, known ?? await source.recognize());
+    typeOf(path, known ?? await source.recognize(request.signal));
   const { descriptor, type } = await mountDetached({
     source: path,
     type: wanted,

@@ -35,7 +35,7 @@ export async function choose(
   request: MountRequest,
 ): Promise<Choice> {
   const { partition, signal } = request;
-  const { whole, hasPartitions } = await examineDisk(disk);
+  const { whole, hasPartitions } = await examineDisk(disk, signal);
   exactSize(disk.loop); // throws if it was detached during the read
   if (partition === undefined && !hasPartitions) {
     return { path: disk.path, fileSystem: whole };
@@ -49,11 +49,12 @@ export async function choose(
 
 async function examineDisk(
   disk: Disk,
+  signal: AbortSignal | undefined,
 ): Promise<{ whole: FileSystem | undefined; hasPartitions: boolean }> {
   const { loop, path } = disk;
   const size = Number(exactSize(loop));
   return await readAhead(
-    { fd: loop.fd, start: 0, size, name: quote(path) },
+    { fd: loop.fd, start: 0, size, name: quote(path), signal },
     (source) => {
       const whole = recognize(source);
       return { whole, hasPartitions: mayHavePartitions(loop, source, whole) };

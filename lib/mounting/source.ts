@@ -181,13 +181,15 @@ export class OpenSource implements Disposable {
   }
 
   /** Recognizes the file system on the device. */
-  async recognize(): Promise<FileSystem | undefined> {
+  async recognize(
+    signal: AbortSignal | undefined,
+  ): Promise<FileSystem | undefined> {
     const size = new BigUint64Array(1);
     this.#ioctl("BLKGETSIZE64", BLKGETSIZE64, size);
     const { fd } = this.#descriptor;
     const name = quote(this.#path);
     return await readAhead(
-      { fd, start: 0, size: Number(size[0]), name },
+      { fd, start: 0, size: Number(size[0]), name, signal },
       recognize,
     );
   }

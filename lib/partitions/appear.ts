@@ -74,7 +74,7 @@ export async function showTable(
   waiting: WaitOptions,
   owner?: NodeOwner,
 ): Promise<ShownTable> {
-  using showing = new Showing(loop, owner);
+  using showing = new Showing(loop, owner, waiting.signal);
   await showing.read();
   // The kernel scans before we do, and removes its partitions on detaching. Without a
   // table, it would remove partitions that other processes have added.
@@ -172,6 +172,7 @@ class Showing implements Disposable {
   readonly #loop: Loop;
   /** The attachment, if it was this process that attached the device. */
   readonly #owner: NodeOwner | undefined;
+  readonly #signal: AbortSignal | undefined;
   /** Nodes shared with other processes, if there is no attachment. */
   readonly #shared: NodeOwner = { nodes: undefined, isDetached: false };
   /** Identity of the file whose partitions they are. */
@@ -192,9 +193,14 @@ class Showing implements Disposable {
   /** `true` if `/dev` has no node for a partition. */
   #lacksNodes = false;
 
-  constructor(loop: Loop, owner: NodeOwner | undefined) {
+  constructor(
+    loop: Loop,
+    owner: NodeOwner | undefined,
+    signal?: AbortSignal,
+  ) {
     this.#loop = loop;
     this.#owner = owner;
+    this.#signal = signal;
     this.#file = fileMark(loop);
   }
 
@@ -214,7 +220,7 @@ class Showing implements Disposable {
     const { fd, path } = this.#loop;
     const name = quote(path);
     const damage = await readAhead(
-      { fd, start: 0, size: this.#size, name },
+      { fd, start: 0, size: this.#size, name, signal: this.#signal },
       (source) => {
         let damage: LoopError | undefined;
         this.#table = undefined;
@@ -444,7 +450,7 @@ class Showing implements Disposable {
     const { number, size } = known;
     const path = quote(this.#pathOf(number));
     const content = await readAhead(
-      { fd: node.fd, start: 0, size, name: path },
+      { fd: node.fd, start: 0, size, name: path, signal: this.#signal },
       recognizeIn,
     );
     this.#fileSystems.set(number, content);

@@ -19,6 +19,7 @@ import { readAhead } from "./read_ahead.ts";
  */
 export async function readImage(
   device: DeviceRef | URL,
+  signal?: AbortSignal,
 ): Promise<ShownTable | undefined> {
   const path = pathIn(device);
   if (path === undefined) return undefined;
@@ -41,6 +42,7 @@ export async function readImage(
     name,
     start,
     size,
+    signal,
   });
   const [table, content] = await readAhead(
     rangeOf({ start: 0, size }),

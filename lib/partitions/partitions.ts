@@ -92,7 +92,7 @@ export async function partitionTable(
   const waiting = checkPartitionsOptions(options);
   // Loaded on demand: most programs have no partitions.
   const { readImage } = await import("./image_file.ts");
-  const image = await readImage(device);
+  const image = await readImage(device, waiting.signal);
   if (image !== undefined) return image;
   const { showTable } = await import("./appear.ts");
   using loop = openAttached(device, "show the partitions of");

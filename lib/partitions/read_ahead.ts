@@ -2,6 +2,7 @@
 import { unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import { duplicate, preadAsync } from "../sys/libc.ts";
+import { abortable } from "../waiting.ts";
 import { type ByteSource, DescriptorSource } from "./byte_source.ts";
 
 /** Part of an open device or file, in bytes. */
@@ -11,6 +12,8 @@ export interface Readable {
   readonly name: string;
   readonly start: number;
   readonly size: number;
+  /** Signal used to stop waiting for the bytes. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**
@@ -23,13 +26,14 @@ export async function readAhead<T>(
   work: (source: ByteSource) => T,
 ): Promise<T> {
   using source = new ReadAhead(readable);
-  await source.begin();
+  const { signal } = readable;
+  await abortable(source.begin(), signal);
   for (;;) {
     try {
       return work(source);
     } catch (error) {
       if (!(error instanceof Missing)) throw error;
-      await source.fetch(error.blocks);
+      await abortable(source.fetch(error.blocks), signal);
     }
   }
 }
@@ -58,6 +62,8 @@ class ReadAhead implements ByteSource, Disposable {
   readonly #descriptor: FileDescriptor;
   readonly #direct: DescriptorSource;
   readonly #blocks = new Map<number, Uint8Array>();
+  /** The reads in progress, if any. */
+  #reads: Promise<unknown> | undefined;
 
   constructor({ fd, name, start, size }: Readable) {
     this.size = size;
@@ -97,7 +103,11 @@ class ReadAhead implements ByteSource, Disposable {
   }
 
   async fetch(blocks: Iterable<number>): Promise<void> {
-    await Promise.all(Array.from(blocks, (block) => this.#fetchOne(block)));
+    this.#reads = Promise.all(
+      Array.from(blocks, (block) => this.#fetchOne(block)),
+    );
+    await this.#reads;
+    this.#reads = undefined;
   }
 
   async #fetchOne(block: number): Promise<void> {
@@ -108,8 +118,14 @@ class ReadAhead implements ByteSource, Disposable {
     this.#blocks.set(block, bytes.subarray(0, Math.max(0, count)));
   }
 
+  /**
+   * Closes the descriptor when no read is in progress: another file could get its
+   * number.
+   */
   [Symbol.dispose](): void {
-    this.#descriptor.close();
+    const close = () => this.#descriptor.close();
+    if (this.#reads === undefined) close();
+    else this.#reads.then(close, close);
   }
 }
 

@@ -18,6 +18,8 @@ LOOKUP, FORGET, GETATTR, OPEN, READ, STATFS, RELEASE, FSYNC, FLUSH = (
 INIT, OPENDIR, READDIR, RELEASEDIR, UNLINK, BATCH_FORGET = 26, 27, 28, 29, 10, 42
 ROOT, FILE = 1, 2
 DIRECT_IO = 1  # the kernel caches nothing that was read
+NO_FLUSH = 1 << 5  # the kernel does not wait for an answer on closing
+FLAGS = DIRECT_IO | NO_FLUSH
 IS_SLOW = len(sys.argv) > 2
 CONTENT = open(sys.argv[2], "rb").read() if IS_SLOW else bytes(1 << 20)
 SIZE = len(CONTENT)
@@ -69,7 +71,7 @@ def answer(operation, node, body):
     if operation == GETATTR:
         return struct.pack("<Q2I", 0, 0, 0) + attributes(node)
     if operation in (OPEN, OPENDIR):
-        return struct.pack("<Q2I", 0, DIRECT_IO if IS_SLOW and operation == OPEN else 0, 0)
+        return struct.pack("<Q2I", 0, FLAGS if IS_SLOW and operation == OPEN else 0, 0)
     if operation == READ:
         if IS_SLOW and not has_beaten():
             return errno.EIO

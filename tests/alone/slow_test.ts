@@ -69,6 +69,23 @@ describe("a file that is slow to read", alone, () => {
   );
 
   it(
+    "does not delay the abort of mount() and partitions()",
+    withScratch(async (scratch) => {
+      const image = ext4(scratch);
+      for (const call of [mount, partitions]) {
+        const directory = `${scratch.path}/${call.name}`;
+        await using server = await FileServer.start(directory, image);
+        const reason = new Error("aborted");
+        const controller = new AbortController();
+        const { signal } = controller;
+        const calling = call(server.file, { signal });
+        setTimeout(() => controller.abort(reason), 100);
+        assertEquals(await calling.catch((error) => error), reason);
+      }
+    }),
+  );
+
+  it(
     "does not stop mount()",
     withScratch(async (scratch) => {
       assertEquals(await onServer(scratch, ext4(scratch), typeOf), "ext4");
