@@ -103,7 +103,7 @@ export class FileServer implements AsyncDisposable {
       args: ["-c", `sleep ${seconds}; : > '${mark}'; kill -9 ${pid}`],
     }).spawn();
     return {
-      async [Symbol.asyncDispose]() {
+      async [Symbol.asyncDispose](): Promise<void> {
         child.kill("SIGKILL");
         await child.status;
       },
