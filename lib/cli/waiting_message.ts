@@ -53,6 +53,7 @@ const INTERVAL = 1000;
 /**
  * Runs `work`. If it takes longer than a second, prints one line that names the users it
  * waits for. On a terminal, the line is replaced every second and removed at the end.
+ * Elsewhere, a wait for data is followed by one more line if users delay it after that.
  */
 export async function withWaitingMessage<T>(
   wait: Wait,
@@ -62,12 +63,14 @@ export async function withWaitingMessage<T>(
   const end = performance.now() + wait.timeout;
   let isDone = false;
   let timer: ReturnType<typeof setTimeout> | undefined;
+  let isFirst = true;
   const tell = async (): Promise<void> => {
-    const message = await describe(wait, end - performance.now());
+    const { message, isUsed } = await describe(wait, end - performance.now());
     if (isDone) return;
-    if (line === undefined) return fail(message);
-    line.show(message);
-    timer = setTimeout(tell, INTERVAL);
+    if (line !== undefined) line.show(message);
+    else if (isFirst || isUsed) fail(message);
+    isFirst = false;
+    if (line !== undefined || !isUsed) timer = setTimeout(tell, INTERVAL);
   };
   timer = setTimeout(tell, INTERVAL);
   try {
@@ -82,15 +85,20 @@ export async function withWaitingMessage<T>(
 async function describe(
   { name, outcome, whoUses }: Wait,
   left: number,
-): Promise<string> {
+): Promise<{ message: string; isUsed: boolean }> {
   // An error of the search must not end the wait.
   const who = await whoUses().catch(() => ["another process uses it"]);
   // Without users, the wait is for write-back to the file.
-  if (who.length === 0) return `waiting for the data of ${printable(name)}`;
+  if (who.length === 0) {
+    const message = `waiting for the data of ${printable(name)}`;
+    return { message, isUsed: false };
+  }
   const seconds = Math.max(1, Math.ceil(left / 1000));
-  return `waiting up to ${seconds} s for ${printable(name)}: ${
-    who.join("; ")
-  }; after that ${outcome}`;
+  const users = who.join("; ");
+  const message = `waiting up to ${seconds} s for ${
+    printable(name)
+  }: ${users}; after that ${outcome}`;
+  return { message, isUsed: true };
 }
 
 /** A line on a terminal that can be replaced. */

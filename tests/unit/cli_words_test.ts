@@ -14,6 +14,7 @@ import { formatOf } from "../../lib/cli/image_formats.ts";
 import { main } from "../../lib/cli/main.ts";
 import { edits, suggest } from "../../lib/cli/spelling.ts";
 import { clip, clipMiddle, widthOf } from "../../lib/cli/text.ts";
+import { withWaitingMessage } from "../../lib/cli/waiting_message.ts";
 import { inWords } from "../../lib/cli/words.ts";
 import { printed } from "./console.ts";
 
@@ -232,4 +233,31 @@ describe("clipMiddle()", () => {
       "/a/lo…o/disk.img",
     );
   });
+});
+
+describe("withWaitingMessage()", () => {
+  it(
+    "names users that come after a wait for data, even without a terminal",
+    { ignore: Deno.stderr.isTerminal() },
+    async () => {
+      const found = [[], ["open in process 7"]];
+      const told = Promise.withResolvers<number>();
+      const wait = {
+        name: "disk",
+        timeout: 60_000,
+        outcome: "it stays",
+        whoUses: () => {
+          if (found.length === 1) setTimeout(told.resolve, 0, 0);
+          return Promise.resolve(found.shift()!);
+        },
+      };
+      const { stderr } = await printed(() =>
+        withWaitingMessage(wait, () => told.promise)
+      );
+      assertMatch(
+        stderr,
+        /^loopdev: waiting for the data of disk\nloopdev: waiting up to \d+ s for disk: open in process 7; after that it stays\n$/,
+      );
+    },
+  );
 });
