@@ -1,3 +1,4 @@
+import { quote } from "../errors.ts";
 import { openDirectory } from "../kernel/file_descriptor.ts";
 import type { Loop } from "../kernel/loop.ts";
 import { cString } from "../sys/libc.ts";
@@ -10,7 +11,7 @@ import {
 import { openDevice, pair, parse } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
-import { print } from "./output.ts";
+import { print, warn } from "./output.ts";
 
 export const command: Command = {
   title: "Make a node of a loop device in a directory, with mode 0600.",
@@ -29,19 +30,31 @@ function run(args: string[]): number {
   const [device, directory] = pair(parse(args).operands, "DEV", "DIR");
   using loop = openDevice(device, { readOnly: true });
   using target = openDirectory(fileOf(directory));
+  const path = `${directory.replace(/\/+$/, "")}/${loop.name}`;
   try {
     loop.mknod({ dirFd: target.fd });
   } catch (error) {
-    if (!hasNode(target.fd, loop)) throw error;
+    const mode = modeOfNode(target.fd, loop);
+    if (mode === undefined) throw error;
+    if ((mode & OTHERS) !== 0) {
+      warn(`${quote(path)} was there already, and other users may open it`);
+    }
   }
-  print(`${directory.replace(/\/+$/, "")}/${loop.name}`);
+  print(path);
   return 0;
 }
 
-/** Returns `true` if a directory has the node of a device already. */
-function hasNode(directory: number, { fd, name }: Loop): boolean {
+/** Permissions of the group and of all other users. */
+const OTHERS = 0o077;
+
+/** Returns the mode of the node of a device if a directory has it already. */
+function modeOfNode(
+  directory: number,
+  { fd, name }: Loop,
+): number | undefined {
   const device = statOf(fd);
   const node = statAt(directory, cString(name), AT_SYMLINK_NOFOLLOW);
-  return typeof device !== "number" && typeof node !== "number" &&
+  const isIt = typeof device !== "number" && typeof node !== "number" &&
     isBlockDevice(node) && node.rdev === device.rdev;
+  return isIt ? node.mode : undefined;
 }

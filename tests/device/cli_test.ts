@@ -763,6 +763,11 @@ describe("loopdev", onDevices, () => {
       };
       assertEquals(cli("mknod", `${free}`, scratch.path), made);
       assertEquals(cli("mknod", `${free}`, scratch.path), made); // it is there
+      Deno.chmodSync(made.stdout.trim(), 0o666);
+      const { code, stdout, stderr } = cli("mknod", `${free}`, scratch.path);
+      assertEquals([code, stdout], [0, made.stdout]);
+      assertStringIncludes(stderr, "other users may open it");
+      Deno.chmodSync(made.stdout.trim(), 0o600);
       Deno.mkdirSync(`${scratch.path}/other/loop${free}`, { recursive: true });
       assertMatch(
         cli("mknod", `${free}`, `${scratch.path}/other`).stderr,
