@@ -147,7 +147,7 @@ function lackingBundles(): string | undefined {
 
 describe("loopdev detach", onDevices, () => {
   it(
-    "says whom it waits for, and what happens when it gives up",
+    ...onAnyKernel("says whom it waits for, and what happens when it gives up"),
     withScratch(async (scratch) => {
       const device = cli("attach", scratch.image()).stdout.trim();
       await whileHeld(device, (pid) => {
@@ -167,7 +167,7 @@ describe("loopdev detach", onDevices, () => {
   );
 
   it(
-    "replaces the line on a terminal, and leaves none there",
+    ...onAnyKernel("replaces the line on a terminal, and leaves none there"),
     withScratch(async (scratch) => {
       const device = cli("attach", scratch.image()).stdout.trim();
       await whileHeld(device, async (_, release) => {
@@ -238,7 +238,9 @@ describe("loopdev detach", onDevices, () => {
 
 describe("loopdev run", onDevices, () => {
   it(
-    "names the users that the command leaves, and waits for them",
+    ...onAnyKernel(
+      "names the users that the command leaves, and waits for them",
+    ),
     withScratch(async (scratch) => {
       const command = "exec 3< $LOOPDEV; sleep 60 > /dev/null 2>&1 & echo $!";
       const { code, shown } = await onTerminalUntil(
