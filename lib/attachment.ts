@@ -26,7 +26,7 @@ import {
 import { readDevice } from "./kernel/attached_devices.ts";
 import { LoopBusyError, LoopError, quote, unwrap } from "./errors.ts";
 import { FileDescriptor } from "./kernel/file_descriptor.ts";
-import { exactSize, type Loop } from "./kernel/loop.ts";
+import { currentInfo, exactSize, type Loop } from "./kernel/loop.ts";
 import { bindingOf, diskSequenceOf, isBound } from "./kernel/loop_sysfs.ts";
 import type { NodeDirectory, NodeOwner } from "./kernel/node_directory.ts";
 import { removePartitions } from "./kernel/remove_partitions.ts";
@@ -166,7 +166,8 @@ export class Attachment implements AsyncDisposable {
     const waiting = checkPartitionsOptions(options);
     const { showTable } = await import("./partitions/appear.ts");
     const { partitions } = await showTable(this.#loop, waiting, this.#own);
-    this.#hasOwnPartitions = !this.#loop.getStatus().partscan;
+    this.#hasOwnPartitions = !decodeFlags(currentInfo(this.#loop).flags)
+      .partscan;
     return partitions;
   }
 
@@ -365,9 +366,10 @@ export class Attachment implements AsyncDisposable {
 
   /** Returns `true` if other processes may have created private nodes. */
   #lacksNodes(): boolean {
+    if (this.#loop.isWithoutNode) return true;
     try {
-      const { partscan } = this.#loop.getStatus();
-      return lacksNodes(this.minor, partscan || this.#hasOwnPartitions);
+      const { partscan } = decodeFlags(currentInfo(this.#loop).flags);
+      return (partscan || this.#hasOwnPartitions) && lacksNodes(this.minor);
     } catch (error) {
       if (!(error instanceof LoopError)) throw error;
       return true; // unknown, which must not prevent detaching

@@ -147,17 +147,12 @@ export async function detachBinding(
   if (mayLeaveNodes) await removeLeftNodes(released.minor);
 }
 
-/**
- * Returns `true` if `/dev` lacks nodes of a device, so that it may have private ones.
- *
- * @param hasPartitions `false` if the device cannot have partitions.
- */
-export function lacksNodes(minor: number, hasPartitions = true): boolean {
+/** Returns `true` if `/dev` lacks nodes of a device, so that it may have private ones. */
+export function lacksNodes(minor: number): boolean {
   const isMissing = (name: string) =>
     typeof statAt(AT_FDCWD, cString(`/dev/${name}`)) === "number";
   try {
-    if (isMissing(`loop${minor}`)) return true;
-    return hasPartitions &&
+    return isMissing(`loop${minor}`) ||
       partitionsOf(minor).some(({ name }) => isMissing(name));
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;

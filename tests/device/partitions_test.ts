@@ -80,6 +80,16 @@ function gptImage(scratch: Scratch, name = "gpt.img"): string {
 
 describe("partitions()", onDevices, () => {
   it(
+    "works with a limit that is not a safe integer",
+    withScratch(async (scratch) => {
+      await using device = await attach(scratch.image(), {
+        sizelimit: 2n ** 62n,
+      });
+      assertEquals(await device.partitions(), []);
+    }),
+  );
+
+  it(
     "creates the partitions of a GPT, with paths that can be opened",
     withScratch(async (scratch) => {
       const path = gptImage(scratch);
