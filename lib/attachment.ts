@@ -166,8 +166,7 @@ export class Attachment implements AsyncDisposable {
     const waiting = checkPartitionsOptions(options);
     const { showTable } = await import("./partitions/appear.ts");
     const { partitions } = await showTable(this.#loop, waiting, this.#own);
-    this.#hasOwnPartitions = !decodeFlags(currentInfo(this.#loop).flags)
-      .partscan;
+    this.#hasOwnPartitions = !this.#flags.partscan;
     return partitions;
   }
 
@@ -364,11 +363,15 @@ export class Attachment implements AsyncDisposable {
     }
   }
 
+  get #flags(): ReturnType<typeof decodeFlags> {
+    return decodeFlags(currentInfo(this.#loop).flags);
+  }
+
   /** Returns `true` if other processes may have created private nodes. */
   #lacksNodes(): boolean {
     if (this.#loop.isWithoutNode) return true;
     try {
-      const { partscan } = decodeFlags(currentInfo(this.#loop).flags);
+      const { partscan } = this.#flags;
       return (partscan || this.#hasOwnPartitions) && lacksNodes(this.minor);
     } catch (error) {
       if (!(error instanceof LoopError)) throw error;
@@ -488,8 +491,7 @@ export class Attachment implements AsyncDisposable {
     if (this.#isPersisted) return path; // persisted by another call during the write-back
     this.#checkAttached(`persist ${quote(path)}`);
     reportWriteBack(this.#loop, flush);
-    const { autoclear } = decodeFlags(this.#loop.getInfo().flags);
-    if (autoclear) this.#loop.setStatus({ autoclear: false });
+    if (this.#flags.autoclear) this.#loop.setStatus({ autoclear: false });
     this.#state = { is: "persisted" };
     this.#own.nodes?.close();
     this.#loop.close();

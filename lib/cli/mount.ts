@@ -124,8 +124,10 @@ function nodeOf(minor: number): string {
   const name = `loop${minor}`;
   const path = `/dev/${name}`;
   if (typeof statAt(AT_FDCWD, cString(path)) !== "number") return path;
-  const directory = findPrivateDirectory((names) => names.includes(name));
-  return directory === undefined ? path : `${directory}/${name}`;
+  const found = findPrivateDirectory((names) => names.includes(name));
+  if (found === undefined) return path;
+  found.descriptor.close();
+  return `${found.path}/${name}`;
 }
 
 /** Checks the options, and returns them for the library. */

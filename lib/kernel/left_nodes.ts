@@ -9,12 +9,14 @@ import {
   statAt,
   statOf,
 } from "../sys/stat.ts";
+import { quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "./file_descriptor.ts";
 import { pathOf } from "./found_file.ts";
 import { hasSysfs, isBound } from "./loop_sysfs.ts";
 import {
   AT_FDCWD,
   cString,
+  duplicate,
   O_DIRECTORY,
   O_NOFOLLOW,
   O_PATH,
@@ -23,7 +25,7 @@ import {
   unlinkAt,
 } from "../sys/libc.ts";
 import { namesIn, openDirectoryAt } from "../sys/sysfs.ts";
-import { PARENTS } from "./nodes.ts";
+import { PARENTS, type PrivateDirectory } from "./nodes.ts";
 
 /**
  * Finds private directories that are left over: from a killed process, or from a device
@@ -73,12 +75,18 @@ function removeNodes(directory: number, names: readonly string[]): void {
   }
 }
 
-/** Returns the path of the first private directory whose names fit. */
+/** Opens the first private directory whose names fit. */
 export function findPrivateDirectory(
   isIt: (names: readonly string[]) => boolean,
-): string | undefined {
-  for (const { path, names } of privateDirectories()) {
-    if (isIt(names)) return path;
+): PrivateDirectory | undefined {
+  for (const { path, fd, names } of privateDirectories()) {
+    if (!isIt(names)) continue;
+    const own = unwrap(duplicate(fd), () => ({
+      action: `Cannot open ${quote(path)}`,
+      operation: "fcntl",
+      path,
+    }));
+    return { path, descriptor: new FileDescriptor(own) };
   }
   return undefined;
 }

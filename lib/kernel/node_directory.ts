@@ -15,13 +15,16 @@ import { FoundFile } from "./found_file.ts";
 import { makeNode, removeNode } from "./made_node.ts";
 import { ownMounts } from "./mounts.ts";
 import { removeAllNodes } from "./left_nodes.ts";
-import { makePrivateDirectory, PARENTS } from "./nodes.ts";
+import {
+  makePrivateDirectory,
+  PARENTS,
+  type PrivateDirectory,
+} from "./nodes.ts";
 import { EBADF, EINVAL, ENOENT, ESTALE } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   cString,
   O_DIRECTORY,
-  O_NOFOLLOW,
   O_PATH,
   O_RDONLY,
   openAt,
@@ -131,17 +134,9 @@ export class NodeDirectory implements Disposable {
     });
   }
 
-  /** Opens a private directory that another process of this user has created. */
-  static reopen(path: string): NodeDirectory {
-    const fd = unwrap(
-      openAt(AT_FDCWD, cString(path), O_PATH | O_DIRECTORY | O_NOFOLLOW),
-      () => ({
-        action: `Cannot create nodes in ${quote(path)}`,
-        operation: "open",
-        path,
-      }),
-    );
-    return new NodeDirectory(path, new FileDescriptor(fd), true);
+  /** Uses a private directory that another process of this user has created. */
+  static share({ path, descriptor }: PrivateDirectory): NodeDirectory {
+    return new NodeDirectory(path, descriptor, true);
   }
 
   /** Returns the path of a node in this directory. */

@@ -181,7 +181,7 @@ class Showing implements Disposable {
   #sectorSize = 0;
   /** The table of the disk, if its format is known. */
   #table: PartitionTable | undefined;
-  /** Content of a disk without a table, if another thread has read it. */
+  /** The file system of a disk without a table. */
   #content: { fileSystem?: FileSystem } = {};
   /** Partitions that the kernel refuses to add. */
   readonly #refused = new Set<number>();

@@ -49,8 +49,7 @@ export function shareNodes(
   partitions: readonly [KernelPartition, ...KernelPartition[]],
 ): NodeDirectory {
   const [first] = partitions;
-  // A directory with the node of the disk belongs to an attachment, which only removes
-  // what it has created.
+  // A directory with the node of the disk belongs to an attachment.
   return findNodes(partitions) ??
     find((names) =>
       names.some((other) => other.startsWith(`${name}p`)) &&
@@ -62,8 +61,8 @@ export function shareNodes(
 function find(
   isIt: (names: readonly string[]) => boolean,
 ): NodeDirectory | undefined {
-  const path = findPrivateDirectory(isIt);
-  return path === undefined ? undefined : NodeDirectory.reopen(path);
+  const found = findPrivateDirectory(isIt);
+  return found === undefined ? undefined : NodeDirectory.share(found);
 }
 
 function makeNodes(
