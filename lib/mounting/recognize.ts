@@ -1,4 +1,5 @@
 /** Recognizes file systems by their superblocks. Reads few bytes and trusts none. */
+import type { ByteSource } from "../partitions/byte_source.ts";
 
 /**
  * A file system, or other content of a device, as its superblock describes it. Plain
@@ -13,16 +14,8 @@ export interface FileSystem {
   uuid?: string;
 }
 
-/** Bytes that can be read at any offset. A read returns fewer than requested only at the end. */
-export interface Source {
-  /** Size in bytes. */
-  readonly size: number;
-  /** Reads bytes from `offset` on. */
-  read(offset: number, length: number): Uint8Array;
-}
-
 /** Recognizes the content of a device or partition. Returns `undefined` for unknown content. */
-export function recognize(source: Source): FileSystem | undefined {
+export function recognize(source: ByteSource): FileSystem | undefined {
   const reader = new Reader(source);
   for (const probe of PROBES) {
     const found = probe(reader);
@@ -34,10 +27,10 @@ export function recognize(source: Source): FileSystem | undefined {
 /** Reads whole pages, each once. Bytes past the end are zero. */
 class Reader {
   readonly size: number;
-  readonly #source: Source;
+  readonly #source: ByteSource;
   readonly #pages = new Map<number, Uint8Array>();
 
-  constructor(source: Source) {
+  constructor(source: ByteSource) {
     this.#source = source;
     this.size = source.size;
   }
