@@ -167,10 +167,15 @@ function untilReleased(
   end: () => Promise<void>,
 ): () => Promise<void> {
   const whoUses = async () => {
-    const who = await wait.whoUses();
-    // From now on, an interrupt ends this program.
-    if (who.length > 0) await signals[Symbol.asyncDispose]();
-    return who;
+    let isUsed = true; // also if the search fails
+    try {
+      const who = await wait.whoUses();
+      isUsed = who.length > 0;
+      return who;
+    } finally {
+      // From now on, an interrupt ends this program.
+      if (isUsed) await signals[Symbol.asyncDispose]();
+    }
   };
   return async () => await withWaitingMessage({ ...wait, whoUses }, end);
 }

@@ -102,7 +102,7 @@ export async function showTable(
 
 /**
  * Returns the partitions that the kernel has for an open device, with what the table says
- * about them. Changes nothing.
+ * about them. Leaves the device as it is.
  */
 export async function lookAt(loop: Loop): Promise<FoundTable> {
   using showing = new Showing(loop, undefined);
