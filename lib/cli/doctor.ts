@@ -34,7 +34,7 @@ async function run(args: string[]): Promise<number> {
   const checks = (await doctor()).map(inWordsOfCommands);
   const canAttach = checks.every(({ status }) => status !== "problem");
   if (given.flag("json")) printJson({ canAttach, checks });
-  else lines(checks).forEach(print);
+  else print(...lines(checks));
   return canAttach ? 0 : 1;
 }
 

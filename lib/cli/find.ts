@@ -18,6 +18,6 @@ Permissions: deno run --allow-ffi.`,
 
 function run(args: string[]): number {
   const devices = find(fileOf(only(parse(args).operands, "FILE")));
-  for (const { path } of devices) print(path);
+  print(...devices.map(({ path }) => path));
   return devices.length === 0 ? 1 : 0;
 }

@@ -116,5 +116,5 @@ function printTable(given: Arguments, names: readonly string[]): void {
     ...COLUMNS[heading]!(human),
   }));
   const headings = !given.flag("noheadings");
-  for (const line of table(devices, columns, { headings, width })) print(line);
+  print(...table(devices, columns, { headings, width }));
 }

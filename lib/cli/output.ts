@@ -8,14 +8,21 @@ export class OutputError extends Error {
 }
 
 /**
- * Prints a line of the result. A closed pipe is not an error.
+ * Prints lines of the result. A closed pipe is not an error.
  *
- * @throws {OutputError} If the line cannot be written.
+ * @throws {OutputError} If they cannot be written.
  */
-export function print(line: string): void {
+export function print(...lines: string[]): void {
+  // Faster than the first call of console.log(), by more than a millisecond.
+  const bytes = new TextEncoder().encode(
+    lines.map((line) => `${line}\n`).join(""),
+  );
   try {
-    console.log(line);
+    for (let at = 0; at < bytes.length;) {
+      at += Deno.stdout.writeSync(bytes.subarray(at));
+    }
   } catch (error) {
+    if (error instanceof Deno.errors.BrokenPipe) return;
     const why = error instanceof Error ? error.message : error;
     throw new OutputError(`Cannot write to standard output: ${why}`);
   }

@@ -69,9 +69,9 @@ async function run(args: string[]): Promise<number> {
   ], { width });
   // A drawing shows the layout better than numbers do.
   if (human && found.length > 0) {
-    drawDisk(found, size, width!).forEach(print);
+    print(...drawDisk(found, size, width!));
   }
-  lines.forEach(print);
+  print(...lines);
   return 0;
 }
 

@@ -4,14 +4,19 @@
 export async function printed(
   act: () => number | Promise<number>,
 ): Promise<{ code: number; stdout: string; stderr: string }> {
-  const streams = { log: "", error: "" };
-  const { log, error } = console;
-  console.log = (line: string) => streams.log += `${line}\n`;
-  console.error = (line: string) => streams.error += `${line}\n`;
+  const streams = { stdout: "", stderr: "" };
+  const { error } = console;
+  const { writeSync } = Deno.stdout;
+  const decoder = new TextDecoder();
+  console.error = (line: string) => streams.stderr += `${line}\n`;
+  Deno.stdout.writeSync = (bytes) => {
+    streams.stdout += decoder.decode(bytes, { stream: true });
+    return bytes.length;
+  };
   try {
-    const code = await act();
-    return { code, stdout: streams.log, stderr: streams.error };
+    return { code: await act(), ...streams };
   } finally {
-    Object.assign(console, { log, error });
+    console.error = error;
+    Deno.stdout.writeSync = writeSync;
   }
 }
