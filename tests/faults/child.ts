@@ -80,8 +80,8 @@ async function mountAndWrite(
   await Deno.writeFile(`${disk.path}/data`, DATA);
 }
 
-/** The operations by name. */
-export const OPERATIONS: Record<string, Operation> = {
+/** Operations that attach, change and detach devices, by name. */
+export const ATTACHING: Record<string, Operation> = {
   "attach": {
     run: async ({ path }) => {
       attachment = await attach(path);
@@ -155,6 +155,10 @@ export const OPERATIONS: Record<string, Operation> = {
       return attachment.path;
     },
   },
+};
+
+/** Operations that look at devices. */
+export const LOOKING: Record<string, Operation> = {
   "partitions": {
     setup: async ({ partitioned }) => {
       attachment = await attach(partitioned);
@@ -178,6 +182,10 @@ export const OPERATIONS: Record<string, Operation> = {
       return complete ? own : 1; // an incomplete result is reported as such
     },
   },
+};
+
+/** Operations that mount and unmount. */
+export const MOUNTING: Record<string, Operation> = {
   "mount": {
     run: async ({ mountable }) => {
       disk = await mount(mountable);
@@ -200,13 +208,11 @@ export const OPERATIONS: Record<string, Operation> = {
   },
 };
 
-/** Operations that make system calls on other threads. */
-export const ON_OTHER_THREADS = [
-  "mount on a target",
-  "unmount a target",
-  "mount",
-  "unmount",
-];
+const OPERATIONS: Record<string, Operation> = {
+  ...ATTACHING,
+  ...LOOKING,
+  ...MOUNTING,
+};
 
 /** Releases what is left, as a user would. */
 async function cleanup(): Promise<void> {

@@ -6,22 +6,22 @@
  * `LOOPDEV_FAULTS=all` tries all errors; otherwise one for each call.
  */
 import { assert, assertEquals } from "@std/assert";
-import { describe, it } from "@std/testing/bdd";
+import { it } from "@std/testing/bdd";
 import {
   attribute,
   boundDevices,
   diskSequenceOf,
   isSoon,
   numbersTo,
-  onDevices,
   run,
   runOk,
 } from "../device/support.ts";
-import { DATA, EVERY_OPTION, ON_OTHER_THREADS, OPERATIONS } from "./child.ts";
+import { DATA, EVERY_OPTION } from "./child.ts";
 import { countCalls, ERRORS } from "./harness.ts";
 import { IMAGE_SIZE, Site } from "./site.ts";
 
-const ALL = Deno.env.get("LOOPDEV_FAULTS") === "all";
+/** Whether all errors are tried. */
+export const ALL: boolean = Deno.env.get("LOOPDEV_FAULTS") === "all";
 
 /**
  * Errors for a process that has exited, or its descriptor, which cannot be told apart.
@@ -229,69 +229,65 @@ async function inject(
 
 const MAX_ROUNDS = 10;
 
-/** Mounting on a target makes all the calls that a private mount takes. */
-const operations = Object.keys(OPERATIONS)
-  .filter((name) => ALL || name !== "mount");
+/** Makes every system call of an operation on the main thread fail in turn. */
+export function failEachCall(name: string): void {
+  it(name, async () => {
+    await using site = new Site();
+    // Run once first, to load everything that is loaded on first use.
+    await site.setUp(name);
+    await site.tell("run", name);
+    await site.tell("cleanup", name);
+    await site.setUp(name);
+    const baseline = await site.traced(name);
+    assert(baseline.answer?.ok, JSON.stringify(baseline.answer));
+    assertEquals(faultsOf(name, baseline.answer.value, site, ""), []);
+    await site.tell("cleanup", name);
 
-describe("every system call fails in turn", onDevices, () => {
-  for (const name of operations) {
-    it(name, async () => {
-      await using site = new Site();
-      // Run once first, to load everything that is loaded on first use.
-      await site.setUp(name);
-      await site.tell("run", name);
-      await site.tell("cleanup", name);
-      await site.setUp(name);
-      const baseline = await site.traced(name);
-      assert(baseline.answer?.ok, JSON.stringify(baseline.answer));
-      assertEquals(faultsOf(name, baseline.answer.value, site, ""), []);
-      await site.tell("cleanup", name);
-
-      const counts = countCalls(baseline.trace);
-      const faults: string[] = [];
-      let points = 0;
-      let tried = 0;
-      for (const [call, count] of counts) {
-        const errors = ERRORS[call]!;
-        // There are many processes on a machine, and all are examined alike.
-        for (const when of numbersTo(Math.min(count, 60))) {
-          points++;
-          for (const error of ALL ? errors : errors.slice(0, 1)) {
-            tried++;
-            const injection = `${call}:error=${error}:when=${when}`;
-            faults.push(...await inject(site, name, injection) ?? []);
-          }
+    const counts = countCalls(baseline.trace);
+    const faults: string[] = [];
+    let points = 0;
+    let tried = 0;
+    for (const [call, count] of counts) {
+      const errors = ERRORS[call]!;
+      // There are many processes on a machine, and all are examined alike.
+      for (const when of numbersTo(Math.min(count, 60))) {
+        points++;
+        for (const error of ALL ? errors : errors.slice(0, 1)) {
+          tried++;
+          const injection = `${call}:error=${error}:when=${when}`;
+          faults.push(...await inject(site, name, injection) ?? []);
         }
       }
-      console.log(`${name}: ${points} calls, ${tried} faults`);
-      assert(points > 0);
-      assertEquals(faults, []);
-    });
-  }
+    }
+    console.log(`${name}: ${points} calls, ${tried} faults`);
+    assert(points > 0);
+    assertEquals(faults, []);
+  });
+}
 
-  for (const name of ALL ? ON_OTHER_THREADS : ON_OTHER_THREADS.slice(0, 2)) {
-    it(`${name}, on other threads`, async () => {
-      await using site = new Site();
-      const faults: string[] = [];
-      let tried = 0;
-      await site.setUp(name);
-      await site.tell("run", name); // there are threads then
-      await site.tell("cleanup", name);
-      // A thread that has just started is not traced; then no call fails.
-      for (let round = 1; tried === 0 && round <= MAX_ROUNDS; round++) {
-        for (const call of ["fsconfig", "syncfs", "umount2"]) {
-          for (const error of ALL ? ERRORS[call]! : ERRORS[call]!.slice(0, 1)) {
-            const injection = `${call}:error=${error}`;
-            const found = await inject(site, name, injection, "others");
-            if (found === undefined) continue;
-            tried++;
-            faults.push(...found);
-          }
+/** Makes the system calls of an operation on other threads fail. */
+export function failOnOtherThreads(name: string): void {
+  it(`${name}, on other threads`, async () => {
+    await using site = new Site();
+    const faults: string[] = [];
+    let tried = 0;
+    await site.setUp(name);
+    await site.tell("run", name); // there are threads then
+    await site.tell("cleanup", name);
+    // A thread that has just started is not traced; then no call fails.
+    for (let round = 1; tried === 0 && round <= MAX_ROUNDS; round++) {
+      for (const call of ["fsconfig", "syncfs", "umount2"]) {
+        for (const error of ALL ? ERRORS[call]! : ERRORS[call]!.slice(0, 1)) {
+          const injection = `${call}:error=${error}`;
+          const found = await inject(site, name, injection, "others");
+          if (found === undefined) continue;
+          tried++;
+          faults.push(...found);
         }
       }
-      console.log(`${name}, on other threads: ${tried} faults`);
-      assert(tried > 0);
-      assertEquals(faults, []);
-    });
-  }
-});
+    }
+    console.log(`${name}, on other threads: ${tried} faults`);
+    assert(tried > 0);
+    assertEquals(faults, []);
+  });
+}
