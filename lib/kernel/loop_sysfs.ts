@@ -3,7 +3,13 @@ import { makedev, statAt } from "../sys/stat.ts";
 import { LoopError, quote } from "../errors.ts";
 import { ENODEV, ENOENT, ENXIO } from "../sys/errno.ts";
 import { AT_FDCWD, transientCString } from "../sys/libc.ts";
-import { hasEntry, listDirectory, readBytes, readText } from "../sys/sysfs.ts";
+import {
+  hasEntry,
+  listDirectory,
+  numbersIn,
+  readBytes,
+  readText,
+} from "../sys/sysfs.ts";
 
 const encoder = new TextEncoder();
 
@@ -186,24 +192,26 @@ export function diskSequenceOf(minor: number): number | undefined {
 
 /** Returns the numbers of the existing loop devices, in order. */
 export function existingMinors(): number[] {
-  const names = listDirectory(BLOCK);
-  if (typeof names !== "number") return minorsAmong(names);
+  const minors = minorsIn(BLOCK);
+  if (typeof minors !== "number") return minors;
   // There may be no virtual block device, but sysfs must exist.
-  const missing = names === -ENOENT;
+  const missing = minors === -ENOENT;
   if (missing && hasSysfs() && !exists(BLOCK)) return [];
   throw new LoopError("Cannot list the loop devices", {
-    errno: -names,
+    errno: -minors,
     operation: "open",
     path: BLOCK,
     hint: missing ? "sysfs is not mounted on /sys" : undefined,
   });
 }
 
-/** Returns the numbers in names of loop devices, in order. */
-export function minorsAmong(names: readonly string[]): number[] {
-  return names
-    .map((name) => /^loop(0|[1-9]\d*)$/.exec(name)?.[1])
-    .filter((digits) => digits !== undefined)
-    .map(Number)
-    .sort((a, b) => a - b);
+/**
+ * Returns the numbers of the loop devices named in a directory, in order, or a negative
+ * error number.
+ */
+export function minorsIn(directory: string): number[] | number {
+  const minors = numbersIn(directory, LOOP);
+  return typeof minors === "number" ? minors : minors.sort((a, b) => a - b);
 }
+
+const LOOP = encoder.encode("loop");

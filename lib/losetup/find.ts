@@ -1,9 +1,8 @@
 /** Finds an unused device. */
 import { LoopError } from "../errors.ts";
 import { LoopControl } from "../kernel/loop_control.ts";
-import { isBound, minorsAmong } from "../kernel/loop_sysfs.ts";
+import { isBound, minorsIn } from "../kernel/loop_sysfs.ts";
 import { ENOENT } from "../sys/errno.ts";
-import { listDirectory } from "../sys/sysfs.ts";
 import type { ByteString } from "./byte_string.ts";
 import { isLoopNode } from "./device.ts";
 import { orFail, systemFailure } from "./failure.ts";
@@ -30,8 +29,8 @@ export function findNodeWithoutControl(): ByteString | undefined {
     return undefined;
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
-    const names = listDirectory("/dev");
-    const minor = minorsAmong(typeof names === "number" ? [] : names)
+    const minors = minorsIn("/dev");
+    const minor = (typeof minors === "number" ? [] : minors)
       .find((minor) => isLoopNode(`/dev/loop${minor}`) && !isBound(minor));
     if (minor !== undefined) return `/dev/loop${minor}`;
     throw systemFailure(NONE, ENOENT);

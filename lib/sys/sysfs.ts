@@ -246,6 +246,42 @@ export function hasEntry(path: string, prefix: Uint8Array): boolean | number {
   );
 }
 
+/**
+ * Returns the numbers of the entries whose names are the prefix and a decimal number,
+ * in no particular order, or a negative error number. Faster than `listDirectory`.
+ */
+export function numbersIn(
+  path: string,
+  prefix: Uint8Array,
+): number[] | number {
+  const numbers: number[] = [];
+  const result = inDirectory(path, (fd) =>
+    someEntry(fd, (at) => {
+      const name = at + DIRENT64.d_name;
+      const number = beginsWith(name, prefix)
+        ? numberAt(name + prefix.length)
+        : undefined;
+      if (number !== undefined) numbers.push(number);
+      return false;
+    }));
+  return typeof result === "number" ? result : numbers;
+}
+
+/** Parses the rest of a name in the page, if it is a number without leading zeros. */
+function numberAt(start: number): number | undefined {
+  let number = 0;
+  let end = start;
+  for (; page[end] !== 0; end++) {
+    const digit = page[end]! - ZERO;
+    if (digit < 0 || digit > 9) return undefined;
+    number = number * 10 + digit;
+  }
+  const length = end - start;
+  return length === 0 || (length > 1 && page[start] === ZERO)
+    ? undefined
+    : number;
+}
+
 /** Returns the names in a directory, in no particular order, without `.` and `..`. */
 export function listDirectory(path: string): string[] | number {
   return inDirectory(path, (fd) => entryNames(fd, () => true));

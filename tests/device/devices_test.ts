@@ -13,6 +13,7 @@ import {
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { pageSize } from "../../lib/sys/page_cache.ts";
+import { numbersIn } from "../../lib/sys/sysfs.ts";
 import {
   attribute,
   CLI,
@@ -340,6 +341,25 @@ describe("list()", onDevices, () => {
     losetupDetach(device);
     scratch.check();
   });
+});
+
+describe("numbersIn()", onDevices, () => {
+  it(
+    "takes only decimal numbers without leading zeros",
+    withScratch((scratch) => {
+      const names = "loop loop0 loop7 loop12 loop1048575 loop07 loop00 loop5p1";
+      for (
+        const name of `${names} loop-control loop5é xloop5 Loop5`.split(" ")
+      ) {
+        Deno.writeTextFileSync(`${scratch.path}/${name}`, "");
+      }
+      const prefix = new TextEncoder().encode("loop");
+      const numbers = numbersIn(scratch.path, prefix);
+      assert(typeof numbers !== "number");
+      assertEquals(numbers.sort(), [0, 7, 12, 1048575].sort());
+      assertEquals(numbersIn(`${scratch.path}/none`, prefix), -2); // ENOENT
+    }),
+  );
 });
 
 describe("list() with a filter", onDevices, () => {
