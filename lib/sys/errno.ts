@@ -174,17 +174,19 @@ const ROWS: readonly Row[] = [
   [132, "ERFKILL", "operation not possible due to RF-kill"],
 ];
 
-const BY_NUMBER = new Map(ROWS.map((row) => [row[0], row]));
-
 /**
  * Returns the symbolic name of an error number: `EBUSY` for 16, `E4095` for an unknown
  * number.
  */
 export function errnoName(errno: number): string {
-  return BY_NUMBER.get(errno)?.[1] ?? `E${errno}`;
+  return rowOf(errno)?.[1] ?? `E${errno}`;
 }
 
 /** Returns the text of an error number: `device or resource busy` for 16. */
 export function errnoMessage(errno: number): string {
-  return BY_NUMBER.get(errno)?.[2] ?? "unknown error";
+  return rowOf(errno)?.[2] ?? "unknown error";
+}
+
+function rowOf(errno: number): Row | undefined {
+  return ROWS.find(([number]) => number === errno);
 }
