@@ -176,7 +176,7 @@ export type Libc = {
 let library: Libc | undefined;
 let openedPath = "";
 let errnoPointer: Deno.PointerValue = null;
-const errnoSlot = new Int32Array(1);
+const errnoSlot = new Int32Array(new ArrayBuffer(4));
 
 function openLibrary(path: string): Libc {
   const symbols = opening.onUse
@@ -185,7 +185,12 @@ function openLibrary(path: string): Libc {
   // Constant for a thread, so that reading errno takes only one call.
   errnoPointer = symbols.errnoLocation();
   openedPath = path;
-  return library = symbols;
+  library = symbols;
+  // The first call makes V8 compile and allocate. That may wait for a lock, and the first
+  // wait of a process looks for a clock rate in sysfs, which leaves ENOENT in errno. So
+  // this must not first happen after a call that failed.
+  errnoResult(-1);
+  return symbols;
 }
 
 /**

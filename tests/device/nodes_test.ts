@@ -271,7 +271,7 @@ describe("attach() where /dev has no node", onDevices, () => {
       using own = new OwnDevice();
       const { stdout, stderr } = inNamespace(
         scratch,
-        `${TMPFS_DEV}; mount -t tmpfs -o nodev run /run; mount --bind /tmp /tmp; mount -o remount,bind,ro /tmp`,
+        `${TMPFS_DEV}; mount -t tmpfs -o nodev run /run; mount --rbind /tmp /tmp; mount -o remount,bind,ro /tmp`,
         `const device = await attach(loopdev.openMemory(4096), { minor: ${own.minor} });
          console.log(device.path);
          loopdev.openFile(device.path).close();

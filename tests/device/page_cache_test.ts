@@ -39,10 +39,10 @@ describe("the page cache", onDevices, () => {
     `isCachedBeyond() counts the whole of a large file${cacheStat.reason}`,
     cacheStat,
     withScratch((scratch) => {
-      const size = 3 * 2 ** 30 + 4096;
+      const page = new Uint8Array(pageSize());
+      const size = 3 * 2 ** 30 + page.length;
       const path = scratch.image(size);
       using file = Deno.openSync(path, { write: true });
-      const page = new Uint8Array(pageSize());
       for (const offset of [0, 2 ** 30, size - page.length]) {
         file.seekSync(offset, Deno.SeekMode.Start);
         file.writeSync(page);
