@@ -5,7 +5,7 @@ import { closeAsync, duplicate } from "../sys/libc.ts";
 import { statOf } from "../sys/stat.ts";
 import { namesIn, openDirectoryAt, readLink } from "../sys/sysfs.ts";
 import { Slices } from "../waiting.ts";
-import { openRoot, writeBackFileSystem } from "./write_back.ts";
+import { openRoot, writeBackFileSystem } from "./syncfs.ts";
 
 /** A private mount. */
 export class PrivateMount {

@@ -29,7 +29,7 @@ import {
 } from "../sys/stat.ts";
 import { readLinkBytes } from "../sys/sysfs.ts";
 import { BRIEF_USE, pollUntil, Slices } from "../waiting.ts";
-import { openRoot, writeBackFileSystem } from "./write_back.ts";
+import { openRoot, writeBackFileSystem } from "./syncfs.ts";
 
 const decoder = new TextDecoder();
 

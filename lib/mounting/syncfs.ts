@@ -1,4 +1,4 @@
-/** Writes back one file system, and reports the errors. */
+/** Writes back one file system with syncfs(2), and reports the errors. */
 import { LoopError, quote } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import {
