@@ -2,7 +2,7 @@ import { type Check, doctor } from "../doctor.ts";
 import { escapeControls } from "../errors.ts";
 import { none, parse } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
-import { print, printJson, terminalWidth } from "./output.ts";
+import { printJson, printLines, terminalWidth } from "./output.ts";
 import { wrapWords } from "./text.ts";
 import { inWords } from "./words.ts";
 
@@ -34,7 +34,7 @@ async function run(args: string[]): Promise<number> {
   const checks = (await doctor()).map(inWordsOfCommands);
   const canAttach = checks.every(({ status }) => status !== "problem");
   if (given.flag("json")) printJson({ canAttach, checks });
-  else print(...lines(checks));
+  else printLines(lines(checks));
   return canAttach ? 0 : 1;
 }
 

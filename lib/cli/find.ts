@@ -2,7 +2,7 @@ import { find } from "../devices.ts";
 import { only, parse } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
-import { print } from "./output.ts";
+import { printLines } from "./output.ts";
 
 export const command: Command = {
   title: "Print the devices that a file is attached to.",
@@ -18,6 +18,6 @@ Permissions: deno run --allow-ffi.`,
 
 function run(args: string[]): number {
   const devices = find(fileOf(only(parse(args).operands, "FILE")));
-  print(...devices.map(({ path }) => path));
+  printLines(devices.map(({ path }) => path));
   return devices.length === 0 ? 1 : 0;
 }

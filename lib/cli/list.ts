@@ -4,7 +4,7 @@ import { quote } from "../errors.ts";
 import { type Arguments, none, parse, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { FILTERS, listFilter } from "./filters.ts";
-import { print, printJson, terminalWidth } from "./output.ts";
+import { printJson, printLines, terminalWidth } from "./output.ts";
 import { suggest } from "./spelling.ts";
 import { type Column, formatSize, table } from "./table.ts";
 
@@ -116,5 +116,5 @@ function printTable(given: Arguments, names: readonly string[]): void {
     ...COLUMNS[heading]!(human),
   }));
   const headings = !given.flag("noheadings");
-  print(...table(devices, columns, { headings, width }));
+  printLines(table(devices, columns, { headings, width }));
 }

@@ -8,11 +8,16 @@ export class OutputError extends Error {
 }
 
 /**
- * Prints lines of the result. A closed pipe is not an error.
+ * Prints a line of the result. A closed pipe is not an error.
  *
- * @throws {OutputError} If they cannot be written.
+ * @throws {OutputError} If it cannot be written.
  */
-export function print(...lines: string[]): void {
+export function print(line: string): void {
+  printLines([line]);
+}
+
+/** Prints lines of the result, like {@linkcode print}. */
+export function printLines(lines: readonly string[]): void {
   // Faster than the first call of console.log(), by more than a millisecond.
   const bytes = new TextEncoder().encode(
     lines.map((line) => `${line}\n`).join(""),

@@ -6,7 +6,7 @@ import { only, parse, parseDevice, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
 import { drawDisk } from "./drawing.ts";
 import { fileOf } from "./files.ts";
-import { print, printJson, terminalWidth, warn } from "./output.ts";
+import { printJson, printLines, terminalWidth, warn } from "./output.ts";
 import { describeUnusable } from "../partitions/table.ts";
 import { partitionTypeName } from "./partition_types.ts";
 import { formatSize, table } from "./table.ts";
@@ -69,9 +69,9 @@ async function run(args: string[]): Promise<number> {
   ], { width });
   // A drawing shows the layout better than numbers do.
   if (human && found.length > 0) {
-    print(...drawDisk(found, size, width!));
+    printLines(drawDisk(found, size, width!));
   }
-  print(...lines);
+  printLines(lines);
   return 0;
 }
 

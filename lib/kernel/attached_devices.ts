@@ -283,8 +283,8 @@ export function readDevice(
   for (let look = 1; look <= MAX_LOOKS; look++) {
     const found = lookAt(minor, lookup);
     if (found === "changed") continue;
-    // A device that vanished between two looks may have been attached again.
-    if (found === undefined && look > 1 && isBound(minor)) continue;
+    // A device that vanished during the look may have been attached again.
+    if (found === undefined && isBound(minor)) continue;
     if (found === undefined || found.device.size > 0) return found;
     if (isTooSmall(found, lookup)) return found;
     // The kernel sets the size last, a moment after the rest becomes visible.

@@ -176,6 +176,7 @@ export type Libc = {
 let library: Libc | undefined;
 let openedPath = "";
 let errnoPointer: Deno.PointerValue = null;
+// With a buffer of its own, because V8 would have to move it at the first call.
 const errnoSlot = new Int32Array(new ArrayBuffer(4));
 
 function openLibrary(path: string): Libc {
@@ -186,9 +187,9 @@ function openLibrary(path: string): Libc {
   errnoPointer = symbols.errnoLocation();
   openedPath = path;
   library = symbols;
-  // The first call makes V8 compile and allocate. That may wait for a lock, and the first
-  // wait of a process looks for a clock rate in sysfs, which leaves ENOENT in errno. So
-  // this must not first happen after a call that failed.
+  // The first call makes V8 compile and allocate, for which it may wait for a lock. The
+  // first wait of a process looks for tsc_freq_khz in sysfs, which leaves ENOENT in errno.
+  // It is less likely after a call that failed if all of that was done before.
   errnoResult(-1);
   return symbols;
 }

@@ -124,8 +124,6 @@ async function whileHeld<T>(
   }).spawn();
   const reader = child.stdout.getReader();
   await reader.read();
-  const comm = `/proc/${child.pid}/comm`;
-  assert(isSoon(() => Deno.readTextFileSync(comm) === "sleep\n"));
   let isHeld = true;
   const release = async () => {
     if (!isHeld) return;
@@ -134,7 +132,9 @@ async function whileHeld<T>(
     await child.status;
     await reader.cancel();
   };
+  const comm = `/proc/${child.pid}/comm`;
   try {
+    assert(isSoon(() => Deno.readTextFileSync(comm) === "sleep\n"));
     return await use(child.pid, release);
   } finally {
     await release();
@@ -228,8 +228,11 @@ describe("loopdev detach", onDevices, () => {
         const who = `open in process ${pid} (sleep)`;
         const used = cli("detach", "--if-unused", device);
         assertEquals([used.code, used.stdout], [1, ""]);
+        assertMatch(
+          used.stderr,
+          /open in process \d+ \(sleep\).*; nothing was changed$/m,
+        );
         assertStringIncludes(used.stderr, who);
-        assertStringIncludes(used.stderr, "; nothing was changed");
         const dry = cli("detach", "--if-unused", "--dry-run", device);
         assertEquals([dry.code, dry.stdout], [1, ""]);
         assertStringIncludes(dry.stderr, who);

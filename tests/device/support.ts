@@ -178,6 +178,8 @@ export class Scratch implements Disposable {
   check(): void {
     isSoon(() => this.devices().length === 0);
     assertEquals(this.devices(), [], "a device is still attached");
+    // Tests on other threads of this process have files open for a moment.
+    isSoon(() => this.leaked().length === 0);
     assertEquals(this.leaked(), [], "a descriptor leaked");
   }
 

@@ -5,7 +5,7 @@
  *
  * A GUEST is a series of Debian's kernels (`5.10`, `6.12`) or `newest`, on x86_64. The
  * suffix `-arm64` selects aarch64, `-arm64-16k` aarch64 with pages of 16 KiB, and `+udev`
- * a guest with udev. By default, the two guests that differ most run at once (`5.10` and
+ * a guest with udev. By default, the oldest and the newest kernel on x86_64 run (`5.10` and
  * `newest+udev`), in less than 20 minutes on an idle machine of two processors.
  * `--all-guests` runs all guests, in some three hours.
  *
