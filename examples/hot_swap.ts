@@ -33,6 +33,7 @@ const second = await makeImage("version-2.img", "version 2");
 
   using file = openFile(second, { readOnly: true });
   device.loop.changeFd(file.fd);
+  device.loop.flushBuffers(); // Linux drops what was read by itself from 5.15 on
   assertEquals(await look(), "version 2");
   console.log(`${device.path} shows version 2 and was never detached`);
 }

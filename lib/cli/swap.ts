@@ -1,11 +1,14 @@
 import { Backing } from "../attaching/backing.ts";
 import { lockedError, tryLockRange } from "../attaching/overlap.ts";
-import { quote } from "../errors.ts";
+import { sequenceOf } from "../attaching/release.ts";
+import { LoopError, quote } from "../errors.ts";
 import { openFile } from "../kernel/file_descriptor.ts";
+import type { Loop } from "../kernel/loop.ts";
 import { openDevice, pair, parse } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
 import { follow, showsPartitions } from "./follow.ts";
+import { warn } from "./output.ts";
 
 export const command: Command = {
   title: "Replace the file of a read-only loop device, even while in use.",
@@ -30,6 +33,18 @@ async function run(args: string[]): Promise<number> {
   if (!tryLockRange(claim)) throw lockedError(claim, loop);
   const shows = showsPartitions(loop);
   loop.changeFd(descriptor.fd);
+  dropOldPages(loop);
   if (shows) await follow(loop);
   return 0;
+}
+
+/** Drops what was read of the old file, which the kernel does from Linux 5.15 on. */
+function dropOldPages(loop: Loop): void {
+  if (sequenceOf(loop) !== undefined) return;
+  try {
+    loop.flushBuffers();
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+    warn(`what was read before still shows the old file: ${error.message}`);
+  }
 }

@@ -367,6 +367,9 @@ export class Loop implements Disposable {
    * and the device stays read-only whatever the new descriptor allows. The disk
    * sequence number rises.
    *
+   * Before Linux 5.15, the device shows what was read of the old file until
+   * {@linkcode Loop.flushBuffers} is called.
+   *
    * Partitions of the old file are removed. The kernel scans for those of the new file
    * if `partscan` is on and it can read the table; {@linkcode partitions} creates them
    * on any kernel.

@@ -704,8 +704,19 @@ describe("loopdev", onDevices, () => {
       assertMatch(cli("swap", device, other).stderr, /must be read-only/);
       cli("detach", device);
       cli("attach", "-r", "--device", device, path);
+      Deno.writeFileSync(other, new Uint8Array(16 * MiB).fill(7));
+      const firstByte = () => {
+        const bytes = new Uint8Array(1);
+        held.seekSync(0, Deno.SeekMode.Start);
+        held.readSync(bytes);
+        return bytes[0];
+      };
+      using held = Deno.openSync(device);
+      assertEquals(firstByte(), 0);
       assertEquals(cli("swap", device, other).code, 0);
       assertEquals(attribute(name, "loop/backing_file"), other);
+      assertEquals(firstByte(), 7);
+      held.close();
       assertEquals(cli("detach", device).code, 0);
       assertEquals(cli("resize", device).code, 1);
     }),

@@ -383,7 +383,9 @@ describe("Loop.changeFd()", onDevices, () => {
       });
       const before = loop.getStatus();
       const sequence = diskSequenceOf(own.name);
+      assertEquals(loop.read(new Uint8Array(4096), 0), 4096);
       loop.changeFd(b.fd);
+      if (noDiskSequence !== undefined) loop.flushBuffers();
       const after = loop.getStatus();
       if (noDiskSequence === undefined) {
         assertGreater(loop.getDiskSequence(), sequence);

@@ -979,8 +979,12 @@ describe("mount() of what cannot be mounted", onDevices, () => {
   }
 
   it(
-    "names the RAID",
-    { ignore: run("sh", "-c", "command -v mdadm").code !== 0 },
+    ...unless(
+      run("sh", "-c", "command -v mdadm").code === 0
+        ? undefined
+        : "mdadm is not installed",
+      "names the RAID",
+    ),
     withScratch(async (scratch) => {
       const image = scratch.image(16 * MiB);
       const superblock = new Uint8Array(4096);

@@ -346,6 +346,7 @@ describe("partitions()", onDevices, () => {
       const [, second] = await a.partitions();
       using open = Deno.openSync(second!.path);
       sfdisk(a.path, "label: gpt\nstart=40M,size=8M\n", "--no-reread");
+      settle(); // udev has all of them open for a moment
       const found = await a.partitions();
       assertEquals(found.map(({ number, problem }) => [number, problem]), [
         [1, undefined],
