@@ -182,6 +182,13 @@ function occupyThreads(scratch: Scratch): AsyncDisposable {
   };
 }
 
+/** Returns the reason to skip a test that occupies the threads. */
+function lackingThreads(): string | undefined {
+  return Deno.version.deno.startsWith("2.5.")
+    ? "Deno 2.5 hangs while it opens a FIFO"
+    : undefined;
+}
+
 /** Lets everything run that does not wait for a thread. */
 async function moment(): Promise<void> {
   await new Promise((resolve) => setTimeout(resolve, 50));
@@ -575,7 +582,10 @@ describe("mount() on a target", onDevices, () => {
   );
 
   it(
-    "leaves another mount alone if a directory of the path is exchanged during unmount()",
+    ...unless(
+      lackingThreads(),
+      "leaves another mount alone if a directory of the path is exchanged during unmount()",
+    ),
     withScratch(async (scratch) => {
       const [ours, theirs] = ["ours", "theirs"]
         .map((name) => `${directory(scratch, name)}/mnt`);
@@ -599,7 +609,10 @@ describe("mount() on a target", onDevices, () => {
   );
 
   it(
-    "leaves the mount below it alone if it is unmounted twice at once",
+    ...unless(
+      lackingThreads(),
+      "leaves the mount below it alone if it is unmounted twice at once",
+    ),
     withScratch(async (scratch) => {
       const target = directory(scratch);
       using _below = mounted("-t", "tmpfs", "below", target);
