@@ -273,6 +273,7 @@ class SignalForwarder implements AsyncDisposable {
     const { promise, resolve } = Promise.withResolvers<void>();
     setTimeout(resolve, SignalForwarder.#MOMENT);
     await promise;
+    if (this.#witnesses.disposed) return true; // the command has ended
     if (!witness.isSignalled()) return false;
     if (this.#witness === witness) this.#callWitness();
     return true;

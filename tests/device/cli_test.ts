@@ -603,6 +603,46 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
+    ...onAnyKernel("ends with its command at Ctrl-C, without an error"),
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const loopdev = [
+        Deno.execPath(),
+        "run",
+        "-q",
+        "--no-check",
+        "--allow-ffi",
+      ];
+      const script = [...loopdev, "--allow-run", CLI, "run", path]
+        .map((word) => `'${word}'`).join(" ");
+      for (const _ of Array(5).keys()) {
+        await using child = new Deno.Command("script", {
+          args: [
+            "-qec",
+            `exec ${script} -- sh -c 'echo ready; exec sleep 100'`,
+            "/dev/null",
+          ],
+          env: { SHELL: "/bin/sh" },
+          stdin: "piped",
+          stdout: "piped",
+        }).spawn();
+        const printed = lines(child.stdout);
+        assertEquals(((await printed.next()).value as string).trim(), "ready");
+        // The witness is started after the command.
+        await new Promise((resolve) => setTimeout(resolve, 100));
+        const terminal = child.stdin.getWriter();
+        await terminal.write(new Uint8Array([3]));
+        const rest = [];
+        for await (const line of printed) rest.push(line);
+        assertEquals(rest.join("\n").replace("^C", "").trim(), "");
+        assertEquals((await child.status).code, 130);
+        await terminal.close();
+        assertEquals(scratch.devices(), []);
+      }
+    }),
+  );
+
+  it(
     "has the partitions ready with --partscan, or prints why not",
     withScratch((scratch) => {
       const path = `${scratch.path}/disk.img`;
