@@ -1,6 +1,7 @@
 /** Writes back one file system with syncfs(2), and reports the errors. */
 import { LoopError, quote } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
+import { EIO } from "../sys/errno.ts";
 import {
   type CString,
   cString,
@@ -24,8 +25,9 @@ export function openRoot(
 
 /**
  * Writes back the file system of an open directory on another thread, where errno is lost.
- * The kernel reports an error once to each open file. A second descriptor, opened before,
- * therefore gets the error on this thread.
+ * The kernel reports an error of the file system once to each open file. A second
+ * descriptor, opened before, therefore gets the error on this thread. An error of the
+ * device is reported only once, and becomes `EIO`.
  */
 export async function writeBackFileSystem(
   root: FileDescriptor | number,
@@ -45,5 +47,5 @@ export async function writeBackFileSystem(
   using teller = second;
   if (await syncfsAsync(first.fd) >= 0) return undefined;
   const result = syncfs(teller.fd);
-  return result < 0 ? failure(result, "syncfs") : undefined;
+  return failure(result < 0 ? result : -EIO, "syncfs");
 }
