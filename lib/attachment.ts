@@ -97,7 +97,7 @@ export class Attachment implements AsyncDisposable {
       throw new TypeError("Cannot construct Attachment: use attach()");
     }
     this.loop = this.#loop = loop;
-    this.#own = { nodes, isDetached: false };
+    this.#own = { nodes, isDetached: false, hasAddedPartitions: false };
     this.#path = nodes?.pathOf(loop.name) ?? loop.path;
     this.#timeout = timeout;
   }
@@ -165,9 +165,25 @@ export class Attachment implements AsyncDisposable {
   async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
     const waiting = checkPartitionsOptions(options);
     const { showTable } = await import("./partitions/appear.ts");
-    const { partitions } = await showTable(this.#loop, waiting, this.#own);
-    this.#hasOwnPartitions = !this.#flags.partscan;
-    return partitions;
+    try {
+      return (await showTable(this.#loop, waiting, this.#own)).partitions;
+    } finally {
+      this.#noteOwnPartitions();
+    }
+  }
+
+  /**
+   * Notes whether partitions were added, even by a call that failed, that have to be
+   * removed at detach: with `partscan`, the kernel removes them.
+   */
+  #noteOwnPartitions(): void {
+    if (!this.#own.hasAddedPartitions || this.#state.is !== "attached") return;
+    try {
+      this.#hasOwnPartitions = !this.#flags.partscan;
+    } catch (error) {
+      if (!(error instanceof LoopError)) throw error;
+      this.#hasOwnPartitions = true; // unknown; removing them does no harm
+    }
   }
 
   /**
@@ -195,7 +211,11 @@ export class Attachment implements AsyncDisposable {
     this.#checkAttached(`mount ${quote(this.path)}`);
     const { path } = this;
     const disk = { loop: this.#loop, path, owner: this.#own };
-    return new Mount(await mountAttached(disk, options));
+    try {
+      return new Mount(await mountAttached(disk, options));
+    } finally {
+      this.#noteOwnPartitions();
+    }
   }
 
   /**

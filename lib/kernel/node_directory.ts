@@ -32,11 +32,14 @@ import {
 } from "../sys/libc.ts";
 import { readLink } from "../sys/sysfs.ts";
 
-/** Holder of the directory for nodes of one device, if `/dev` has none. */
+/** State that an attachment shares with what shows its partitions. */
 export interface NodeOwner {
+  /** The directory for nodes of the device, if `/dev` has none. */
   nodes: NodeDirectory | undefined;
   /** `true` once the nodes are being removed: none may be created. */
   isDetached: boolean;
+  /** `true` once a partition was added without the kernel's scan. */
+  hasAddedPartitions: boolean;
 }
 
 /**

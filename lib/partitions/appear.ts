@@ -174,7 +174,11 @@ class Showing implements Disposable {
   readonly #owner: NodeOwner | undefined;
   readonly #signal: AbortSignal | undefined;
   /** Nodes shared with other processes, if there is no attachment. */
-  readonly #shared: NodeOwner = { nodes: undefined, isDetached: false };
+  readonly #shared: NodeOwner = {
+    nodes: undefined,
+    isDetached: false,
+    hasAddedPartitions: false,
+  };
   /** Identity of the file whose partitions they are. */
   readonly #file: number | string;
   #size = 0;
@@ -394,6 +398,7 @@ class Showing implements Disposable {
     const extent = { number: entry.number, ...this.#shown(entry) };
     if (known === undefined) {
       this.#missing.push(this.#pathOf(entry.number)); // check again
+      (this.#owner ?? this.#shared).hasAddedPartitions = true;
       this.#check(entry, addPartition(this.#loop.fd, extent), "add");
     } else if (known.size < extent.size && !entry.isContainer) {
       this.#missing.push(this.#pathOf(entry.number));
