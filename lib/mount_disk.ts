@@ -101,6 +101,7 @@ async function mountSource(
     readOnly: isToBeReadOnly(request.readOnly, wanted, source.isReadOnly),
     options: request.options,
     attributes: request.attributes,
+    signal: request.signal,
   });
   const mount = new PrivateMount(descriptor);
   try {
@@ -158,7 +159,7 @@ function attachTo(
     readOnly: boolean;
   },
 ): MountedFileSystem {
-  const numbers = numbersOf(mount.fd, details.source.path);
+  const numbers = numbersOf(mount.fd, details.source.path, details.type);
   target.attach(mount.fd, details.source.path);
   // Nothing after this can fail.
   mount.letGo();

@@ -72,7 +72,7 @@ export class MountedFileSystem extends Mounted {
   moveInNamespace(target: Target): void {
     const place = this.#place;
     if (!(place instanceof PrivateMount)) return;
-    const numbers = numbersOf(place.fd, this.source);
+    const numbers = numbersOf(place.fd, this.source, this.type);
     target.attach(place.fd, this.source);
     place.letGo();
     this.#path = target.path.text;
@@ -114,7 +114,8 @@ export class MountedFileSystem extends Mounted {
       signal: waiting.signal,
     });
     if (this.#state === "mounted") {
-      this.#failure = await this.#place.writeBack() ?? this.#failure;
+      const failure = await this.#place.writeBack();
+      this.#failure ??= failure;
       await this.#leave(waiting.lazy, left());
       this.#state = "pending";
     }
@@ -168,7 +169,9 @@ export class MountedFileSystem extends Mounted {
       await this.#place.isUsedHere();
     if (holders.length === 0 && complete && !isUsedHere) return;
     const words = describeUsers(holders, complete);
-    if (isUsedHere) words.push("this process has files open in it");
+    if (isUsedHere) {
+      words.push("this process has files open in it, or its working directory");
+    }
     throw this.#busyError(holders, [...words, "nothing was changed"]);
   }
 

@@ -33,6 +33,7 @@ export interface Plan {
   readonly options: ReadonlyMap<string, string | true>;
   /** Attributes of the mount, without read-only. */
   readonly attributes: number;
+  readonly signal: AbortSignal | undefined;
 }
 
 /** A mount that lives as long as its descriptor. */
@@ -65,6 +66,7 @@ async function createContext(
   plan: Plan,
 ): Promise<{ fd: number; type: string }> {
   for (let tries = 1;; tries++) {
+    plan.signal?.throwIfAborted();
     const context = await openContext(plan);
     const { fd, type } = context;
     const start = performance.now();
@@ -133,15 +135,31 @@ async function openContext(plan: Plan): Promise<{ fd: number; type: string }> {
  * descriptor, or a negative error number.
  */
 async function openType(plan: Plan, type: string): Promise<number> {
-  const list = readWhole("/proc/filesystems");
-  const lines = typeof list === "string" ? list.split("\n") : [];
-  // A file system without a device would ignore the source.
-  if (lines.includes(`nodev\t${type}`)) {
-    throw mountError(plan, EINVAL, "fsopen", [
-      "it is a file system that has no device",
-    ]);
+  if (isWithoutDevice(type)) throw withoutDevice(plan);
+  if (isRegistered(`\t${type}`)) return fsopen(type);
+  const fd = await fsopenAsync(type);
+  if (fd >= 0 && isWithoutDevice(type)) {
+    await closeAsync(fd);
+    throw withoutDevice(plan);
   }
-  return lines.includes(`\t${type}`) ? fsopen(type) : await fsopenAsync(type);
+  return fd;
+}
+
+/** Returns `true` for a loaded file system without a device, which would ignore the source. */
+function isWithoutDevice(type: string): boolean {
+  const [name] = type.split("."); // "fuse.sshfs" is a "fuse"
+  return isRegistered(`nodev\t${name}`);
+}
+
+function isRegistered(wanted: string): boolean {
+  const list = readWhole("/proc/filesystems");
+  return typeof list === "string" && list.split("\n").includes(wanted);
+}
+
+function withoutDevice(plan: Plan): LoopError {
+  return mountError(plan, EINVAL, "fsopen", [
+    "it is a file system that has no device",
+  ]);
 }
 
 function set(

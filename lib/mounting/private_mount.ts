@@ -1,8 +1,8 @@
 /** Mounts that are not on any directory and live as long as their descriptors. */
 import type { LoopError } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
-import { closeAsync, duplicate } from "../sys/libc.ts";
-import { statOf } from "../sys/stat.ts";
+import { AT_FDCWD, closeAsync, cString, duplicate } from "../sys/libc.ts";
+import { AT_STATX_DONT_SYNC, statAt, statOf } from "../sys/stat.ts";
 import { namesIn, openDirectoryAt, readLink } from "../sys/sysfs.ts";
 import { Slices } from "../waiting.ts";
 import { openRoot, writeBackFileSystem } from "./syncfs.ts";
@@ -29,6 +29,7 @@ export class PrivateMount {
 
   /** Writes back the file system. Returns the error if that fails. */
   async writeBack(): Promise<LoopError | undefined> {
+    if (this.fd < 0) return undefined; // another call is closing it
     return await writeBackFileSystem(openRoot(this.fd), this.path);
   }
 
@@ -44,10 +45,13 @@ export class PrivateMount {
     this.#descriptor.close();
   }
 
-  /** Checks for other descriptors of this process in the file system. */
+  /** Checks for other descriptors, and directories, of this process in the file system. */
   async isUsedHere(): Promise<boolean> {
     const own = this.fd;
     const device = deviceOf(own);
+    const isInside = ["cwd", "root"]
+      .some((name) => deviceAt(`/proc/self/${name}`) === device);
+    if (isInside) return true;
     const fd = openDirectoryAt("/proc/self/fd");
     if (fd < 0) return true; // cannot be checked
     using directory = new FileDescriptor(fd);
@@ -64,6 +68,11 @@ export class PrivateMount {
 }
 
 function deviceOf(fd: number): number | undefined {
-  const stat = statOf(fd);
+  const stat = statOf(fd, AT_STATX_DONT_SYNC);
+  return typeof stat === "number" ? undefined : stat.device;
+}
+
+function deviceAt(path: string): number | undefined {
+  const stat = statAt(AT_FDCWD, cString(path), AT_STATX_DONT_SYNC);
   return typeof stat === "number" ? undefined : stat.device;
 }

@@ -77,8 +77,15 @@ export class Target implements Disposable {
   }
 }
 
-/** Reads the identity of the mount that contains the file of a descriptor. */
-export function numbersOf(fd: number, source: string): MountNumbers {
+/**
+ * Reads the identity of the mount that contains the file of a descriptor. The path is
+ * that of the device.
+ */
+export function numbersOf(
+  fd: number,
+  source: string,
+  type?: string,
+): MountNumbers {
   const identity = mountOf(fd);
   const number = mountNumberAt(fd);
   const failed = typeof identity === "number" ? identity : number;
@@ -87,7 +94,12 @@ export function numbersOf(fd: number, source: string): MountNumbers {
     operation: "statx",
     path: source,
   }));
-  return { identity: identity as MountIdentity, number, source };
+  return {
+    identity: identity as MountIdentity,
+    number,
+    // A Btrfs on several devices may be named after another one of them.
+    ...(type !== "btrfs" && { source }),
+  };
 }
 
 /** Returns the path of a descriptor. */
@@ -104,8 +116,8 @@ export interface MountNumbers {
   readonly identity: MountIdentity;
   /** Mount ID in `mountinfo`. */
   readonly number: number;
-  /** Path of the device, as in `mountinfo`. */
-  readonly source: string;
+  /** Path of the device, as in `mountinfo`, if it is known. */
+  readonly source?: string;
 }
 
 /** A mount point in its parent directory, which is held open. */
@@ -148,8 +160,8 @@ export class PublicMount {
   readonly #identity: MountIdentity;
   /** Mount ID in `mountinfo`, which the kernel may reuse. */
   readonly #number: number;
-  /** Source in `mountinfo`. */
-  readonly #source: string;
+  /** Source in `mountinfo`, if it is known. */
+  readonly #source: string | undefined;
   readonly #isOwnNamespace: boolean;
   #path: FilePath;
 
@@ -285,7 +297,10 @@ export class PublicMount {
     const slices = new Slices();
     for (const mount of ownMounts()) {
       if (slices.isTired) await slices.breathe();
-      if (mount.id === this.#number && mount.source === this.#source) {
+      if (
+        mount.id === this.#number &&
+        mount.source === (this.#source ?? mount.source)
+      ) {
         return { text: mount.target, bytes: terminated(mount.targetBytes) };
       }
     }

@@ -28,6 +28,7 @@ import { inNamespace, TMPFS_DEV } from "./namespace.ts";
 import {
   attribute,
   isSoon,
+  lacking,
   mounted,
   onDevices,
   OwnDevice,
@@ -373,6 +374,36 @@ describe("mount() without target", onDevices, () => {
         );
       }
       assertEquals(Deno.statSync(`${disk.path}/open`).size, 0);
+      const before = Deno.cwd();
+      Deno.chdir(disk.path);
+      using _undo = new Undo(() => Deno.chdir(before));
+      await assertRejects(
+        () => disk.unmount({ ifUnused: true }),
+        LoopBusyError,
+        "working directory",
+      );
+      Deno.chdir(before);
+      assertEquals(Deno.statSync(`${disk.path}/open`).size, 0);
+    }),
+  );
+
+  it(
+    "unmounts lazily beside another unmount, without a false error",
+    withScratch(async (scratch) => {
+      const image = ext4(scratch);
+      for (const delay of [0, 0, 1, 1, 2, 3, 5]) {
+        const disk = await mount(image);
+        Deno.writeFileSync(
+          `${disk.path}/data`,
+          new Uint8Array(MiB).fill(delay),
+        );
+        const first = disk.unmount();
+        await new Promise((resolve) => setTimeout(resolve, delay));
+        await Promise.all([first, disk.unmount({ lazy: true })]);
+        await disk.unmount();
+        assertEquals(scratch.devices(), []);
+      }
+      checkImage(image);
     }),
   );
 });
@@ -508,6 +539,28 @@ describe("mount() on a target", onDevices, () => {
       }
       await disk.unmount();
       checkImage(image);
+    }),
+  );
+
+  it(
+    ...unless(
+      lacking("mkfs.btrfs"),
+      "unmounts a Btrfs of two devices, which has the name of the other, after it was moved",
+    ),
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image(128 * MiB, "a"));
+      await using b = await attach(scratch.image(128 * MiB, "b"));
+      runOk("mkfs.btrfs", "-q", a.path, b.path);
+      for (const device of [a, b]) {
+        const target = `${directory(scratch, "before")}/mnt`;
+        Deno.mkdirSync(target);
+        await using disk = await device.mount({ target });
+        Deno.renameSync(`${scratch.path}/before`, `${scratch.path}/after`);
+        assertEquals(mountsAt(`${scratch.path}/after/mnt`).length, 1);
+        await disk.unmount();
+        assertEquals(mountsAt(`${scratch.path}/after/mnt`), []);
+        Deno.removeSync(`${scratch.path}/after`, { recursive: true });
+      }
     }),
   );
 
@@ -1032,6 +1085,7 @@ describe("mount() of what cannot be mounted", onDevices, () => {
       const cases: [MountOptions, code: string, operation: string, RegExp][] = [
         [{ type: "nosuch" }, "ENODEV", "fsopen", /no file system nosuch/],
         [{ type: "tmpfs" }, "EINVAL", "fsopen", /has no device/],
+        [{ type: "fuse.x" }, "EINVAL", "fsopen", /has no device/],
         [{ options: { foo: true } }, "EINVAL", "fsconfig", /foo|an option/],
         [{ options: { data: "x" } }, "EINVAL", "fsconfig", /data|an option/],
         [{ target: "/nowhere/at/all" }, "ENOENT", "open", /must exist/],
