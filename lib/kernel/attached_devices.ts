@@ -228,14 +228,16 @@ function isSameFile(a: Identity, b: Identity): boolean {
 
 /**
  * Identifies the backing file by LOOP_GET_STATUS64. Returns `"gone"` if the device was
- * detached, and `"secret"` if it cannot be opened.
+ * detached, and `"secret"` if it cannot be opened: by default, not even through a
+ * temporary node, so that this process cannot detach it either.
  */
 function backingOf(
   minor: number,
   moment: Moment,
+  open: typeof openLoop = openLoop,
 ): Identity | "gone" | "secret" {
   try {
-    using loop = new Loop(minor, { readOnly: true });
+    using loop = open(minor, { readOnly: true });
     const { device, inode, rdevice } = loop.getInfo();
     if (!isOfMoment(loop, moment)) return "gone";
     return { device: Number(device), inode, rdev: Number(rdevice) };
@@ -481,7 +483,9 @@ function isDeleted(
   if (!endsInDeleted(backingPath)) return false;
   const stat = lookup.examine(backingPath);
   if (stat === undefined || lookup.canHang(backingPath)) return true;
-  const backing = backingOf(minor, moment);
+  // Listing creates no nodes.
+  const open = (minor: number) => new Loop(minor, { readOnly: true });
+  const backing = backingOf(minor, moment, open);
   return typeof backing === "string" ||
     !isSameFile(backing, identityOf(stat));
 }
