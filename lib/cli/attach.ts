@@ -17,7 +17,7 @@ import {
 import { fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
-import { print, printJson } from "./output.ts";
+import { deliver, printJson } from "./output.ts";
 import { Interruptible } from "./signals.ts";
 import { warnAboutFile } from "./warnings.ts";
 
@@ -120,7 +120,7 @@ async function run(args: string[]): Promise<number> {
       await attachment.persist();
       await interruptible.throwIfInterrupted();
       if (device === undefined) {
-        print(attachment.path);
+        deliver(attachment.path);
         attached.move(); // the device stays attached
       } else {
         devices.push(device);
@@ -133,7 +133,7 @@ async function run(args: string[]): Promise<number> {
   }
   if (asJson) {
     await interruptible.throwIfInterrupted();
-    printJson({ devices });
+    printJson({ devices }, deliver);
     unprinted.move(); // the devices stay attached
   }
   return status;

@@ -69,7 +69,7 @@ export function signalSet(pid: number | "self", name: string): bigint {
 export class Interruptible implements Disposable {
   readonly #controller = new AbortController();
   readonly #handler = new SignalHandler(
-    ["SIGINT", "SIGTERM", "SIGHUP"],
+    ["SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP"],
     (signal) => this.#controller.abort(new Interruption(signal)),
   );
 

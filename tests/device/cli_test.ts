@@ -603,6 +603,27 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
+    "attaches nothing that it cannot print, also not into a closed pipe",
+    withScratch((scratch) => {
+      const path = scratch.image();
+      for (const option of ["", "--json"]) {
+        const loopdev =
+          `'${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}'`;
+        const { stderr } = run(
+          "bash",
+          "-c",
+          `(sleep 0.2; ${loopdev} attach ${option} '${path}'; echo "status $?" >&2) | true`,
+        );
+        assertEquals(
+          stderr,
+          "loopdev: Cannot write to standard output: Broken pipe (os error 32)\nstatus 1\n",
+        );
+        assertEquals(scratch.devices(), []);
+      }
+    }),
+  );
+
+  it(
     ...onAnyKernel("ends with its command at Ctrl-C, without an error"),
     withScratch(async (scratch) => {
       const path = scratch.image();
