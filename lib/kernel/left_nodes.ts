@@ -35,7 +35,9 @@ import { PARENTS, type PrivateDirectory } from "./nodes.ts";
 export function leftDirectories(): string[] {
   if (!hasSysfs()) return [];
   const left: string[] = [];
-  for (const { path, names } of privateDirectories()) {
+  // Those with a dot are of a moment, unless their process was killed.
+  const pattern = /^\.?loopdev-[0-9a-f-]{36}$/;
+  for (const { path, names } of privateDirectories(pattern)) {
     const minors = names
       .map((name) => /^loop(\d{1,7})(?:p\d+)?$/.exec(name)?.[1])
       .filter((digits) => digits !== undefined);
@@ -110,7 +112,9 @@ const MAX_OPENED = 500;
  * are not read: they can have the same names, and file systems that do not answer
  * mounted on them.
  */
-function* privateDirectories(): Generator<Found> {
+function* privateDirectories(
+  pattern = /^loopdev-[0-9a-f-]{36}$/,
+): Generator<Found> {
   const self = statAt(AT_FDCWD, cString("/proc/self"));
   if (typeof self === "number") return;
   for (const parent of PARENTS) {
@@ -120,7 +124,7 @@ function* privateDirectories(): Generator<Found> {
     using directory = new FileDescriptor(fd);
     let opened = 0;
     for (const entry of someNames(directory.fd)) {
-      if (!/^\.?loopdev-[0-9a-f-]{36}$/.test(entry)) continue;
+      if (!pattern.test(entry)) continue;
       if (++opened > MAX_OPENED) break;
       const found = openPrivate(directory.fd, entry);
       if (found === undefined) continue;

@@ -289,6 +289,48 @@ describe("attach() where /dev has no node", onDevices, () => {
   );
 
   it(
+    "is asked which file it has, so that find() takes no other file of the same name",
+    withScratch(async (scratch) => {
+      const directory = `${scratch.path}/m`;
+      Deno.mkdirSync(directory);
+      const path = scratch.image(1 << 20, "m/disk.img");
+      await using theirs = await attach(path);
+      const look = (setup: string) =>
+        inNamespace(
+          scratch,
+          `${TMPFS_DEV}; ${setup}`,
+          `console.log(loopdev.find("${path}").length);`,
+        );
+      assertEquals(look("").stdout, "1\n");
+      const another =
+        `mount -t tmpfs m '${directory}'; truncate -s 1M '${path}'`;
+      assertEquals(look(another), { code: 0, stdout: "0\n", stderr: "" });
+      await theirs.detach();
+    }),
+  );
+
+  it(
+    "leaves the temporary node of another process alone when a device is detached",
+    withScratch((scratch) => {
+      using own = new OwnDevice();
+      const node = `/run/.loopdev-${crypto.randomUUID()}/${own.name}`;
+      const { stdout, stderr } = inNamespace(
+        scratch,
+        `${TMPFS_DEV}; mount -t tmpfs run /run
+         mkdir -m 700 $(dirname ${node}); mknod ${node} b 7 1`,
+        `const device = await attach(loopdev.openMemory(4096), { minor: ${own.minor} });
+         await device.persist();
+         await loopdev.detach(${own.minor});
+         loopdev.openDirectory("${node.replace(/\/[^/]*$/, "")}").close();
+         const { statAt } = await import("${PROJECT}/lib/sys/stat.ts");
+         const { AT_FDCWD, cString } = await import("${PROJECT}/lib/sys/libc.ts");
+         console.log(typeof statAt(AT_FDCWD, cString("${node}")));`,
+      );
+      assertEquals(stdout, "object\n", stderr);
+    }),
+  );
+
+  it(
     "lets a command of loopdev run write to the device, not to a file of its name",
     withScratch((scratch) => {
       const image = scratch.image();
