@@ -10,7 +10,7 @@ import {
 } from "../kernel/file_descriptor.ts";
 import { pathOf, type Symlinks } from "../kernel/found_file.ts";
 import { BLKGETSIZE64 } from "../sys/blk_uapi.ts";
-import { EACCES, EBADF, EPERM, EROFS, ETXTBSY } from "../sys/errno.ts";
+import { EACCES, EBADF, EINVAL, EPERM, EROFS, ETXTBSY } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   close,
@@ -20,6 +20,7 @@ import {
   ioctlPointer,
   isSealed,
   O_ACCMODE,
+  O_APPEND,
   O_DIRECT,
   O_NOCTTY,
   O_NONBLOCK,
@@ -144,8 +145,14 @@ export class Backing implements Disposable {
    * kernel write it back, which would block the event loop.
    */
   async writeBackInBackground(signal: AbortSignal | undefined): Promise<void> {
-    // Duplicate the descriptor: after an abort, the other thread still uses it.
-    const fd = duplicate(this.fd);
+    // After an abort, the other thread still uses its descriptor. A duplicate would keep
+    // the bytes locked, so it is one only if the file cannot be opened again.
+    const again = openAt(
+      AT_FDCWD,
+      cString(pathOf(this.fd)),
+      O_RDONLY | O_NONBLOCK,
+    );
+    const fd = again < 0 ? duplicate(this.fd) : again;
     if (fd < 0) return; // no descriptor left: the kernel writes back when the file is bound
     await abortable(fsyncAsync(fd).finally(() => close(fd)), signal);
   }
@@ -197,7 +204,9 @@ function openAny(
       });
     }
     const backing = borrowed(checkDescriptor(file.fd, "fd"), readOnly);
-    return isLocked ? backing.reopen(readOnly) : backing;
+    if (isLocked) return backing.reopen(readOnly);
+    if (!readOnly) refuseAppending(backing);
+    return backing;
   }
   const descriptor = readOnly
     ? openFile(file, { readOnly, symlinks })
@@ -241,6 +250,18 @@ function canRead(file: string | URL, symlinks: Symlinks): boolean {
   } catch {
     return false;
   }
+}
+
+/** Refuses a descriptor with which some kernels append every block that is written. */
+function refuseAppending({ fd, name }: Backing): void {
+  const action = `Cannot attach ${name} for writing`;
+  const flags = unwrap(openFlags(fd), () => ({ action, operation: "fcntl" }));
+  if ((flags & O_APPEND) === 0) return;
+  throw new LoopError(action, {
+    errno: EINVAL,
+    operation: "fcntl",
+    hint: "it was opened with O_APPEND",
+  });
 }
 
 function borrowed(fd: number, readOnly: boolean): Backing {

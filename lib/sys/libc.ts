@@ -334,6 +334,7 @@ export const O_RDWR = 2;
 export const O_ACCMODE = 3;
 export const O_EXCL = 0o200;
 export const O_NOCTTY = 0o400;
+export const O_APPEND = 0o2000;
 export const O_NONBLOCK = 0o4000;
 export const O_DIRECT: number = flags.O_DIRECT;
 export const O_DIRECTORY: number = flags.O_DIRECTORY;

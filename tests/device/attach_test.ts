@@ -23,7 +23,15 @@ import {
   assertThrows,
 } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { FileDescriptor } from "../../lib/kernel/file_descriptor.ts";
 import { addPartition } from "../../lib/sys/blk_uapi.ts";
+import {
+  AT_FDCWD,
+  cString,
+  O_APPEND,
+  O_RDWR,
+  openAt,
+} from "../../lib/sys/libc.ts";
 import {
   attribute,
   diskSequenceOf,
@@ -317,6 +325,28 @@ sys.stdin.read()`,
       const error = await rejected(() => attach(file));
       assertEquals(error.code, "EBADF");
       assertMatch(error.message, /it is closed/);
+    }),
+  );
+
+  it(
+    "refuses a descriptor that appends, unless it is opened again for the lock",
+    withScratch(async (scratch) => {
+      const path = scratch.image();
+      const flags = O_RDWR | O_APPEND;
+      using file = new FileDescriptor(openAt(AT_FDCWD, cString(path), flags));
+      const error = await assertRejects(
+        () => attach(file, { overlap: "allow" }),
+        LoopError,
+        "O_APPEND",
+      );
+      assertEquals(error.code, "EINVAL");
+      for (
+        const options of [{}, { overlap: "allow", readOnly: true }] as const
+      ) {
+        await using device = await attach(file, options);
+        await device.detach();
+      }
+      assertEquals(Deno.statSync(path).size, MiB);
     }),
   );
 
