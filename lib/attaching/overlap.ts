@@ -4,6 +4,7 @@ import {
   type LoopDevice,
 } from "../kernel/attached_devices.ts";
 import { LoopError, quote } from "../errors.ts";
+import type { Loop } from "../kernel/loop.ts";
 import { bindingOf } from "../kernel/loop_sysfs.ts";
 import {
   EACCES,
@@ -15,6 +16,7 @@ import {
   EOPNOTSUPP,
 } from "../sys/errno.ts";
 import { F_RDLCK, F_UNLCK, F_WRLCK, lockBytes } from "../sys/libc.ts";
+import { S_IFBLK } from "../sys/stat.ts";
 import { sleep } from "../waiting.ts";
 import type { Backing } from "./backing.ts";
 
@@ -142,6 +144,31 @@ function findLocker(
 export function refuseOverlap(claim: Claim): void {
   const [found] = overlapping(claim);
   if (found !== undefined) throw overlapError(attachAction(claim), found);
+}
+
+/**
+ * Throws if a device would begin to show bytes of its file that another device shows,
+ * unless both only read. For a process that did not attach it, and cannot move its lock.
+ */
+export function refuseNewOverlap(loop: Loop, wanted: Range): void {
+  const { offset, sizelimit, device, inode, rdevice } = loop.getInfo();
+  const shown = { start: offset, length: sizelimit };
+  const file = {
+    device: Number(device),
+    inode,
+    rdev: Number(rdevice),
+    mode: rdevice === 0n ? 0 : S_IFBLK,
+  };
+  const isReadOnly = loop.isReadOnly();
+  const found = devicesBackedBy(file).find((other) => {
+    const range = { start: other.offset, length: other.sizelimit };
+    return other.device.minor !== loop.minor &&
+      !(other.device.readOnly && isReadOnly) &&
+      overlap(wanted, range) && !overlap(shown, range);
+  });
+  if (found !== undefined) {
+    throw overlapError(`Cannot change ${quote(loop.path)}`, found.device);
+  }
 }
 
 /**

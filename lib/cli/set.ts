@@ -1,3 +1,6 @@
+import { refuseNewOverlap } from "../attaching/overlap.ts";
+import type { Loop } from "../kernel/loop.ts";
+import { hasSysfs } from "../kernel/loop_sysfs.ts";
 import { partitions } from "../partitions/partitions.ts";
 import {
   only,
@@ -45,7 +48,8 @@ loopdev set /dev/loop0 -b 4096 --direct-io`,
   options: OPTIONS,
   notes:
     `Refuses to change offset, limit and block size of a device that is mounted or held
-exclusively by another program. --autoclear detaches a device at once if no other program
+exclusively by another program, and to show bytes of the file that another device shows.
+Bytes that are added are not locked. --autoclear detaches a device at once if no other program
 has it open, because this command is the last to close it. Permissions: deno run
 --allow-ffi, and usually root.`,
   run,
@@ -69,6 +73,7 @@ async function run(args: string[]): Promise<number> {
 
   using loop = openDevice(device, {});
   // Direct I/O constrains the offset, and the block size constrains direct I/O.
+  refuseOverlap(loop, changes);
   if (directIo === false) loop.setDirectIo(false);
   loop.setStatus(changes);
   if (blockSize !== undefined) loop.setBlockSize(blockSize);
@@ -79,4 +84,18 @@ async function run(args: string[]): Promise<number> {
   if (isResized) warnOfRestOfAttached(loop);
   if (changes.partscan) await partitions(loop.minor);
   return 0;
+}
+
+function refuseOverlap(
+  loop: Loop,
+  { offset, sizelimit }: Record<"offset" | "sizelimit", bigint | undefined>,
+): void {
+  const isMoved = offset !== undefined || sizelimit !== undefined;
+  // Without sysfs, other devices cannot be found.
+  if (!isMoved || !hasSysfs()) return;
+  const now = loop.getInfo();
+  refuseNewOverlap(loop, {
+    start: offset ?? now.offset,
+    length: sizelimit ?? now.sizelimit,
+  });
 }

@@ -603,6 +603,31 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
+    "sets no range that begins to show bytes of another device, unless both only read",
+    withScratch((scratch) => {
+      const path = scratch.image(4 * MiB);
+      for (const [option, code] of [["--overlap", 1], ["-r", 0]] as const) {
+        const attached = (...args: string[]) =>
+          cli("attach", option, ...args, path).stdout.trim();
+        const a = attached("--sizelimit", "1M");
+        const b = attached("-o", "1M", "--sizelimit", "1M");
+        const both = attached("--sizelimit", "3M");
+        const set = (...args: string[]) => cli("set", ...args);
+        const result = set(a, "--sizelimit", "1537K");
+        assertEquals(result.code, code, result.stderr);
+        if (code === 1) {
+          assertStringIncludes(result.stderr, `${b} already shows some of its`);
+          assertEquals(attribute(a.slice(5), "loop/sizelimit"), `${MiB}`);
+        }
+        assertEquals(set(b, "--offset", "1025K").code, 0);
+        assertEquals(set(both, "--sizelimit", "2M").code, 0);
+        assertEquals(set(a, "--sizelimit", "512K").code, 0);
+        for (const device of [a, b, both]) cli("detach", device);
+      }
+    }),
+  );
+
+  it(
     "attaches nothing that it cannot print, also not into a closed pipe",
     withScratch((scratch) => {
       const path = scratch.image();
