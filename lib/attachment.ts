@@ -375,6 +375,9 @@ export class Attachment implements AsyncDisposable {
         this.#loop,
         this.#loop.diskSequence,
       );
+      if (this.#loop.backingClosed !== undefined) {
+        await this.#loop.backingClosed;
+      }
       return { ...released, failure: released.failure ?? left };
     } catch (error) {
       // The kernel refused, but the descriptor is closed nonetheless.
@@ -494,7 +497,9 @@ export class Attachment implements AsyncDisposable {
     if (this.#isPersisted) return path;
     this.#checkAttached(`persist ${quote(path)}`);
     if (this.#transfers.size > 0) await this.#settleTransfers();
-    return await retryWhileHeld(() => this.#tryPersist());
+    await retryWhileHeld(() => this.#tryPersist());
+    if (this.#loop.backingClosed !== undefined) await this.#loop.backingClosed;
+    return path;
   }
 
   async #tryPersist(): Promise<string> {

@@ -1,11 +1,12 @@
 /** A file that is about to be attached. */
-import { isBlockDevice, type Stat, statOf } from "../sys/stat.ts";
+import { isBlockDevice, majorMinor, type Stat, statOf } from "../sys/stat.ts";
 import { checkDescriptor } from "../arguments.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
 import {
   checkBackingFile,
   FileDescriptor,
   openFile,
+  takeDescriptor,
   unwrapStat,
 } from "../kernel/file_descriptor.ts";
 import { pathOf, type Symlinks } from "../kernel/found_file.ts";
@@ -14,10 +15,12 @@ import { EACCES, EBADF, EINVAL, EPERM, EROFS, ETXTBSY } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   close,
+  closeAsync,
   cString,
   duplicate,
   fsyncAsync,
   ioctlPointer,
+  isInMemory,
   isSealed,
   O_ACCMODE,
   O_APPEND,
@@ -155,6 +158,22 @@ export class Backing implements Disposable {
     const fd = again < 0 ? duplicate(this.fd) : again;
     if (fd < 0) return; // no descriptor left: the kernel writes back when the file is bound
     await abortable(fsyncAsync(fd).finally(() => close(fd)), signal);
+  }
+
+  /**
+   * Closes the file on another thread if that may take long: a network file system
+   * writes back at the close, and a file server is asked. Returns `undefined` if the
+   * file was closed at once.
+   */
+  closeInBackground(): Promise<void> | undefined {
+    if (this.#owned === undefined) return undefined;
+    // Local disks have device numbers of their own.
+    const [major] = majorMinor(this.stat.device);
+    if (major === 0 && !isInMemory(this.fd)) {
+      return closeAsync(takeDescriptor(this.#owned));
+    }
+    this.#owned.close();
+    return undefined;
   }
 
   [Symbol.dispose](): void {

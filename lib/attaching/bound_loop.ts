@@ -11,6 +11,7 @@ import {
   tryLockRange,
   unlockOutside,
 } from "./overlap.ts";
+import { BRIEF_USE, within } from "../waiting.ts";
 import { sequenceOf } from "./release.ts";
 
 /** A backing file. */
@@ -44,6 +45,11 @@ export class BoundLoop extends Loop {
    * the lock of the bound open file description can be moved only through it.
    */
   #claim: Claim | undefined;
+  /**
+   * Settles when the backing file is closed, if another thread closes it, or after a
+   * moment: a file server may never answer.
+   */
+  backingClosed: Promise<unknown> | undefined;
 
   constructor(node: OpenedNode) {
     super(node.minor, node);
@@ -67,8 +73,10 @@ export class BoundLoop extends Loop {
 
   override close(): void {
     super.close();
-    this.#claim?.backing[Symbol.dispose]();
+    const claim = this.#claim;
     this.#claim = undefined;
+    const closing = claim?.backing.closeInBackground();
+    if (closing !== undefined) this.backingClosed = within(closing, BRIEF_USE);
   }
 
   override changeFd(fd: number): void {

@@ -31,6 +31,9 @@ import {
   pwrite,
 } from "../sys/libc.ts";
 
+/** Takes the descriptor from an object, which is closed then. The caller closes the descriptor. */
+export let takeDescriptor: (descriptor: FileDescriptor) => number;
+
 /**
  * An open file descriptor that is closed exactly once: by
  * {@linkcode FileDescriptor.close} or at the end of a `using` block.
@@ -50,6 +53,14 @@ import {
  */
 export class FileDescriptor implements Disposable {
   #fd: number;
+
+  static {
+    takeDescriptor = (descriptor) => {
+      const fd = descriptor.#fd;
+      descriptor.#fd = -1;
+      return fd;
+    };
+  }
 
   /**
    * Takes ownership of an open descriptor, which this object then closes.

@@ -439,8 +439,17 @@ export function duplicate(fd: number): number {
  * sealed.
  */
 export function isSealed(fd: number): boolean {
-  const seals = errnoResult(libc().fcntl(fd, F_GET_SEALS, null));
+  const seals = sealsOf(fd);
   return seals > 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) !== 0;
+}
+
+/** Returns `true` for a file in memory, also on a tmpfs: no other files have seals. */
+export function isInMemory(fd: number): boolean {
+  return sealsOf(fd) >= 0;
+}
+
+function sealsOf(fd: number): number {
+  return errnoResult(libc().fcntl(fd, F_GET_SEALS, null));
 }
 
 /**

@@ -2,7 +2,8 @@
 
 The file has 1 MiB of zeros. With argv[2] it has the content of that file, and each read
 takes a while, and then waits for SIGCONT: it fails if none arrives. After SIGUSR1 the
-server answers nothing any more; after SIGUSR2 every request times out.
+server answers nothing any more; after SIGUSR2 every request times out. With argv[3],
+not reading but closing takes a while; if it fails, reading fails from then on.
 """
 
 import ctypes
@@ -20,12 +21,14 @@ ROOT, FILE = 1, 2
 DIRECT_IO = 1  # the kernel caches nothing that was read
 NO_FLUSH = 1 << 5  # the kernel does not wait for an answer on closing
 FLAGS = DIRECT_IO | NO_FLUSH
-IS_SLOW = len(sys.argv) > 2
-CONTENT = open(sys.argv[2], "rb").read() if IS_SLOW else bytes(1 << 20)
+IS_SLOW = len(sys.argv) == 3
+IS_SLOW_TO_CLOSE = len(sys.argv) > 3
+CONTENT = open(sys.argv[2], "rb").read() if len(sys.argv) > 2 else bytes(1 << 20)
 SIZE = len(CONTENT)
 
 mode = "answer"
 beats = 0
+has_failed = False
 
 
 def become(name):
@@ -59,6 +62,7 @@ def attributes(node):
 
 def answer(operation, node, body):
     """The body of the answer, or an error number."""
+    global has_failed
     if operation == INIT:
         return struct.pack("<4I2H2I2HI", 7, 31, 65536, 0, 16, 12, 65536, 1, 0, 0, 0) + bytes(24)
     if mode == "time out":
@@ -72,8 +76,10 @@ def answer(operation, node, body):
         return struct.pack("<Q2I", 0, 0, 0) + attributes(node)
     if operation in (OPEN, OPENDIR):
         return struct.pack("<Q2I", 0, FLAGS if IS_SLOW and operation == OPEN else 0, 0)
+    if operation == FLUSH and IS_SLOW_TO_CLOSE and not has_beaten():
+        has_failed = True
     if operation == READ:
-        if IS_SLOW and not has_beaten():
+        if has_failed or (IS_SLOW and not has_beaten()):
             return errno.EIO
         _, offset, length = struct.unpack_from("<2QI", body)
         return CONTENT[offset:offset + length]

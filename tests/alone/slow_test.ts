@@ -9,7 +9,7 @@ import {
 import { probe } from "../../lib/partitions/table.ts";
 import { assertEquals, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
-import { runOk, type Scratch, withScratch } from "../device/support.ts";
+import { runOk, type Scratch, Undo, withScratch } from "../device/support.ts";
 import { alone, FileServer } from "./support.ts";
 
 const MiB = 1 << 20;
@@ -39,6 +39,28 @@ async function typeOf(file: string): Promise<string> {
   await using disk = await mount(file, { readOnly: true });
   return disk.type;
 }
+
+describe("a file that is slow to close", alone, () => {
+  it(
+    "does not stop the event loop at detach() and persist()",
+    withScratch(async (scratch) => {
+      const image = scratch.image();
+      await using server = await FileServer.start(
+        `${scratch.path}/slow`,
+        image,
+        "to close",
+      );
+      const timer = setInterval(() => server.beat(), 1);
+      using _timer = new Undo(() => clearInterval(timer));
+      const detached = await attach(server.file, { readOnly: true });
+      await detached.detach();
+      const persisted = await attach(server.file, { readOnly: true });
+      await persisted.persist();
+      await persisted.detach();
+      assertEquals((await Deno.readFile(server.file)).length, MiB);
+    }),
+  );
+});
 
 describe("a file that is slow to read", alone, () => {
   it(

@@ -75,11 +75,17 @@ export class FileServer implements AsyncDisposable {
 
   /**
    * Starts a server of zeros, or a slow one of a copy of an image: its reads fail unless
-   * {@linkcode beat} is called during each.
+   * {@linkcode beat} is called during each. One that is slow to close reads until a
+   * close fails for that reason.
    */
-  static async start(directory: string, image?: string): Promise<FileServer> {
+  static async start(
+    directory: string,
+    image?: string,
+    slow: "to read" | "to close" = "to read",
+  ): Promise<FileServer> {
     Deno.mkdirSync(directory);
     const more = image === undefined ? [] : [image];
+    if (slow === "to close") more.push(slow);
     return new FileServer(
       directory,
       await Program.start("python3", SERVER, directory, ...more),

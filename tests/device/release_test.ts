@@ -319,6 +319,7 @@ describe("Loop.changeFd() and Loop.setStatus()", onDevices, () => {
           assertEquals(error.code, "EBUSY");
           assertMatch(error.message, new RegExp(`${own.name}p2`));
           assertEquals(partitionNames(own.name).sort(), names);
+          settle(); // udev opens those that were put back
         }
       }
       const error = assertThrows(
