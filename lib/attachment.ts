@@ -97,7 +97,7 @@ export class Attachment implements AsyncDisposable {
       throw new TypeError("Cannot construct Attachment: use attach()");
     }
     this.loop = this.#loop = loop;
-    this.#own = { nodes, isDetached: false, hasAddedPartitions: false };
+    this.#own = { nodes, isDetached: false, hasPartitions: false };
     this.#path = nodes?.pathOf(loop.name) ?? loop.path;
     this.#timeout = timeout;
   }
@@ -166,7 +166,10 @@ export class Attachment implements AsyncDisposable {
     const waiting = checkPartitionsOptions(options);
     const { showTable } = await import("./partitions/appear.ts");
     try {
-      return (await showTable(this.#loop, waiting, this.#own)).partitions;
+      const shown = await showTable(this.#loop, waiting, this.#own);
+      // Those that another call has added are removed with ours.
+      this.#own.hasPartitions = true;
+      return shown.partitions;
     } finally {
       this.#noteOwnPartitions();
     }
@@ -177,7 +180,7 @@ export class Attachment implements AsyncDisposable {
    * removed at detach: with `partscan`, the kernel removes them.
    */
   #noteOwnPartitions(): void {
-    if (!this.#own.hasAddedPartitions || this.#state.is !== "attached") return;
+    if (!this.#own.hasPartitions || this.#state.is !== "attached") return;
     try {
       this.#hasOwnPartitions = !this.#flags.partscan;
     } catch (error) {

@@ -38,8 +38,8 @@ export interface NodeOwner {
   nodes: NodeDirectory | undefined;
   /** `true` once the nodes are being removed: none may be created. */
   isDetached: boolean;
-  /** `true` once a partition was added without the kernel's scan. */
-  hasAddedPartitions: boolean;
+  /** `true` once there may be partitions that were added without the kernel's scan. */
+  hasPartitions: boolean;
 }
 
 /**

@@ -177,7 +177,7 @@ class Showing implements Disposable {
   readonly #shared: NodeOwner = {
     nodes: undefined,
     isDetached: false,
-    hasAddedPartitions: false,
+    hasPartitions: false,
   };
   /** Identity of the file whose partitions they are. */
   readonly #file: number | string;
@@ -398,7 +398,7 @@ class Showing implements Disposable {
     const extent = { number: entry.number, ...this.#shown(entry) };
     if (known === undefined) {
       this.#missing.push(this.#pathOf(entry.number)); // check again
-      (this.#owner ?? this.#shared).hasAddedPartitions = true;
+      (this.#owner ?? this.#shared).hasPartitions = true;
       this.#check(entry, addPartition(this.#loop.fd, extent), "add");
     } else if (known.size < extent.size && !entry.isContainer) {
       this.#missing.push(this.#pathOf(entry.number));
