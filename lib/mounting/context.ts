@@ -135,25 +135,25 @@ async function openContext(plan: Plan): Promise<{ fd: number; type: string }> {
  * descriptor, or a negative error number.
  */
 async function openType(plan: Plan, type: string): Promise<number> {
-  if (isWithoutDevice(type)) throw withoutDevice(plan);
-  if (isRegistered(`\t${type}`)) return fsopen(type);
+  const loaded = loadedTypes();
+  if (isWithoutDevice(type, loaded)) throw withoutDevice(plan);
+  if (loaded.includes(`\t${type}`)) return fsopen(type);
   const fd = await fsopenAsync(type);
-  if (fd >= 0 && isWithoutDevice(type)) {
-    await closeAsync(fd);
-    throw withoutDevice(plan);
-  }
-  return fd;
+  if (fd < 0 || !isWithoutDevice(type, loadedTypes())) return fd;
+  await closeAsync(fd);
+  throw withoutDevice(plan);
+}
+
+/** Returns the lines of `/proc/filesystems`. */
+function loadedTypes(): string[] {
+  const list = readWhole("/proc/filesystems");
+  return typeof list === "string" ? list.split("\n") : [];
 }
 
 /** Returns `true` for a loaded file system without a device, which would ignore the source. */
-function isWithoutDevice(type: string): boolean {
+function isWithoutDevice(type: string, loaded: readonly string[]): boolean {
   const [name] = type.split("."); // "fuse.sshfs" is a "fuse"
-  return isRegistered(`nodev\t${name}`);
-}
-
-function isRegistered(wanted: string): boolean {
-  const list = readWhole("/proc/filesystems");
-  return typeof list === "string" && list.split("\n").includes(wanted);
+  return loaded.includes(`nodev\t${name}`);
 }
 
 function withoutDevice(plan: Plan): LoopError {

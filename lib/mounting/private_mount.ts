@@ -1,7 +1,7 @@
 /** Mounts that are not on any directory and live as long as their descriptors. */
 import type { LoopError } from "../errors.ts";
-import { FileDescriptor } from "../kernel/file_descriptor.ts";
-import { AT_FDCWD, closeAsync, cString, duplicate } from "../sys/libc.ts";
+import { FileDescriptor, takeDescriptor } from "../kernel/file_descriptor.ts";
+import { AT_FDCWD, closeAsync, cString } from "../sys/libc.ts";
 import { AT_STATX_DONT_SYNC, statAt, statOf } from "../sys/stat.ts";
 import { namesIn, openDirectoryAt, readLink } from "../sys/sysfs.ts";
 import { Slices } from "../waiting.ts";
@@ -35,9 +35,8 @@ export class PrivateMount {
 
   /** Closes the mount on another thread. The kernel unmounts it unless files in it are open. */
   async close(): Promise<void> {
-    const last = duplicate(this.fd);
-    this.#descriptor.close();
-    if (last >= 0) await closeAsync(last);
+    const fd = takeDescriptor(this.#descriptor);
+    if (fd >= 0) await closeAsync(fd);
   }
 
   /** Closes the descriptor after the mount was moved to a directory. */
