@@ -76,11 +76,7 @@ export class Backing implements Disposable {
     }));
     const access = readOnly ? O_RDONLY : O_RDWR;
     const fd = unwrap(
-      openAt(
-        AT_FDCWD,
-        cString(pathOf(this.fd)),
-        access | (flags & O_DIRECT) | O_NONBLOCK | O_NOCTTY,
-      ),
+      this.#openAgain(access | (flags & O_DIRECT) | O_NONBLOCK | O_NOCTTY),
       () => ({
         action,
         operation: "open",
@@ -96,11 +92,16 @@ export class Backing implements Disposable {
     }
   }
 
+  /** Opens the file again. Returns a descriptor, or a negative error number. */
+  #openAgain(flags: number): number {
+    return openAt(AT_FDCWD, cString(pathOf(this.fd)), flags);
+  }
+
   /** Opens the file again for reading through the page cache. */
   openForReading(): FileDescriptor {
     return new FileDescriptor(
       unwrap(
-        openAt(AT_FDCWD, cString(pathOf(this.fd)), O_RDONLY),
+        this.#openAgain(O_RDONLY),
         () => ({
           action: `Cannot open ${this.name} again`,
           operation: "open",
@@ -150,11 +151,7 @@ export class Backing implements Disposable {
   async writeBackInBackground(signal: AbortSignal | undefined): Promise<void> {
     // After an abort, the other thread still uses its descriptor. A duplicate would keep
     // the bytes locked, so it is one only if the file cannot be opened again.
-    const again = openAt(
-      AT_FDCWD,
-      cString(pathOf(this.fd)),
-      O_RDONLY | O_NONBLOCK,
-    );
+    const again = this.#openAgain(O_RDONLY | O_NONBLOCK);
     const fd = again < 0 ? duplicate(this.fd) : again;
     if (fd < 0) return; // no descriptor left: the kernel writes back when the file is bound
     await abortable(fsyncAsync(fd).finally(() => close(fd)), signal);
@@ -222,10 +219,11 @@ function openAny(
         hint: "it is closed",
       });
     }
-    const backing = borrowed(checkDescriptor(file.fd, "fd"), readOnly);
-    if (isLocked) return backing.reopen(readOnly);
-    if (!readOnly) refuseAppending(backing);
-    return backing;
+    const backing = borrowed(checkDescriptor(file.fd, "fd"), {
+      readOnly,
+      isLocked,
+    });
+    return isLocked ? backing.reopen(readOnly) : backing;
   }
   const descriptor = readOnly
     ? openFile(file, { readOnly, symlinks })
@@ -271,19 +269,10 @@ function canRead(file: string | URL, symlinks: Symlinks): boolean {
   }
 }
 
-/** Refuses a descriptor with which some kernels append every block that is written. */
-function refuseAppending({ fd, name }: Backing): void {
-  const action = `Cannot attach ${name} for writing`;
-  const flags = unwrap(openFlags(fd), () => ({ action, operation: "fcntl" }));
-  if ((flags & O_APPEND) === 0) return;
-  throw new LoopError(action, {
-    errno: EINVAL,
-    operation: "fcntl",
-    hint: "it was opened with O_APPEND",
-  });
-}
-
-function borrowed(fd: number, readOnly: boolean): Backing {
+function borrowed(
+  fd: number,
+  { readOnly, isLocked }: Pick<OpenOptions, "readOnly" | "isLocked">,
+): Backing {
   const backing = new Backing(fd, `descriptor ${fd}`);
   const action = `Cannot attach ${backing.name}`;
   const flags = unwrap(openFlags(fd), () => ({ action, operation: "fcntl" }));
@@ -301,6 +290,15 @@ function borrowed(fd: number, readOnly: boolean): Backing {
       operation: "fcntl",
       hint:
         "it is open for reading only; use readOnly: true to attach it for reading",
+    });
+  }
+  // Some kernels would append every block. To be locked, the file is opened again without
+  // the flag.
+  if ((flags & O_APPEND) !== 0 && !readOnly && !isLocked) {
+    throw new LoopError(`${action} for writing`, {
+      errno: EINVAL,
+      operation: "fcntl",
+      hint: "it was opened with O_APPEND",
     });
   }
   return backing;
