@@ -77,8 +77,6 @@ export class Attachment implements AsyncDisposable {
   readonly #path: string;
   readonly #timeout: number;
   #state: State = { is: "attached" };
-  /** `true` if partitions were added that the kernel does not remove on detaching. */
-  #hasOwnPartitions = false;
   /** `true` if other processes may have created private nodes. */
   #mayLeaveNodes = false;
   /** Reads and writes in progress. */
@@ -165,28 +163,10 @@ export class Attachment implements AsyncDisposable {
   async partitions(options: PartitionsOptions = {}): Promise<Partition[]> {
     const waiting = checkPartitionsOptions(options);
     const { showTable } = await import("./partitions/appear.ts");
-    try {
-      const shown = await showTable(this.#loop, waiting, this.#own);
-      // Those that another call has added are removed with ours.
-      this.#own.hasPartitions = true;
-      return shown.partitions;
-    } finally {
-      this.#noteOwnPartitions();
-    }
-  }
-
-  /**
-   * Notes whether partitions were added, even by a call that failed, that have to be
-   * removed at detach: with `partscan`, the kernel removes them.
-   */
-  #noteOwnPartitions(): void {
-    if (!this.#own.hasPartitions || this.#state.is !== "attached") return;
-    try {
-      this.#hasOwnPartitions = !this.#flags.partscan;
-    } catch (error) {
-      if (!(error instanceof LoopError)) throw error;
-      this.#hasOwnPartitions = true; // unknown; removing them does no harm
-    }
+    const shown = await showTable(this.#loop, waiting, this.#own);
+    // Those that another call has added are removed with ours.
+    this.#own.hasPartitions = true;
+    return shown.partitions;
   }
 
   /**
@@ -214,11 +194,7 @@ export class Attachment implements AsyncDisposable {
     this.#checkAttached(`mount ${quote(this.path)}`);
     const { path } = this;
     const disk = { loop: this.#loop, path, owner: this.#own };
-    try {
-      return new Mount(await mountAttached(disk, options));
-    } finally {
-      this.#noteOwnPartitions();
-    }
+    return new Mount(await mountAttached(disk, options));
   }
 
   /**
@@ -372,15 +348,15 @@ export class Attachment implements AsyncDisposable {
     const left = this.#own.nodes?.removeAll();
     try {
       if (this.#transfers.size > 0) await this.#settleTransfers();
-      this.#mayLeaveNodes = this.#lacksNodes();
-      if (this.#hasOwnPartitions) this.#removePartitions();
+      const isScanned = this.#isScanned();
+      this.#mayLeaveNodes = this.#lacksNodes(isScanned);
+      // With partscan, the kernel removes them. If that is unknown, this does no harm.
+      if (this.#own.hasPartitions && !isScanned) this.#removePartitions();
       const released = await release(
         this.#loop,
         this.#loop.diskSequence,
       );
-      if (this.#loop.backingClosed !== undefined) {
-        await this.#loop.backingClosed;
-      }
+      await this.#loop.backingClosed;
       return { ...released, failure: released.failure ?? left };
     } catch (error) {
       // The kernel refused, but the descriptor is closed nonetheless.
@@ -393,16 +369,20 @@ export class Attachment implements AsyncDisposable {
     return decodeFlags(currentInfo(this.#loop).flags);
   }
 
-  /** Returns `true` if other processes may have created private nodes. */
-  #lacksNodes(): boolean {
-    if (this.#loop.isWithoutNode) return true;
+  /** Returns whether partscan is on. `undefined`, if unknown, must not prevent detaching. */
+  #isScanned(): boolean | undefined {
     try {
-      const { partscan } = this.#flags;
-      return (partscan || this.#hasOwnPartitions) && lacksNodes(this.minor);
+      return this.#flags.partscan;
     } catch (error) {
       if (!(error instanceof LoopError)) throw error;
-      return true; // unknown, which must not prevent detaching
+      return undefined;
     }
+  }
+
+  /** Returns `true` if other processes may have created private nodes. */
+  #lacksNodes(isScanned: boolean | undefined): boolean {
+    if (this.#loop.isWithoutNode || isScanned === undefined) return true;
+    return (isScanned || this.#own.hasPartitions) && lacksNodes(this.minor);
   }
 
   /**
@@ -501,7 +481,7 @@ export class Attachment implements AsyncDisposable {
     this.#checkAttached(`persist ${quote(path)}`);
     if (this.#transfers.size > 0) await this.#settleTransfers();
     await retryWhileHeld(() => this.#tryPersist());
-    if (this.#loop.backingClosed !== undefined) await this.#loop.backingClosed;
+    await this.#loop.backingClosed;
     return path;
   }
 
