@@ -1,6 +1,7 @@
 /** Prevents a file from being attached twice over the same bytes. */
 import {
   devicesBackedBy,
+  devicesBackedLike,
   type LoopDevice,
 } from "../kernel/attached_devices.ts";
 import { LoopError, quote } from "../errors.ts";
@@ -16,7 +17,6 @@ import {
   EOPNOTSUPP,
 } from "../sys/errno.ts";
 import { F_RDLCK, F_UNLCK, F_WRLCK, lockBytes } from "../sys/libc.ts";
-import { S_IFBLK } from "../sys/stat.ts";
 import { sleep } from "../waiting.ts";
 import type { Backing } from "./backing.ts";
 
@@ -150,22 +150,21 @@ export function refuseOverlap(claim: Claim): void {
  * Throws if a device would begin to show bytes of its file that another device shows,
  * unless both only read. For a process that did not attach it, and cannot move its lock.
  */
-export function refuseNewOverlap(loop: Loop, wanted: Range): void {
-  const { offset, sizelimit, device, inode, rdevice } = loop.getInfo();
-  const shown = { start: offset, length: sizelimit };
-  const file = {
-    device: Number(device),
-    inode,
-    rdev: Number(rdevice),
-    mode: rdevice === 0n ? 0 : S_IFBLK,
+export function refuseNewOverlap(
+  loop: Loop,
+  { offset, sizelimit }: Record<"offset" | "sizelimit", bigint | undefined>,
+): void {
+  const info = loop.getInfo();
+  const wanted = {
+    start: offset ?? info.offset,
+    length: sizelimit ?? info.sizelimit,
   };
   const isReadOnly = loop.isReadOnly();
-  const found = devicesBackedBy(file).find((other) => {
-    const range = { start: other.offset, length: other.sizelimit };
-    return other.device.minor !== loop.minor &&
-      !(other.device.readOnly && isReadOnly) &&
-      overlap(wanted, range) && !overlap(shown, range);
-  });
+  const found = devicesBackedLike(info).find((other) =>
+    other.device.minor !== loop.minor &&
+    !(other.device.readOnly && isReadOnly) &&
+    overlap(wanted, rangeOf(other)) && !overlap(rangeOf(info), rangeOf(other))
+  );
   if (found !== undefined) {
     throw overlapError(`Cannot change ${quote(loop.path)}`, found.device);
   }
@@ -220,10 +219,15 @@ const RIVAL_PAUSE = 5; // milliseconds
 /** Finds the devices that show some of the bytes. */
 function overlapping(claim: Claim): LoopDevice[] {
   return devicesBackedBy(claim.backing.stat)
-    .filter(({ offset, sizelimit }) =>
-      overlap(claim, { start: offset, length: sizelimit })
-    )
+    .filter((record) => overlap(claim, rangeOf(record)))
     .map(({ device }) => device);
+}
+
+/** Returns the range that a device shows. */
+function rangeOf(
+  { offset, sizelimit }: Readonly<Record<"offset" | "sizelimit", bigint>>,
+): Range {
+  return { start: offset, length: sizelimit };
 }
 
 function attachAction({ backing }: Claim): string {

@@ -1,5 +1,4 @@
 import { refuseNewOverlap } from "../attaching/overlap.ts";
-import type { Loop } from "../kernel/loop.ts";
 import { hasSysfs } from "../kernel/loop_sysfs.ts";
 import { partitions } from "../partitions/partitions.ts";
 import {
@@ -72,8 +71,11 @@ async function run(args: string[]): Promise<number> {
   }
 
   using loop = openDevice(device, {});
+  const isMoved = changes.offset !== undefined ||
+    changes.sizelimit !== undefined;
+  // Without sysfs, other devices cannot be found.
+  if (isMoved && hasSysfs()) refuseNewOverlap(loop, changes);
   // Direct I/O constrains the offset, and the block size constrains direct I/O.
-  refuseOverlap(loop, changes);
   if (directIo === false) loop.setDirectIo(false);
   loop.setStatus(changes);
   if (blockSize !== undefined) loop.setBlockSize(blockSize);
@@ -84,18 +86,4 @@ async function run(args: string[]): Promise<number> {
   if (isResized) warnOfRestOfAttached(loop);
   if (changes.partscan) await partitions(loop.minor);
   return 0;
-}
-
-function refuseOverlap(
-  loop: Loop,
-  { offset, sizelimit }: Record<"offset" | "sizelimit", bigint | undefined>,
-): void {
-  const isMoved = offset !== undefined || sizelimit !== undefined;
-  // Without sysfs, other devices cannot be found.
-  if (!isMoved || !hasSysfs()) return;
-  const now = loop.getInfo();
-  refuseNewOverlap(loop, {
-    start: offset ?? now.offset,
-    length: sizelimit ?? now.sizelimit,
-  });
 }

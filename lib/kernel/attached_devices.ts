@@ -13,6 +13,7 @@ import {
 } from "./loop_sysfs.ts";
 import { isOurs, Lookup } from "./lookup.ts";
 import { openLoop } from "./nodes.ts";
+import type { LoopInfo64 } from "../sys/loop_uapi.ts";
 import { ENAMETOOLONG, ENOENT } from "../sys/errno.ts";
 import {
   type CString,
@@ -115,9 +116,17 @@ interface Moment {
 export function devicesBackedBy(
   file: Pick<Stat, "device" | "inode" | "rdev" | "mode">,
 ): DeviceRecord[] {
-  const wanted = identityOf(file);
+  return devicesWith(identityOf(file));
+}
+
+/** Finds all devices with the file of one of them, as `devicesBackedBy` does. */
+export function devicesBackedLike(info: FileInfo): DeviceRecord[] {
+  return devicesWith(identityIn(info));
+}
+
+function devicesWith(wanted: Identity): DeviceRecord[] {
   const isWanted = (found: Identity) => isSameFile(found, wanted);
-  return [...searchBacked(isWanted, new Lookup(file.device))]
+  return [...searchBacked(isWanted, new Lookup(wanted.device))]
     .flatMap((found) => found?.record ?? []);
 }
 
@@ -221,6 +230,13 @@ function identityOf(
   return { device, inode, rdev: isBlockDevice({ mode }) ? rdev : 0 };
 }
 
+/** The backing file, as a device reports it. */
+type FileInfo = Pick<LoopInfo64, "device" | "inode" | "rdevice">;
+
+function identityIn({ device, inode, rdevice }: FileInfo): Identity {
+  return { device: Number(device), inode, rdev: Number(rdevice) };
+}
+
 function isSameFile(a: Identity, b: Identity): boolean {
   return a.rdev === b.rdev &&
     (a.rdev !== 0 || (a.device === b.device && a.inode === b.inode));
@@ -238,9 +254,8 @@ function backingOf(
 ): Identity | "gone" | "secret" {
   try {
     using loop = open(minor, { readOnly: true });
-    const { device, inode, rdevice } = loop.getInfo();
-    if (!isOfMoment(loop, moment)) return "gone";
-    return { device: Number(device), inode, rdev: Number(rdevice) };
+    const info = loop.getInfo();
+    return isOfMoment(loop, moment) ? identityIn(info) : "gone";
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
     // Still attached, but its node in /dev is missing or wrong.

@@ -1,4 +1,4 @@
-/** Files that are slow to read: no read may stop the event loop. */
+/** Files that are slow to read or to close: neither may stop the event loop. */
 import {
   attach,
   LoopError,
