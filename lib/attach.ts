@@ -33,7 +33,7 @@ import type { LoopDevice } from "./kernel/attached_devices.ts";
 import { quote } from "./errors.ts";
 import { checkSymlinks, unwrapStat } from "./kernel/file_descriptor.ts";
 import type { Symlinks } from "./kernel/found_file.ts";
-import type { Loop } from "./kernel/loop.ts";
+import { type Loop, refuseBound } from "./kernel/loop.ts";
 import type { NodeDirectory } from "./kernel/node_directory.ts";
 import { openAnyNode } from "./kernel/nodes.ts";
 import { recallRdev } from "./kernel/vacancy.ts";
@@ -336,9 +336,10 @@ function bindDevice(
       new BoundLoop(openAnyNode(minor, readOnly, recallRdev(minor))),
       device,
     );
-  return minor === undefined
-    ? bindFirstFree(tryDevice, device.backing.name, signal)
-    : bindMinor(tryDevice, minor);
+  const file = device.backing.name;
+  if (minor === undefined) return bindFirstFree(tryDevice, file, signal);
+  refuseBound(minor, file);
+  return bindMinor(tryDevice, minor);
 }
 
 // Loaded on demand: rarely needed if /dev has nodes.

@@ -26,7 +26,7 @@ import {
 } from "./file_descriptor.ts";
 import { pathOf } from "./found_file.ts";
 import { removePartitions } from "./remove_partitions.ts";
-import { hasPartitions, hasSysfs, LOOP_MAJOR } from "./loop_sysfs.ts";
+import { hasPartitions, hasSysfs, isBound, LOOP_MAJOR } from "./loop_sysfs.ts";
 import { makeNode } from "./made_node.ts";
 import {
   OpenedNode,
@@ -1252,11 +1252,28 @@ export function bind(loop: Loop, config: LoopConfig, file: string): void {
   const result = ioctlPointer(loop.fd, LOOP_CONFIGURE, config.bytes);
   if (result >= 0) return;
   const errno = -result;
-  throw new LoopError(`Cannot attach ${file} to ${quote(loop.path)}`, {
+  throw bindError(file, loop.path, errno, canConfigure(loop, errno));
+}
+
+/**
+ * Throws the error of binding a file to a device that has one already. Opening that
+ * device instead could make its owner's detach wait for us.
+ */
+export function refuseBound(minor: number, file: string): void {
+  if (isBound(minor)) throw bindError(file, `/dev/loop${minor}`, EBUSY);
+}
+
+function bindError(
+  file: string,
+  path: string,
+  errno: number,
+  isKnown = true,
+): LoopError {
+  return new LoopError(`Cannot attach ${file} to ${quote(path)}`, {
     errno,
     operation: "LOOP_CONFIGURE",
-    path: loop.path,
-    hint: canConfigure(loop, errno)
+    path,
+    hint: isKnown
       ? BINDING_HINTS[errno]
       : "this kernel has no LOOP_CONFIGURE (Linux 5.8); use setFd() and setStatus()",
   });

@@ -817,6 +817,32 @@ describe("detach()", onDevices, () => {
       await detach(before!);
     }),
   );
+
+  it("does not open a device of another process by its number", () => {
+    using scratch = new Scratch();
+    using own = new OwnDevice();
+    const log = `${scratch.path}/log`;
+    runOk("losetup", own.path, scratch.image(MiB, "victim.img"));
+    Deno.writeTextFileSync(
+      `${scratch.path}/bound.ts`,
+      `import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
+       const file = "${scratch.image()}";
+       await attach(file, { minor: ${own.minor} }).catch((error) => console.log(error.code));`,
+    );
+    const tried = runOk(
+      "strace",
+      ..."-f -qq -e trace=openat,open -o".split(" "),
+      log,
+      Deno.execPath(),
+      ..."run -q --no-check --allow-ffi".split(" "),
+      `${scratch.path}/bound.ts`,
+    );
+    losetupDetach(own.path);
+    assertEquals(tried.trim(), "EBUSY");
+    const trace = Deno.readTextFileSync(log);
+    assertMatch(trace, /bound\.ts/);
+    assertEquals(trace.match(new RegExp(`.*"${own.path}".*`, "g")), null);
+  });
 });
 
 describe("attach() and detach()", onDevices, () => {
