@@ -1,5 +1,5 @@
 /** Lists attached loop devices and finds those of a file. */
-import { statAt } from "./sys/stat.ts";
+import { statAt, statOf } from "./sys/stat.ts";
 import {
   checkBoolean,
   checkBytes,
@@ -12,6 +12,7 @@ import { quote } from "./errors.ts";
 import {
   type DeviceRecord,
   devicesBackedBy,
+  isElsewhere,
   type LoopDevice,
   readDevice,
   readDevices,
@@ -105,10 +106,40 @@ export function listWithReferences(filter: ListFilter): LoopDevice[] {
     : devices.filter((device) => device.reference === reference);
 }
 
+/** Devices that a filter selects in order to change them. */
+export interface Selection {
+  devices: LoopDevice[];
+  /** Devices under the directory by the path of their file, which is not there. */
+  elsewhere: LoopDevice[];
+}
+
+/**
+ * Lists devices like {@linkcode list}, but tells those apart whose file is not where
+ * its path leads here. Containers share the devices, and often the paths.
+ */
+export function listToChange(filter: ListFilter): Selection {
+  const { records, reference, device } = select(filter);
+  const lookup = new Lookup(device);
+  const found = reference === undefined
+    ? records
+    : records.filter((record) => referenceOf(record, lookup) === reference);
+  const selection: Selection = { devices: [], elsewhere: [] };
+  for (const record of found) {
+    const isThere = filter.under === undefined || !isElsewhere(record, lookup);
+    selection[isThere ? "devices" : "elsewhere"].push(record.device);
+  }
+  return selection;
+}
+
+interface Selected {
+  readonly records: DeviceRecord[];
+  readonly reference: string | undefined;
+  /** Device number of the file system of `under`, if the directory exists. */
+  readonly device: number | undefined;
+}
+
 /** Returns the devices that pass a filter, before their references are read. */
-function select(
-  filter: ListFilter,
-): { records: DeviceRecord[]; reference: string | undefined } {
+function select(filter: ListFilter): Selected {
   checkOptions(filter, ["under", "deleted", "reference"]);
   const { reference } = filter;
   if (reference !== undefined && typeof reference !== "string") {
@@ -121,9 +152,9 @@ function select(
   const records = readDevices()
     .filter(({ device }) => deleted === undefined || device.deleted === deleted)
     .filter(({ backingPath }) =>
-      directory === undefined || beginsWith(backingPath, directory)
+      directory === undefined || beginsWith(backingPath, directory.prefix)
     );
-  return { records, reference };
+  return { records, reference, device: directory?.device };
 }
 
 function withReferences(records: readonly DeviceRecord[]): LoopDevice[] {
@@ -136,20 +167,32 @@ function withReferences(records: readonly DeviceRecord[]): LoopDevice[] {
 
 const SLASH = "/".charCodeAt(0);
 
-/**
- * Returns the bytes that paths in a directory start with, as the kernel reports them:
- * with symbolic links resolved.
- */
-function canonicalDirectory({ text, bytes }: FilePath): Uint8Array {
+interface Directory {
+  /** The bytes that paths in the directory start with, as the kernel reports them. */
+  readonly prefix: Uint8Array;
+  /** Device number of its file system, if the directory exists. */
+  readonly device?: number;
+}
+
+/** Resolves the symbolic links in the path of a directory. */
+function canonicalDirectory({ text, bytes }: FilePath): Directory {
   const fd = openAt(AT_FDCWD, bytes, O_PATH | O_DIRECTORY);
   if (fd < 0) {
     // The directory may have been deleted, with the files in it.
-    if (fd === -ENOENT || fd === -ENOTDIR) return asPrefix(absolute(bytes));
+    if (fd === -ENOENT || fd === -ENOTDIR) {
+      return { prefix: asPrefix(absolute(bytes)) };
+    }
     unwrapStat(fd, `Cannot examine ${quote(text)}`, text, "open");
   }
   using directory = new FileDescriptor(fd);
   const path = readLinkBytes(pathOf(directory.fd));
-  return asPrefix(typeof path === "number" ? absolute(bytes) : path.slice());
+  const prefix = asPrefix(
+    typeof path === "number" ? absolute(bytes) : path.slice(),
+  );
+  const stat = statOf(directory.fd);
+  return typeof stat === "number"
+    ? { prefix }
+    : { prefix, device: stat.device };
 }
 
 /** Makes a NUL-terminated path absolute. */

@@ -1,7 +1,7 @@
 import { detach } from "../detach.ts";
 import { describeHolders } from "../describe_holder.ts";
 import { type DeviceRef, minorOf } from "../device_ref.ts";
-import { find, inspect, list } from "../devices.ts";
+import { find, inspect, listToChange, type LoopDevice } from "../devices.ts";
 import { LoopError, quote, StaleDeviceError } from "../errors.ts";
 import { holders } from "../holders.ts";
 import { EBUSY, ENXIO } from "../sys/errno.ts";
@@ -48,7 +48,9 @@ users have a device open, they are named after one second, and the kernel detach
 the last close.
 
 Options that select devices narrow each other: --under DIR --deleted selects devices that
-match both. Devices named as DEV are also detached. All devices are tried; the exit status
+match both. --under leaves a device alone if the path of its file leads to another file
+here, as in another container; of a deleted file, only the path is known. Devices named
+as DEV are also detached. All devices are tried; the exit status
 is 1 if one failed, or if --file or --loop-ref selects none.
 
 Permissions: deno run --allow-ffi, and usually root.`,
@@ -114,10 +116,20 @@ function select(given: Arguments): DeviceRef[] | undefined {
   if (filter === undefined) {
     return file === undefined ? undefined : find(fileOf(file));
   }
-  const listed = list(filter);
-  if (file === undefined) return listed;
+  const { devices, elsewhere } = listToChange(filter);
+  warnAboutOthers(elsewhere);
+  if (file === undefined) return devices;
   const ofFile = new Set(find(fileOf(file)).map(({ minor }) => minor));
-  return listed.filter(({ minor }) => ofFile.has(minor));
+  return devices.filter(({ minor }) => ofFile.has(minor));
+}
+
+/** Warns about devices that stay although the path of their file is under the directory. */
+function warnAboutOthers(devices: readonly LoopDevice[]): void {
+  if (devices.length === 0) return;
+  const paths = devices.map(({ path }) => path).join(", ");
+  warn(
+    `left ${paths}: the path of the file leads elsewhere here, as for a device of another container; detach it by name if it is yours`,
+  );
 }
 
 /** Returns `true` if a selection may be empty, because no file or reference names a device. */

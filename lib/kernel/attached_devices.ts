@@ -213,6 +213,20 @@ function backingFileOf(
   return isWanted(backing) ? backing : undefined;
 }
 
+/**
+ * Returns `true` if the path of the backing file does not lead to that file here: it is
+ * in another container, or something is mounted over it. Where a deleted file was
+ * cannot be determined.
+ */
+export function isElsewhere(record: DeviceRecord, lookup: Lookup): boolean {
+  const { device: { minor, diskSequence, deleted }, binding } = record;
+  if (deleted) return false;
+  const stat = lookup.examine(record.backingPath);
+  if (stat === undefined) return true;
+  const backing = backingOf(minor, { diskSequence, binding });
+  return typeof backing !== "string" && !isSameFile(backing, identityOf(stat));
+}
+
 /** Identity of a file. */
 interface Identity {
   readonly device: number;

@@ -221,6 +221,39 @@ describe("loopdev detach", onDevices, () => {
   );
 
   it(
+    "leaves devices whose file is at the same path in another container",
+    withScratch(async (scratch) => {
+      const inner = `${scratch.path}/inner`;
+      Deno.mkdirSync(inner);
+      const names = ["same", "only-there", "deleted"];
+      const theirs = names.map((name) =>
+        runOk("losetup", "-f", "--show", scratch.image(MiB, `inner/${name}`))
+      );
+      const program =
+        `'${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}'`;
+      const result = run(
+        "unshare",
+        ..."--mount --propagation private bash -c".split(" "),
+        `set -e
+         mount -t tmpfs tmpfs '${inner}'
+         truncate -s 1M '${inner}/same' '${inner}/deleted'
+         ${program} attach '${inner}/same' '${inner}/deleted'
+         rm '${inner}/deleted'
+         ${program} detach --under '${inner}' --dry-run
+         ${program} detach --under '${inner}'`,
+      );
+      assertEquals(result.code, 0, result.stderr);
+      const [same, deleted, ...selected] = linesOf(result.stdout);
+      assertEquals(selected.sort(), [same!, deleted!].sort());
+      assertEquals(scratch.devices().sort(), theirs.sort());
+      const warning = linesOf(result.stderr)[0]!;
+      for (const path of theirs) assertStringIncludes(warning, path);
+      const rest = await loopdev("detach", "--under", inner);
+      assertEquals(rest, { code: 0, stdout: "", stderr: "" });
+    }),
+  );
+
+  it(
     "changes nothing with --if-unused while the device is used",
     withScratch(async (scratch) => {
       const device = cli("attach", scratch.image()).stdout.trim();
