@@ -12,8 +12,9 @@ import { quote } from "./errors.ts";
 import {
   type DeviceRecord,
   devicesBackedBy,
-  isElsewhere,
   type LoopDevice,
+  type Place,
+  placeOf,
   readDevice,
   readDevices,
   referenceOf,
@@ -106,29 +107,30 @@ export function listWithReferences(filter: ListFilter): LoopDevice[] {
     : devices.filter((device) => device.reference === reference);
 }
 
-/** Devices that a filter selects in order to change them. */
-export interface Selection {
-  devices: LoopDevice[];
-  /** Devices under the directory by the path of their file, which is not there. */
-  elsewhere: LoopDevice[];
-}
-
 /**
- * Lists devices like {@linkcode list}, but tells those apart whose file is not where
- * its path leads here. Containers share the devices, and often the paths.
+ * Lists devices like {@linkcode list}, by where the file of each is if its path is under
+ * a directory: containers share the devices, and often the paths.
  */
-export function listToChange(filter: ListFilter): Selection {
+export function listByPlace(
+  filter: ListFilter,
+): Record<"here" | "elsewhere" | "unknown", LoopDevice[]> {
   const { records, reference, device } = select(filter);
   const lookup = new Lookup(device);
   const found = reference === undefined
     ? records
     : records.filter((record) => referenceOf(record, lookup) === reference);
-  const selection: Selection = { devices: [], elsewhere: [] };
-  for (const record of found) {
-    const isThere = filter.under === undefined || !isElsewhere(record, lookup);
-    selection[isThere ? "devices" : "elsewhere"].push(record.device);
-  }
-  return selection;
+  const isHere = filter.under === undefined;
+  const places = Map.groupBy(
+    found,
+    (record) => isHere ? "here" : placeOf(record, lookup),
+  );
+  const devicesAt = (place: Place) =>
+    (places.get(place) ?? []).map(({ device }) => device);
+  return {
+    here: devicesAt("here"),
+    elsewhere: devicesAt("elsewhere"),
+    unknown: devicesAt("unknown"),
+  };
 }
 
 interface Selected {

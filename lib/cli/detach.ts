@@ -1,7 +1,7 @@
 import { detach } from "../detach.ts";
 import { describeHolders } from "../describe_holder.ts";
 import { type DeviceRef, minorOf } from "../device_ref.ts";
-import { find, inspect, listToChange, type LoopDevice } from "../devices.ts";
+import { find, inspect, listByPlace, type LoopDevice } from "../devices.ts";
 import { LoopError, quote, StaleDeviceError } from "../errors.ts";
 import { holders } from "../holders.ts";
 import { EBUSY, ENXIO } from "../sys/errno.ts";
@@ -72,17 +72,15 @@ async function run(args: string[]): Promise<number> {
       if (typeof device === "string") warnAboutNode(device);
     };
   const named = given.operands.map(parseDevice);
-  const selected = select(given);
-  if (named.length === 0 && selected === undefined) {
+  if (named.length === 0 && !hasSelection(given)) {
     throw new UsageError(
       "DEV is missing, or --file, --loop-ref, --under or --deleted",
     );
   }
-  const isNoneSelected = selected?.length === 0 && !mayBeNone(given);
-  if (isNoneSelected) fail(`there is no ${description(given)}`);
-  let status = isNoneSelected ? 1 : 0;
+  const selected = selectOrReport(given);
+  let { status } = selected;
   const tried = new Set<number>();
-  for (const device of [...named, ...selected ?? []]) {
+  for (const device of [...named, ...selected.devices]) {
     try {
       const minor = minorOf(device);
       if (tried.has(minor)) continue; // named twice
@@ -109,27 +107,64 @@ function warnAboutNode(path: string): void {
   );
 }
 
-/** Returns the devices that options select, or `undefined` without such options. */
-function select(given: Arguments): DeviceRef[] | undefined {
-  const file = given.value("file");
-  const filter = listFilter(given);
-  if (filter === undefined) {
-    return file === undefined ? undefined : find(fileOf(file));
-  }
-  const { devices, elsewhere } = listToChange(filter);
-  warnAboutOthers(elsewhere);
-  if (file === undefined) return devices;
-  const ofFile = new Set(find(fileOf(file)).map(({ minor }) => minor));
-  return devices.filter(({ minor }) => ofFile.has(minor));
+function hasSelection(given: Arguments): boolean {
+  return given.value("file") !== undefined || listFilter(given) !== undefined;
 }
 
-/** Warns about devices that stay although the path of their file is under the directory. */
-function warnAboutOthers(devices: readonly LoopDevice[]): void {
-  if (devices.length === 0) return;
-  const paths = devices.map(({ path }) => path).join(", ");
-  warn(
-    `left ${paths}: the path of the file leads elsewhere here, as for a device of another container; detach it by name if it is yours`,
-  );
+/** Devices that options select, and the exit status so far. */
+interface Selection {
+  readonly devices: DeviceRef[];
+  readonly status: number;
+}
+
+/** Returns the devices that options select. After a failure, named devices are still tried. */
+function selectOrReport(given: Arguments): Selection {
+  try {
+    return select(given);
+  } catch (error) {
+    if (!(error instanceof LoopError)) throw error;
+    return { devices: [], status: report(error) };
+  }
+}
+
+function select(given: Arguments): Selection {
+  const file = given.value("file");
+  const ofFile = file === undefined ? undefined : find(fileOf(file));
+  const filter = listFilter(given);
+  if (filter === undefined) return selection(given, ofFile ?? []);
+  const isOfFile = ({ minor }: LoopDevice): boolean =>
+    ofFile === undefined || ofFile.some((found) => found.minor === minor);
+  const { here, elsewhere, unknown } = listByPlace(filter);
+  const left = elsewhere.filter(isOfFile);
+  if (left.length > 0) {
+    warn(
+      `left ${
+        pathsOf(left)
+      }: the path of the file leads elsewhere here, as for a device of another container; detach it by name if it is yours`,
+    );
+  }
+  const unclear = unknown.filter(isOfFile);
+  if (unclear.length > 0) {
+    fail(
+      `left ${
+        pathsOf(unclear)
+      }: it is unclear where the file is, because its file system might not answer; detach it by name`,
+    );
+  }
+  const { devices, status } = selection(given, here.filter(isOfFile));
+  return { devices, status: unclear.length > 0 ? 1 : status };
+}
+
+/** Reports a selection that is empty although it names a file or a reference. */
+function selection(given: Arguments, devices: LoopDevice[]): Selection {
+  const isMissing = devices.length === 0 && hasSelection(given) &&
+    !mayBeNone(given);
+  if (isMissing) fail(`there is no ${description(given)}`);
+  return { devices, status: isMissing ? 1 : 0 };
+}
+
+function pathsOf(devices: readonly LoopDevice[]): string {
+  return devices.map(({ path }) => path).join(", ");
 }
 
 /** Returns `true` if a selection may be empty, because no file or reference names a device. */

@@ -214,17 +214,26 @@ function backingFileOf(
 }
 
 /**
- * Returns `true` if the path of the backing file does not lead to that file here: it is
- * in another container, or something is mounted over it. Where a deleted file was
- * cannot be determined.
+ * Whether the path of a backing file leads to that file here, and not to another one or
+ * nowhere, as for a device of another container. `"gone"` if the device was detached.
  */
-export function isElsewhere(record: DeviceRecord, lookup: Lookup): boolean {
+export type Place = "here" | "elsewhere" | "unknown" | "gone";
+
+/**
+ * Determines where the backing file of a device is. Of a deleted file, only the path is
+ * known. The result is `"unknown"` if its file system might not answer, or the device
+ * cannot be opened.
+ */
+export function placeOf(record: DeviceRecord, lookup: Lookup): Place {
   const { device: { minor, diskSequence, deleted }, binding } = record;
-  if (deleted) return false;
+  if (deleted) return "here";
+  if (lookup.canHang(record.backingPath)) return "unknown";
   const stat = lookup.examine(record.backingPath);
-  if (stat === undefined) return true;
+  if (stat === undefined) return "elsewhere";
   const backing = backingOf(minor, { diskSequence, binding });
-  return typeof backing !== "string" && !isSameFile(backing, identityOf(stat));
+  if (backing === "gone") return "gone";
+  if (backing === "secret") return "unknown";
+  return isSameFile(backing, identityOf(stat)) ? "here" : "elsewhere";
 }
 
 /** Identity of a file. */
