@@ -57,7 +57,6 @@ async function run(args: string[]): Promise<number> {
     }
   };
   for (const directory of directories) {
-    if (signal.aborted) break;
     await attempt(async () => {
       const { mounted, device } = await mountedOn(checkPath(directory));
       const wait = waitForMount(mounted, timeout, "it stays mounted");
@@ -70,7 +69,6 @@ async function run(args: string[]): Promise<number> {
   }
   // Several directories may be mount points of partitions of one device.
   for (const device of lazy ? [] : devices.values()) {
-    if (signal.aborted) break;
     const wait = waitForDevice(device.minor, timeout);
     await attempt(async () => {
       const mounts = await withWaitingMessage(
