@@ -29,6 +29,7 @@ import {
   LO_FLAGS_READ_ONLY,
   LO_NAME_SIZE,
   LoopConfig,
+  type LoopInfo64,
 } from "../sys/loop_uapi.ts";
 import type { Wanted } from "../attaching/device_size.ts";
 import { pollUntil } from "../waiting.ts";
@@ -98,12 +99,22 @@ function reuse(request: CreateRequest): ByteString | undefined {
   }
   try {
     using loop = openNode(device.path, true);
+    // It may have been attached again since it was found.
+    if (!isBoundAs(loop, device.info)) return reuse(request);
     loop.setStatus({ autoclear: false });
   } catch (error) {
     if (!(error instanceof LoopError)) throw error;
     throw new Failure(`${file}: failed to re-use loop device`);
   }
   return device.path;
+}
+
+/** Returns `true` if an open device still shows the same bytes of the same file. */
+function isBoundAs(loop: Loop, known: LoopInfo64 | undefined): boolean {
+  const info = loop.getInfo();
+  return known !== undefined && info.device === known.device &&
+    info.inode === known.inode && info.offset === known.offset &&
+    info.sizelimit === known.sizelimit;
 }
 
 const CANONICAL_NAME = /\/loop(0|[1-9]\d{0,6})$/;
