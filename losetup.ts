@@ -28,6 +28,7 @@
  * | a device that an earlier user made read-only stays read-only | it is writable, unless `-r` is given | the device must be what was requested |
  * | partitions of the previous file stay | they are removed, or the device is busy | they would show parts of the new file |
  * | an invalid `-b` attaches the file for a moment | it is refused beforehand | other programs would see the device come and go |
+ * | `-b SIZE DEV` of a mounted device depends on the kernel | `Device or resource busy` | kernels before 6.17 change it under the file system |
  * | a narrow terminal wraps cells | lines stay whole | output is the same everywhere |
  * | messages are translated | they are in English | there are no translations |
  * | `write error` of long output has no reason | the reason is printed | the reason is known |

@@ -1302,7 +1302,7 @@ export function configureNothing(loop: Loop): number {
  * Calls until the result is not `EAGAIN`, which Linux 5.0 to 5.18 return while another
  * process reads the device.
  */
-function repeatWhileAgain(call: () => number, fd: number): number {
+export function repeatWhileAgain(call: () => number, fd: number): number {
   let result = call();
   for (let tries = 1; result === -EAGAIN && tries < MAX_AGAIN; tries++) {
     fsync(fd);

@@ -2,7 +2,7 @@
 import project from "../../deno.json" with { type: "json" };
 import { MAX_MINOR } from "../arguments.ts";
 import { quote, unwrap } from "../errors.ts";
-import { type Loop, reopen } from "../kernel/loop.ts";
+import { type Loop, reopen, repeatWhileAgain } from "../kernel/loop.ts";
 import { LoopControl } from "../kernel/loop_control.ts";
 import { EINVAL, ENODEV, ENOENT } from "../sys/errno.ts";
 import { ioctlValue, O_EXCL, O_RDONLY } from "../sys/libc.ts";
@@ -204,9 +204,10 @@ function detach(path: ByteString): void {
 function setBlockSize(loop: Loop, size: bigint): void {
   const what = "change the block size of";
   using exclusive = reopen(loop, O_RDONLY | O_EXCL, what);
-  const result = size > MAX_BLOCK_SIZE
-    ? -EINVAL
-    : ioctlValue(exclusive.fd, LOOP_SET_BLOCK_SIZE, size);
+  const result = size > MAX_BLOCK_SIZE ? -EINVAL : repeatWhileAgain(
+    () => ioctlValue(exclusive.fd, LOOP_SET_BLOCK_SIZE, size),
+    exclusive.fd,
+  );
   unwrap(result, () => ({
     action: `Cannot ${what} ${quote(loop.path)}`,
     operation: "LOOP_SET_BLOCK_SIZE",
