@@ -2,7 +2,7 @@ import { only, parse } from "./arguments.ts";
 import type { Command, Commands } from "./command.ts";
 import { bash } from "./completions/bash.ts";
 import { fish } from "./completions/fish.ts";
-import type { Subject } from "./completions/subject.ts";
+import { type Shell, SHELLS, type Subject } from "./completions/subject.ts";
 import { zsh } from "./completions/zsh.ts";
 import { print } from "./output.ts";
 import { UsageError } from "./usage_error.ts";
@@ -23,9 +23,7 @@ source <(loopdev completions bash)             for this session`,
 
 async function run(args: string[], commands: Commands): Promise<number> {
   const shell = only(parse(args).operands, "SHELL");
-  if (!Object.hasOwn(WRITERS, shell)) {
-    throw new UsageError(`SHELL is ${Object.keys(WRITERS).join(", ")}`);
-  }
+  if (!isShell(shell)) throw new UsageError(`SHELL is ${SHELLS.join(", ")}`);
   const subjects = await Promise.all(
     Object.entries(commands).map(async ([name, entry]) => ({
       name,
@@ -34,15 +32,19 @@ async function run(args: string[], commands: Commands): Promise<number> {
       options: { ...(await entry.load()).command.options, help: HELP },
     })),
   );
-  print(WRITERS[shell]!(subjects));
+  print(WRITERS[shell](subjects));
   return 0;
 }
 
-const WRITERS: Record<string, (subjects: readonly Subject[]) => string> = {
+const WRITERS: Record<Shell, (subjects: readonly Subject[]) => string> = {
   bash,
   zsh,
   fish,
 };
+
+function isShell(name: string): name is Shell {
+  return Object.hasOwn(WRITERS, name);
+}
 
 const HELP = { letter: "h", help: "explain this command" };
 

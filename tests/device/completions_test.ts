@@ -125,6 +125,10 @@ for (const [shell, complete] of Object.entries({ bash, fish, zsh })) {
           [`loopdev partitions ${a.path}`, a.path],
           ["loopdev detach --under dire", "directory"],
           ["loopdev help deta", "detach"],
+          ["loopdev mount dis", "disk.img"],
+          ["loopdev mount -r --partition 1 dis", "disk.img"],
+          ["loopdev mount -p 1 disk.img dire", "directory"],
+          [`loopdev mount --partition 1 ${a.path}`, a.path],
         ];
         const offered = complete(
           scratch,

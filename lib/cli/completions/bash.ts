@@ -1,5 +1,10 @@
 /** Writes the completion script for bash. */
-import { type Source, sourceOf, type Subject } from "./subject.ts";
+import {
+  type Source,
+  sourceOf,
+  type Subject,
+  valuedOptions,
+} from "./subject.ts";
 import { spellings } from "../spelling.ts";
 
 /** Returns the script. */
@@ -59,6 +64,11 @@ export function bash(subjects: readonly Subject[]): string {
       "      ;;",
     ].join("\n");
   });
+  // Only the place of one operand among several has to be known.
+  const valued = subjects.filter(({ operands }) => operands.length > 1)
+    .map((subject) =>
+      `    ${subject.name}) valued="${valuedOptions(subject).join(" ")}" ;;`
+    );
   return `# bash completion of loopdev
 _loopdev_attached() {
   local path
@@ -85,19 +95,26 @@ _loopdev_attached_and_files() {
 }
 _loopdev() {
   local cur=\${COMP_WORDS[COMP_CWORD]} prev=\${COMP_WORDS[COMP_CWORD - 1]}
-  local command=\${COMP_WORDS[1]} operands=0 i
+  local command=\${COMP_WORDS[1]} valued= operands=0 i
   COMPREPLY=()
   if ((COMP_CWORD == 1)); then
     _loopdev_words ${names} --help --version
     return
   fi
+  case "$command" in
+${valued.join("\n")}
+  esac
   for ((i = 2; i < COMP_CWORD; i++)); do
     case "\${COMP_WORDS[i]}" in
       --)
         if [[ $command != run || $COMP_CWORD -gt $((i + 1)) ]]; then _loopdev_files -f
         else mapfile -t COMPREPLY < <(compgen -c -- "$cur"); fi
         return ;;
-      -*) ;;
+      -*)
+        if [[ " $valued " == *" \${COMP_WORDS[i]} "* ]]; then
+          ((i++))
+          if [[ \${COMP_WORDS[i]} == = ]]; then ((i++)); fi
+        fi ;;
       *) ((operands++)) ;;
     esac
   done

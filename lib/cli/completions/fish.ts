@@ -1,5 +1,11 @@
 /** Writes the completion script for fish. */
-import { quoted, type Source, sourceOf, type Subject } from "./subject.ts";
+import {
+  quoted,
+  type Source,
+  sourceOf,
+  type Subject,
+  valuedOptions,
+} from "./subject.ts";
 import { spellings } from "../spelling.ts";
 
 /** Returns the script. */
@@ -29,7 +35,9 @@ export function fish(subjects: readonly Subject[]): string {
           : ` -a '${source.choices.join(" ")}'`;
     }
   };
-  const lines = subjects.flatMap(({ name, summary, operands, options }) => {
+  const lines = subjects.flatMap((subject) => {
+    const { name, summary, operands, options } = subject;
+    const valued = valuedOptions(subject).join(" ");
     const behind = `complete -c loopdev -n '__loopdev_in ${name}`;
     return [
       `complete -c loopdev -n __fish_use_subcommand -a ${name} -d ${
@@ -52,11 +60,12 @@ export function fish(subjects: readonly Subject[]): string {
       ...operands.flatMap((word, index) => {
         const given = candidates(sourceOf(name, word));
         if (given === "") return [];
-        const place = index === operands.length - 1 && index === 0
+        const isLast = index === operands.length - 1;
+        const place = isLast && index === 0
           ? ""
-          : `; and test (count (commandline -opc)) ${
-            index === operands.length - 1 ? "-gt" : "-eq"
-          } ${index === operands.length - 1 ? index + 1 : index + 2}`;
+          : `; and test (__loopdev_operands ${valued}) ${
+            isLast ? "-ge" : "-eq"
+          } ${index}`;
         return [`${behind}${place}'${given}`];
       }),
     ];
@@ -75,6 +84,22 @@ end
 function __loopdev_in
     set -l words (commandline -opc)
     test (count $words) -gt 1; and test $words[2] = $argv[1]
+end
+# Counts the operands before the cursor, given the options that take a value.
+function __loopdev_operands
+    set -l words (commandline -opc)
+    set -l count 0
+    set -l is_value 0
+    for word in $words[3..]
+        if test $is_value = 1
+            set is_value 0
+        else if contains -- $word $argv
+            set is_value 1
+        else if not string match -q -- '-*' $word
+            set count (math $count + 1)
+        end
+    end
+    echo $count
 end
 complete -c loopdev -f
 complete -c loopdev -n __fish_use_subcommand -s h -l help -d 'tell more'

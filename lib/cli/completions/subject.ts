@@ -11,10 +11,11 @@ export interface Subject {
 }
 
 /** Shells with a completion script. */
-export const SHELLS = ["bash", "zsh", "fish"];
+export const SHELLS = ["bash", "zsh", "fish"] as const;
+export type Shell = typeof SHELLS[number];
 
 /** Commands that take any device. Others take a device that has a file attached. */
-const ANY_DEVICE = ["attach", "run", "mknod"];
+const ANY_DEVICE = ["attach", "run", "mount", "mknod"];
 
 /** Candidates for a value or an operand. */
 export type Source =
@@ -51,6 +52,16 @@ export function sourceOf(
     default:
       return undefined;
   }
+}
+
+/** Returns the options that take their value from the next word: `--offset`, `-o`. */
+export function valuedOptions({ options }: Subject): string[] {
+  return Object.entries(options)
+    .filter(([, { value }]) => value !== undefined)
+    .flatMap(([long, { letter }]) => [
+      `--${long}`,
+      ...letter ? [`-${letter}`] : [],
+    ]);
 }
 
 /** Quotes text as one word of a shell. */

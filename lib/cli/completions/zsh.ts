@@ -48,9 +48,9 @@ export function zsh(subjects: readonly Subject[]): string {
     });
     const places = operands.map((word, index) =>
       quoted(
-        `${index === operands.length - 1 ? "*" : index + 1}:${
-          word.replace(/[[\]]/g, "")
-        }:${action(sourceOf(name, word))}`,
+        `${index === operands.length - 1 ? "*" : index + 1}:${word}:${
+          action(sourceOf(name, word))
+        }`,
       )
     );
     return `        ${name})\n          _arguments -s -S ${
