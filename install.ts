@@ -52,20 +52,24 @@ exec "$deno" run ${FLAGS} ${permissions.join(" ")} ${shellQuote(bundle)} "$@"
 `;
 }
 
-/** Throws if there is another program of that name. */
-function checkOurs(path: string): void {
-  const text = readText(path);
-  if (text === undefined || text.includes(MARK)) return;
-  throw new InstallError(`Cannot replace ${path}: it is another program`);
+/** Throws if another program has one of the names. */
+function checkOurs(bin: string, what: string): void {
+  for (const name of Object.keys(PROGRAMS)) {
+    const text = readText(`${bin}/${name}`);
+    if (text === undefined || text.includes(MARK)) continue;
+    throw new InstallError(
+      `Cannot ${what} ${bin}/${name}: it is another program`,
+    );
+  }
 }
 
 function install(bin: string, share: string): void {
-  for (const name of Object.keys(PROGRAMS)) checkOurs(`${bin}/${name}`);
+  checkOurs(bin, "replace");
   Deno.mkdirSync(bin, { recursive: true });
   Deno.mkdirSync(share, { recursive: true });
   const dist = `${import.meta.dirname}/dist`;
   for (const [name, permissions] of Object.entries(PROGRAMS)) {
-    for (const file of [`${name}.js`, `${name}.js.map`]) {
+    for (const file of filesOf(name)) {
       Deno.copyFileSync(`${dist}/${file}`, `${share}/${file}`);
     }
     const path = `${bin}/${name}`;
@@ -75,22 +79,38 @@ function install(bin: string, share: string): void {
   }
   const isOnPath = Deno.env.get("PATH")?.split(":").includes(bin);
   if (!isOnPath) {
-    console.log(`Add their directory to your PATH: export PATH="${bin}:$PATH"`);
+    console.log(
+      `Add their directory to your PATH: export PATH=${
+        shellQuote(bin)
+      }:"$PATH"`,
+    );
   }
 }
 
 function uninstall(bin: string, share: string): void {
-  for (const name of Object.keys(PROGRAMS)) {
-    const path = `${bin}/${name}`;
-    checkOurs(path);
-    if (readText(path) === undefined) continue;
-    Deno.removeSync(path);
-    console.log(`Removed ${path}`);
+  checkOurs(bin, "remove");
+  const names = Object.keys(PROGRAMS);
+  for (const path of names.map((name) => `${bin}/${name}`)) {
+    if (removed(path)) console.log(`Removed ${path}`);
   }
+  for (const file of names.flatMap(filesOf)) removed(`${share}/${file}`);
+  removed(share);
+}
+
+function filesOf(name: string): string[] {
+  return [`${name}.js`, `${name}.js.map`];
+}
+
+/** Removes a file or a directory. Returns `false` if it does not exist or is not empty. */
+function removed(path: string): boolean {
   try {
-    Deno.removeSync(share, { recursive: true });
+    Deno.removeSync(path);
+    return true;
   } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    const isLeft = error instanceof Deno.errors.NotFound ||
+      (error instanceof Error && "code" in error && error.code === "ENOTEMPTY");
+    if (isLeft) return false;
+    throw error;
   }
 }
 
