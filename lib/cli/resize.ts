@@ -20,7 +20,7 @@ async function run(args: string[]): Promise<number> {
   using loop = openDevice(only(parse(args).operands, "DEV"), {});
   loop.setCapacity();
   warnOfRestOfAttached(loop);
-  print(`${exactSize(loop)}`);
   if (showsPartitions(loop)) await follow(loop);
+  print(`${exactSize(loop)}`);
   return 0;
 }

@@ -10,6 +10,7 @@ import {
   UsageError,
 } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
+import { follow, showsPartitions } from "./follow.ts";
 import { warnOfRestOfAttached } from "./warnings.ts";
 
 const OPTIONS: Options = {
@@ -48,7 +49,8 @@ loopdev set /dev/loop0 -b 4096 --direct-io`,
   notes:
     `Refuses to change offset, limit and block size of a device that is mounted or held
 exclusively by another program, and to show bytes of the file that another device shows.
-Bytes that are added are not locked. --autoclear detaches a device at once if no other program
+Partitions that were shown become those at the new offset. Bytes that are added are not
+locked. --autoclear detaches a device at once if no other program
 has it open, because this command is the last to close it. Permissions: deno run
 --allow-ffi, and usually root.`,
   run,
@@ -76,6 +78,7 @@ async function run(args: string[]): Promise<number> {
   // Without sysfs, other devices cannot be found.
   if (isMoved && hasSysfs()) refuseNewOverlap(loop, changes);
   // Direct I/O constrains the offset, and the block size constrains direct I/O.
+  const shows = showsPartitions(loop);
   if (directIo === false) loop.setDirectIo(false);
   loop.setStatus(changes);
   if (blockSize !== undefined) loop.setBlockSize(blockSize);
@@ -85,5 +88,6 @@ async function run(args: string[]): Promise<number> {
   ) => value !== undefined);
   if (isResized) warnOfRestOfAttached(loop);
   if (changes.partscan) await partitions(loop.minor);
+  else if (isResized && shows) await follow(loop);
   return 0;
 }

@@ -49,6 +49,7 @@ const NOT_COMPARED = [
   "`-d` discards the data written last",
   "`-f FILE` fails if a device has no node, and waits if it is held exclusively",
   "partitions of the previous file stay",
+  "`-b SIZE DEV` of a mounted device depends on the kernel",
   "an invalid `-b` attaches the file for a moment",
   "a narrow terminal wraps cells",
   "messages are translated",
