@@ -1,6 +1,6 @@
 /** A file that is about to be attached. */
 import { isBlockDevice, majorMinor, type Stat, statOf } from "../sys/stat.ts";
-import { checkDescriptor } from "../arguments.ts";
+import { checkDescriptor, checkPath } from "../arguments.ts";
 import { LoopError, quote, unwrap } from "../errors.ts";
 import {
   checkBackingFile,
@@ -229,8 +229,8 @@ function openAny(
     ? openFile(file, { readOnly, symlinks })
     : openForWriting(file, symlinks);
   try {
-    const name = file instanceof URL ? file.href : file;
-    return new Backing(descriptor.fd, quote(name), descriptor);
+    const name = quote(checkPath(file).text);
+    return new Backing(descriptor.fd, name, descriptor);
   } catch (error) {
     descriptor.close();
     throw error;

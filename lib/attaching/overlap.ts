@@ -122,11 +122,14 @@ export function lockedError(
     : `Cannot use ${claim.backing.name} for ${quote(own.path)}`;
   const device = findLocker(claim, own?.minor);
   if (device !== undefined) return overlapError(action, device);
+  const hint =
+    "another program, such as a virtual machine, has locked some of its bytes";
   return new LoopError(action, {
     errno: EBUSY,
     operation: "fcntl",
-    hint:
-      'another program, such as a virtual machine, has locked some of its bytes; use overlap: "allow" to attach it anyway',
+    hint: own === undefined
+      ? `${hint}; use overlap: "allow" to attach it anyway`
+      : hint,
   });
 }
 

@@ -1,3 +1,4 @@
+import { checkPath } from "../arguments.ts";
 import { Backing } from "../attaching/backing.ts";
 import { lockedError, tryLockRange } from "../attaching/overlap.ts";
 import { sequenceOf } from "../attaching/release.ts";
@@ -25,7 +26,7 @@ async function run(args: string[]): Promise<number> {
   const [device, file] = pair(parse(args).operands, "DEV", "FILE");
   const path = fileOf(file);
   using descriptor = openFile(path, { readOnly: true });
-  const backing = new Backing(descriptor.fd, quote(String(path)));
+  const backing = new Backing(descriptor.fd, quote(checkPath(path).text));
   using loop = openDevice(device, { readOnly: true });
   const { offset: start, sizelimit: length } = loop.getInfo();
   // The device keeps the lock, like a device that attach has bound.

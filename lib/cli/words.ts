@@ -12,6 +12,10 @@ const WORDS: readonly [name: RegExp, words: string][] = [
   [/; LoopControl\.add\(\d+\) adds it$/, ""], // attach adds it by itself
   [/\battach\(\{ nodes \}\)/g, "loopdev attach --nodes"],
   [/\battach\(\)/g, "loopdev attach"],
+  [/\blist\(\) and find\(\)/g, "loopdev list and find"],
+  [/; use setFd\(\) and setStatus\(\)$/, ""],
+  [/\buse Loop\.setFd\(\) and setStatus\(\), or /, "use "],
+  [/\bonly to a device opened readOnly\b/g, "only with -r (--read-only)"],
   [/\bchoose one with partition\b/g, "choose one with --partition"],
   [
     /\brecognized on it; type names one\b/g,
