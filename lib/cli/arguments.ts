@@ -60,6 +60,7 @@ class Speller {
   readonly spelled: string[] = [];
   readonly #options: Options;
   readonly #rest: string[];
+  readonly #given = new Set<string>();
 
   constructor(args: readonly string[], options: Options) {
     this.#options = options;
@@ -77,6 +78,11 @@ class Speller {
   }
 
   #add(name: string, value: string): void {
+    // The parser would keep the last value, and the others would have no effect.
+    if (this.#option(name)?.value !== undefined && this.#given.has(name)) {
+      throw new UsageError(`--${name} is given twice`);
+    }
+    this.#given.add(name);
     this.spelled.push(`--${name}=${value}`);
   }
 
