@@ -244,6 +244,11 @@ export function escapeControls(text: string): string {
   });
 }
 
+/** Escapes the same characters in a line of JSON, whose meaning does not change. */
+export function escapeForJson(line: string): string {
+  return replaceUnprintable(line, unicodeEscape);
+}
+
 /** Formats a name chosen by others for a message: on one line, at most 200 characters. */
 export function printable(name: string): string {
   return escapeControls(shortened(name));
@@ -251,7 +256,7 @@ export function printable(name: string): string {
 
 /** Quotes a name for a message: on one line, whatever it contains. */
 export function quote(name: string): string {
-  return replaceUnprintable(JSON.stringify(shortened(name)), unicodeEscape);
+  return escapeForJson(JSON.stringify(shortened(name)));
 }
 
 /** Escapes a character as JSON does: one beyond the first 65536 as a surrogate pair. */

@@ -14,7 +14,7 @@ import {
   parseDeviceNumber,
   UsageError,
 } from "./arguments.ts";
-import { fileOf } from "./files.ts";
+import { exact, fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
 import { deliver, printJson } from "./output.ts";
@@ -182,7 +182,7 @@ export function attachOptions(
     ...configuration,
     ...(isProbed && { blockSize: PROBE }),
     overlap: refuses ? "refuse" : allows ? "allow" : undefined,
-    nodes: nodes === undefined ? undefined : fileOf(nodes),
+    nodes: nodes === undefined ? undefined : exact(nodes), // it is printed
     minor: device === undefined ? undefined : parseDeviceNumber(device),
   };
 }

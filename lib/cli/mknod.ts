@@ -11,7 +11,7 @@ import {
 import { openDevice, pair, parse } from "./arguments.ts";
 import { fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
-import { print, warn } from "./output.ts";
+import { printFile, warn } from "./output.ts";
 
 export const command: Command = {
   title: "Make a node of a loop device in a directory, with mode 0600.",
@@ -29,19 +29,28 @@ Permissions: deno run --allow-ffi, and root.`,
 function run(args: string[]): number {
   const [device, directory] = pair(parse(args).operands, "DEV", "DIR");
   using loop = openDevice(device, { readOnly: true });
-  using target = openDirectory(fileOf(directory));
-  const path = `${directory.replace(/\/+$/, "")}/${loop.name}`;
+  const parent = fileOf(directory);
+  using target = openDirectory(parent);
   try {
     loop.mknod({ dirFd: target.fd });
   } catch (error) {
     const mode = modeOfNode(target.fd, loop);
     if (mode === undefined) throw error;
     if ((mode & OTHERS) !== 0) {
+      const path = nodeIn(directory, loop.name);
       warn(`${quote(path)} was there already, and other users may open it`);
     }
   }
-  print(path);
+  printFile(
+    parent instanceof URL
+      ? new URL(nodeIn(parent.href, loop.name))
+      : nodeIn(parent, loop.name),
+  );
   return 0;
+}
+
+function nodeIn(directory: string, name: string): string {
+  return `${directory.replace(/\/+$/, "")}/${name}`;
 }
 
 /** Permissions of the group and of all other users. */

@@ -17,7 +17,7 @@ import {
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
 import type { Command, Options } from "./command.ts";
 import { fileOf } from "./files.ts";
-import { print } from "./output.ts";
+import { printFile } from "./output.ts";
 import { Interruptible } from "./signals.ts";
 import { warnAboutFile } from "./warnings.ts";
 
@@ -97,7 +97,7 @@ async function run(args: string[]): Promise<number> {
     );
   }
   await interruptible.throwIfInterrupted();
-  print(directory);
+  printFile(options.target);
   unfinished.move(); // the file system stays mounted
   return 0;
 }
@@ -171,8 +171,11 @@ function parseList(list: string): MountOptions {
   for (const item of list.split(",").filter((item) => item !== "")) {
     if (Object.hasOwn(WORDS, item)) result = { ...result, ...WORDS[item] };
     else {
-      const [key, ...value] = item.split("=");
-      options[key!] = item.includes("=") ? value.join("=") : true;
+      const [key = "", ...value] = item.split("=");
+      if (Object.hasOwn(WORDS, key)) {
+        throw new UsageError(`the option ${key} of --options takes no value`);
+      }
+      options[key] = item.includes("=") ? value.join("=") : true;
     }
   }
   return { ...result, options };

@@ -1,6 +1,7 @@
 // deno-lint-ignore-file no-console
 /** Prints results to stdout, and everything else to stderr. */
-import { escapeControls } from "../errors.ts";
+import { checkPath } from "../arguments.ts";
+import { escapeControls, escapeForJson } from "../errors.ts";
 
 /** Error for a result that could not be written. */
 export class OutputError extends Error {
@@ -12,14 +13,28 @@ export function print(line: string): void {
   printLines([line]);
 }
 
+/** Prints the path of a file, byte by byte: it need not be UTF-8. A closed pipe is not an error. */
+export function printFile(file: string | URL): void {
+  const { bytes } = checkPath(file);
+  const line = bytes.slice();
+  line[line.length - 1] = NEWLINE; // in place of the NUL
+  printBytes(line);
+}
+
+const NEWLINE = "\n".charCodeAt(0);
+
 /**
  * Prints lines of the result. A closed pipe is not an error.
  *
  * @throws {OutputError} If they cannot be written.
  */
 export function printLines(lines: readonly string[]): void {
+  printBytes(encode(lines));
+}
+
+function printBytes(bytes: Uint8Array): void {
   try {
-    write(lines);
+    write(bytes);
   } catch (error) {
     if (!(error instanceof Deno.errors.BrokenPipe)) throw outputError(error);
   }
@@ -32,17 +47,18 @@ export function printLines(lines: readonly string[]): void {
  */
 export function deliver(line: string): void {
   try {
-    write([line]);
+    write(encode([line]));
   } catch (error) {
     throw outputError(error);
   }
 }
 
-/** Writes lines. This is faster than the first call of console.log(), by more than a millisecond. */
-function write(lines: readonly string[]): void {
-  const bytes = new TextEncoder().encode(
-    lines.map((line) => `${line}\n`).join(""),
-  );
+function encode(lines: readonly string[]): Uint8Array {
+  return new TextEncoder().encode(lines.map((line) => `${line}\n`).join(""));
+}
+
+/** Writes the result. This is faster than the first call of console.log(), by more than a millisecond. */
+function write(bytes: Uint8Array): void {
   for (let at = 0; at < bytes.length;) {
     at += Deno.stdout.writeSync(bytes.subarray(at));
   }
@@ -68,7 +84,16 @@ export function columns(): number {
  * Escaping text twice changes nothing.
  */
 export function fail(message: string): void {
-  console.error(`loopdev: ${escapeControls(message)}`);
+  complain(`loopdev: ${message}`);
+}
+
+/** Prints a line on stderr, if that is possible. The work goes on in any case. */
+function complain(line: string): void {
+  try {
+    console.error(escapeControls(line));
+  } catch {
+    // A closed pipe, or a full disk. The exit status tells of the failure.
+  }
 }
 
 /** Prints a warning about a possible mistake of the user. */
@@ -79,11 +104,15 @@ export function warn(message: string): void {
 /** Prints the stack of an unexpected error. */
 export function trace(frames: string): void {
   for (const frame of frames.split("\n")) {
-    if (frame !== "") console.error(escapeControls(frame));
+    if (frame !== "") complain(frame);
   }
 }
 
-/** Prints the result for programs: JSON, which is valid UTF-8 for any file names. */
+/**
+ * Prints the result for programs: JSON, which is valid UTF-8 for any file names. Other
+ * users choose names, so characters that a terminal acts on are escaped.
+ */
 export function printJson(value: unknown, show = print): void {
-  show(JSON.stringify(value, null, 2));
+  const lines = JSON.stringify(value, null, 2).split("\n");
+  show(lines.map(escapeForJson).join("\n"));
 }

@@ -11,24 +11,30 @@ import { losetup } from "./losetup.ts";
  */
 export async function main(args: readonly string[]): Promise<number> {
   const output: Uint8Array[] = [];
+  let isMuted = false;
+  // A message that cannot be written must not end the work, or hide the result.
+  const complain = (bytes: Uint8Array) => {
+    try {
+      write(Deno.stderr, bytes);
+    } catch {
+      isMuted = true;
+    }
+  };
   const status = await losetup(exactArguments(args), {
     stdout: (bytes) => output.push(bytes),
-    stderr: (bytes) => write(Deno.stderr, bytes),
+    stderr: complain,
     variable: (name) => readEnvironment().get(name),
   });
   try {
     for (const bytes of output) write(Deno.stdout, bytes);
-    return status;
+    return status || Number(isMuted);
   } catch (error) {
     if (error instanceof Deno.errors.BrokenPipe) return BROKEN_PIPE;
     // "No space left on device (os error 28)"
     const why = error instanceof Error
       ? error.message.replace(/ \(os error \d+\)$/, "")
       : error;
-    write(
-      Deno.stderr,
-      new TextEncoder().encode(`losetup: write error: ${why}\n`),
-    );
+    complain(new TextEncoder().encode(`losetup: write error: ${why}\n`));
     return 1;
   }
 }
