@@ -2,6 +2,7 @@
  * Finds the bytes of file names on the command line. `Deno.args` replaces bytes that are
  * not UTF-8 with U+FFFD, which would name another file.
  */
+import { checkPath } from "../arguments.ts";
 import { quote } from "../errors.ts";
 import { rawArguments, urlOf } from "../sys/process_arguments.ts";
 import { UsageError } from "./usage_error.ts";
@@ -16,6 +17,14 @@ export function fileOf(operand: string): string | URL {
     );
   }
   return first;
+}
+
+/** Returns the bytes of a file of `fileOf` as the user gave it. */
+export function bytesOf(file: string | URL): Uint8Array {
+  const path = checkPath(file).bytes.slice(0, -1);
+  const isRelative = file instanceof URL &&
+    RELATIVE.every((byte, index) => path[index] === byte);
+  return isRelative ? path.subarray(RELATIVE.length) : path;
 }
 
 /** Returns text as the user gave it. Throws if it is not UTF-8, which only file names may be. */
@@ -43,5 +52,7 @@ function originals(text: string): Uint8Array[] {
 }
 
 const encoder = new TextEncoder();
+/** Start of the path in a URL of a relative path. */
+const RELATIVE = encoder.encode("/proc/self/cwd/");
 const EQUALS = "=".charCodeAt(0);
 const decoder = new TextDecoder();

@@ -9,9 +9,9 @@ import {
   statOf,
 } from "../sys/stat.ts";
 import { openDevice, pair, parse } from "./arguments.ts";
-import { fileOf } from "./files.ts";
+import { bytesOf, fileOf } from "./files.ts";
 import type { Command } from "./command.ts";
-import { printFile, warn } from "./output.ts";
+import { printPath, warn } from "./output.ts";
 
 export const command: Command = {
   title: "Make a node of a loop device in a directory, with mode 0600.",
@@ -37,21 +37,27 @@ function run(args: string[]): number {
     const mode = modeOfNode(target.fd, loop);
     if (mode === undefined) throw error;
     if ((mode & OTHERS) !== 0) {
-      const path = nodeIn(directory, loop.name);
-      warn(`${quote(path)} was there already, and other users may open it`);
+      const path = nodeIn(bytesOf(parent), loop.name);
+      warn(
+        `${
+          quote(new TextDecoder().decode(path))
+        } was there already, and other users may open it`,
+      );
     }
   }
-  printFile(
-    parent instanceof URL
-      ? new URL(nodeIn(parent.href, loop.name))
-      : nodeIn(parent, loop.name),
-  );
+  printPath(nodeIn(bytesOf(parent), loop.name));
   return 0;
 }
 
-function nodeIn(directory: string, name: string): string {
-  return `${directory.replace(/\/+$/, "")}/${name}`;
+/** Returns the path of a node in a directory. */
+function nodeIn(directory: Uint8Array, name: string): Uint8Array {
+  let end = directory.length;
+  while (end > 0 && directory[end - 1] === SLASH) end--;
+  const rest = new TextEncoder().encode(`/${name}`);
+  return new Uint8Array([...directory.subarray(0, end), ...rest]);
 }
+
+const SLASH = "/".charCodeAt(0);
 
 /** Permissions of the group and of all other users. */
 const OTHERS = 0o077;

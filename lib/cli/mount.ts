@@ -16,8 +16,8 @@ import {
 } from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
 import type { Command, Options } from "./command.ts";
-import { fileOf } from "./files.ts";
-import { printFile } from "./output.ts";
+import { bytesOf, fileOf } from "./files.ts";
+import { printPath } from "./output.ts";
 import { Interruptible } from "./signals.ts";
 import { warnAboutFile } from "./warnings.ts";
 
@@ -97,7 +97,7 @@ async function run(args: string[]): Promise<number> {
     );
   }
   await interruptible.throwIfInterrupted();
-  printFile(options.target);
+  printPath(bytesOf(options.target));
   unfinished.move(); // the file system stays mounted
   return 0;
 }

@@ -1,6 +1,5 @@
 // deno-lint-ignore-file no-console
 /** Prints results to stdout, and everything else to stderr. */
-import { checkPath } from "../arguments.ts";
 import { escapeControls, escapeForJson } from "../errors.ts";
 
 /** Error for a result that could not be written. */
@@ -13,12 +12,9 @@ export function print(line: string): void {
   printLines([line]);
 }
 
-/** Prints the path of a file, byte by byte: it need not be UTF-8. A closed pipe is not an error. */
-export function printFile(file: string | URL): void {
-  const { bytes } = checkPath(file);
-  const line = bytes.slice();
-  line[line.length - 1] = NEWLINE; // in place of the NUL
-  printBytes(line);
+/** Prints a path byte by byte, because it need not be UTF-8. A closed pipe is not an error. */
+export function printPath(path: Uint8Array): void {
+  printBytes(new Uint8Array([...path, NEWLINE]));
 }
 
 const NEWLINE = "\n".charCodeAt(0);

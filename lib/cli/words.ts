@@ -10,6 +10,8 @@ const WORDS: readonly [name: RegExp, words: string][] = [
   [/\breadOnly: true\b/g, "-r (--read-only)"],
   [/\boverlap: "allow"/g, "--overlap"],
   [/; LoopControl\.add\(\d+\) adds it$/, ""], // attach adds it by itself
+  // A relative name that is not UTF-8.
+  [/"\/proc\/self\/cwd\//g, '"'],
   [/\battach\(\{ nodes \}\)/g, "loopdev attach --nodes"],
   [/\battach\(\)/g, "loopdev attach"],
   [/\blist\(\) and find\(\)/g, "loopdev list and find"],

@@ -442,6 +442,19 @@ describe("loopdev list and partitions", onDevices, () => {
   );
 
   it(
+    "escape in JSON what a terminal acts on",
+    withScratch(async (scratch) => {
+      await using stack = new AsyncDisposableStack();
+      const path = scratch.image(MiB, "\u202e\u009b2J\x7f\u{e0041}.img");
+      await attachHere(stack, path);
+      const under = ["--under", scratch.path];
+      const { stdout } = await loopdev("list", "--json", ...under);
+      assertMatch(stdout, /^[\n -~]*$/);
+      assertEquals(JSON.parse(stdout).devices[0].backingFile, path);
+    }),
+  );
+
+  it(
     "show references, and select by them",
     withScratch(async (scratch) => {
       const reference = scratch.path.slice(-40);

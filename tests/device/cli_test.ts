@@ -454,6 +454,74 @@ describe("loopdev", onDevices, () => {
   );
 
   it(
+    "shows the partitions at a new offset",
+    withScratch((scratch) => {
+      const path = scratch.image(8 * MiB);
+      const table = (sectors: number, file: string): string =>
+        `echo 'start=2048, size=${sectors}, type=83' | sfdisk -q --label dos ${file}`;
+      runOk(
+        "bash",
+        "-c",
+        `set -e; cd ${scratch.path}; ${table(1000, path)}
+         truncate -s 4M inner; ${table(3000, "inner")}
+         dd if=inner of=${path} bs=1M seek=1 conv=notrunc status=none`,
+      );
+      const device = cli("attach", "-P", path).stdout.trim();
+      const name = device.replace("/dev/", "");
+      const size = () => attribute(name, `${name}p1/size`);
+      assertEquals(size(), "1000");
+      const done = cli("set", device, "--offset", "1M");
+      assertEquals(done, { code: 0, stdout: "", stderr: "" });
+      assertEquals(size(), "3000");
+      cli("detach", device);
+    }),
+  );
+
+  it(
+    "goes on if a message cannot be written",
+    withScratch((scratch) => {
+      const device = cli("attach", scratch.image()).stdout.trim();
+      using own = new OwnDevice(); // nothing is attached to it
+      const { code } = run(
+        "bash",
+        "-c",
+        `'${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}' detach ${own.path} ${device} 2> /dev/full`,
+      );
+      assertEquals(code, 1);
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    "detaches named devices even if nothing can be selected",
+    withScratch((scratch) => {
+      const device = cli("attach", scratch.image()).stdout.trim();
+      const gone = `${scratch.path}/gone`;
+      const { code, stderr } = cli("detach", device, "--file", gone);
+      assertEquals(code, 1);
+      assertStringIncludes(stderr, "no such file or directory (ENOENT)");
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
+    ...unless(noByteArguments, "prints names that are not UTF-8 byte by byte"),
+    withScratch((scratch) => {
+      const loopdev =
+        `'${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}'`;
+      using own = new OwnDevice();
+      const printed = runOk(
+        "bash",
+        "-c",
+        `cd '${scratch.path}'; mkdir $'d\\xff'; : > $'f\\xff'
+         node=$(${loopdev} mknod ${own.path} $'d\\xff'); test "$node" = $'d\\xff/${own.name}' && rm "$node" && echo found
+         ${loopdev} attach $'f\\xff' 2>&1 || true`,
+      );
+      assertMatch(printed, /^found\n.*Cannot attach "f\ufffd": /);
+    }),
+  );
+
+  it(
     "runs a command with the devices, and detaches them however the command ends",
     withScratch((scratch) => {
       const a = scratch.image(MiB, "a");

@@ -424,6 +424,20 @@ print(subprocess.run(["bash", "-c", "losetup -J; exit $?"], stdout=writer).retur
   );
 
   it(
+    "prints the device even if a warning cannot be written",
+    withScratch(async (scratch) => {
+      const path = scratch.image(MiB + 100);
+      const { code, stdout } = run(
+        "bash",
+        "-c",
+        `'${Deno.execPath()}' run -q --no-check --allow-ffi '${PROJECT}losetup.ts' -f --show '${path}' 2> /dev/full`,
+      );
+      assertEquals([code, [stdout.trim()]], [1, scratch.devices()]);
+      await oursOk("-d", stdout.trim());
+    }),
+  );
+
+  it(
     "obeys POSIXLY_CORRECT and the locale of the environment",
     withScratch((scratch) => {
       using own = new OwnDevice();

@@ -65,6 +65,40 @@ describe("loopdev mount and unmount", onDevices, () => {
   );
 
   it(
+    "end with the status of a signal that arrives in between",
+    withScratch(async (scratch) => {
+      const { image, directory } = ext4(scratch);
+      const second = scratch.image(8 * MiB, "second.img");
+      runOk("mkfs.ext4", "-q", "-F", second);
+      const other = `${scratch.path}/other`;
+      Deno.mkdirSync(other);
+      cli("mount", image, directory);
+      cli("mount", second, other);
+      // The first directory is just being unmounted.
+      const child = new Deno.Command("strace", {
+        args: [
+          ...["-f", "-qq", "-o", `${scratch.path}/log`, "-e", "trace=umount2"],
+          ...["-e", "inject=umount2:delay_enter=1000000", Deno.execPath()],
+          ...["run", "-q", "--no-check", "--allow-ffi", CLI],
+          ...["unmount", directory, other],
+        ],
+        stdin: "null",
+        stdout: "null",
+        stderr: "piped",
+      }).spawn();
+      const children = `/proc/${child.pid}/task/${child.pid}/children`;
+      const log = `${scratch.path}/log`;
+      assert(isSoon(() => run("grep", "-q", "umount2", log).code === 0));
+      Deno.kill(Number(Deno.readTextFileSync(children).trim()), "SIGINT");
+      const { code, stderr } = await child.output();
+      assertEquals([code, new TextDecoder().decode(stderr)], [130, ""]);
+      assertEquals([isMounted(directory), isMounted(other)], [false, true]);
+      cli("unmount", other);
+      assertEquals(scratch.devices(), []);
+    }),
+  );
+
+  it(
     "accept devices, partitions and their names, and several directories",
     withScratch((scratch) => {
       const image = scratch.image(20 * MiB);

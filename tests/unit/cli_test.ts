@@ -112,6 +112,13 @@ describe("parse()", () => {
     }
   });
 
+  it("refuses a second value of an option", () => {
+    for (const args of [["-o1", "-o2"], ["--offset=1", "-o", "1"]]) {
+      assertThrows(() => parse(args, options), UsageError, "given twice");
+    }
+    assertEquals(parse(["-r", "-r"], options).flag("read-only"), true);
+  });
+
   it("parses combined letters, with a value attached", () => {
     for (const args of [["-rPo4K"], ["-rPo", "4K"], ["-rP", "-o=4K"]]) {
       const given = parse(args, options);
