@@ -93,4 +93,21 @@ describe("a call that takes long to fail", onDevices, () => {
       assert(failure.message.includes("reason is not known"), failure.message);
     }),
   );
+
+  it(
+    ...unless(
+      noStrace,
+      "does not stop the event loop at mount() without a module",
+    ),
+    withScratch((scratch) => {
+      const failure = failing(
+        "fsopen",
+        `error=ENODEV:delay_enter=${DELAY}`,
+        `error = await mount("${ext4(scratch)}", { type: "none-such" })
+           .catch((error) => error);`,
+      );
+      assertEquals([failure.code, failure.hasStopped], ["ENODEV", false]);
+      assert(failure.message.includes("no file system none-such"));
+    }),
+  );
 });
