@@ -456,7 +456,7 @@ class Search {
         continue;
       }
       // Usually the process is not blocked, and needs no second look.
-      const waiting = hasWaiting(directory)
+      const waiting = await hasWaiting(directory, this.#pace)
         ? openDirectoryAt(".", directory)
         : -1;
       const task = this.#mappingsOf(userOf(pid), fd, waiting)
