@@ -22,7 +22,15 @@ import {
 import { MountLine, unescapeOctal } from "./mounts.ts";
 import { isHung, mappedFile, readMappings, STUCK } from "./mappings.ts";
 import { allProcesses, hasWaiting, Pace, type Process } from "./processes.ts";
-import { EACCES, EAGAIN, EINVAL, ENODEV, EPERM, ESRCH } from "../sys/errno.ts";
+import {
+  EACCES,
+  EAGAIN,
+  EINVAL,
+  ENAMETOOLONG,
+  ENODEV,
+  EPERM,
+  ESRCH,
+} from "../sys/errno.ts";
 import {
   close,
   cString,
@@ -383,8 +391,10 @@ class Search {
   ): void {
     // The text of the link rules out sockets and pipes without examining the file.
     const link = readLinkBytes(name, descriptors);
-    if (typeof link === "number") return this.#note(link);
-    if (link[0] !== SLASH) return;
+    if (typeof link === "number") {
+      // Any user can make a path too long for the kernel to report.
+      if (link !== -ENAMETOOLONG) return this.#note(link);
+    } else if (link[0] !== SLASH) return;
     const stat = this.#examine(process, descriptors, name);
     if (stat === undefined) return;
     const isBlock = isBlockDevice(stat);

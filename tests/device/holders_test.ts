@@ -369,6 +369,28 @@ os.open("${path}", os.O_RDONLY)`);
   );
 
   it(
+    ...unless(
+      noPython,
+      "finds descriptors of files whose paths are too long to be read",
+    ),
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image());
+      await using process = await Python.start(`
+os.chdir("${scratch.path}")
+for _ in range(20):
+  os.mkdir("d" * 255)
+  os.chdir("d" * 255)
+os.mknod("node", 0o60600, os.stat("${a.path}").st_rdev)
+os.open("node", os.O_RDONLY)
+os.chdir("/")`);
+      const own = (await found(a)).filter((holder) =>
+        holder.kind === "process" && holder.pid === process.pid
+      );
+      assertEquals(own.length, 1);
+    }),
+  );
+
+  it(
     "does not count an O_PATH descriptor as a holder",
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
