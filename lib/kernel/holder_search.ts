@@ -305,9 +305,9 @@ class Search {
   async #mountsOf({ pid, directory }: Process): Promise<void> {
     const namespace = readLink("ns/mnt", directory);
     // A process with another root directory sees only the mounts below it.
-    const view = typeof namespace === "number"
-      ? `${pid}`
-      : `${namespace} ${readLink("root", directory)}`;
+    const root = readLink("root", directory);
+    const isKnown = typeof namespace === "string" && typeof root === "string";
+    const view = isKnown ? `${namespace} ${root}` : `${pid}`;
     if (this.#views.has(view)) return;
     this.#views.add(view);
     const lines = openLines("mountinfo", directory);
