@@ -1,6 +1,7 @@
 /** Searches for the holders of a device, within limits of time and number. */
 import {
   AT_STATX_DONT_SYNC,
+  fileSystemAt,
   isBlockDevice,
   makedev,
   statAt,
@@ -412,22 +413,28 @@ class Search {
   /**
    * Examines the target of a link in `/proc/PID` without asking a file server, and
    * records the process if the target is on the device.
+   *
+   * Files on a FUSE mount of another user cannot be examined, not even by root. They are
+   * taken for regular files, because such mounts show no devices (`nodev`).
    */
   #examine(
     process: Process,
     directory: number,
     name: string,
   ): { mode: number; rdev: number } | undefined {
-    const stat = statAt(directory, transientCString(name), AT_STATX_DONT_SYNC);
-    if (typeof stat === "number") {
-      this.#note(stat);
-      return undefined;
-    }
-    const device = this.#targets.byNumber(stat.device);
+    const path = transientCString(name);
+    const stat = statAt(directory, path, AT_STATX_DONT_SYNC);
+    const fileSystem = typeof stat === "object"
+      ? stat.device
+      : stat === -EACCES
+      ? fileSystemAt(directory, path, AT_STATX_DONT_SYNC)
+      : stat;
+    if (fileSystem < 0) this.#note(fileSystem);
+    const device = this.#targets.byNumber(fileSystem);
     if (device !== undefined) {
       this.#file(device, process, () => readLink(name, directory));
     }
-    return stat;
+    return typeof stat === "object" ? stat : undefined;
   }
 
   #file(device: string, user: User, path: () => string | number): void {
