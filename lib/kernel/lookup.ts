@@ -91,7 +91,7 @@ export class Lookup {
    * be in another mount namespace, or unmounted lazily.
    */
   canHang(path: CString): boolean {
-    if (startsWith(path, MEMORY)) return false;
+    if (isMemory(path)) return false;
     if (this.#isRemote(path)) return true;
     return this.examine(path) === undefined &&
       this.#table.hasHiddenServers(this.#wanted);
@@ -111,8 +111,9 @@ export class Lookup {
 /** Prefix that the kernel gives to files in memory. */
 const MEMORY = new TextEncoder().encode("/memfd:");
 
-function startsWith(path: CString, prefix: Uint8Array): boolean {
-  return prefix.every((byte, index) => path[index] === byte);
+/** Returns `true` for the path of a file in memory, as the kernel reports it. */
+export function isMemory(path: CString): boolean {
+  return MEMORY.every((byte, index) => path[index] === byte);
 }
 
 function found(result: Stat | number): Stat | undefined {

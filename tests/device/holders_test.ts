@@ -391,6 +391,37 @@ os.chdir("/")`);
   );
 
   it(
+    ...unless(
+      lacking("strace"),
+      "does not open other devices with files in memory",
+    ),
+    withScratch(async (scratch) => {
+      await using own = await attach(scratch.image());
+      using memory = openMemory(MiB);
+      await using other = await attach(memory);
+      const trace = `${scratch.path}/trace`;
+      const mod = new URL("../../mod.ts", import.meta.url).href;
+      runOk(
+        "strace",
+        "--follow-forks",
+        "--quiet=all",
+        `--output=${trace}`,
+        "--trace=openat,openat2",
+        Deno.execPath(),
+        "eval",
+        "--quiet",
+        `const { holders } = await import("${mod}");
+         await holders("${own.path}");`,
+      );
+      const opened = Deno.readTextFileSync(trace).split("\n");
+      const examined = `/sys/devices/virtual/block/${other.loop.name}/`;
+      assert(opened.some((line) => line.includes(examined)), "it was not seen");
+      const node = `"${other.path}"`;
+      assertEquals(opened.filter((line) => line.includes(node)), []);
+    }),
+  );
+
+  it(
     "does not count an O_PATH descriptor as a holder",
     withScratch(async (scratch) => {
       await using a = await attach(scratch.image());
