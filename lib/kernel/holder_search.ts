@@ -65,6 +65,8 @@ const MAX_MOUNT_BYTES = 64 << 20;
 interface SearchOptions {
   /** Include processes that use files of a mounted file system. */
   readonly withUsers?: boolean;
+  /** Ends the search early, with what was found by then. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Finds the holders of a device. */
@@ -148,7 +150,7 @@ class Search {
   readonly #withUsers: boolean;
   readonly #found: Holder[] = [];
   readonly #counts = new Map<Holder["kind"], number>();
-  readonly #pace = new Pace();
+  readonly #pace: Pace;
   readonly #btrfs: Btrfs;
   readonly #ownNamespace: string | number = readLink("/proc/self/ns/mnt");
   /** The process being examined. */
@@ -171,8 +173,9 @@ class Search {
    */
   readonly #files = new Map<string, Holder>();
 
-  constructor(targets: Targets, { withUsers = false }: SearchOptions) {
+  constructor(targets: Targets, { withUsers = false, signal }: SearchOptions) {
     this.#targets = targets;
+    this.#pace = new Pace(signal);
     this.#withUsers = withUsers;
     this.#btrfs = new Btrfs(targets.entries());
   }

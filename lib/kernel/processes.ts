@@ -15,10 +15,16 @@ const MAX_TIME = 3000;
 /** Limits the time of a search, and lets the event loop run in between. */
 export class Pace extends Slices {
   readonly #deadline = performance.now() + MAX_TIME;
+  readonly #signal: AbortSignal | undefined;
 
-  /** `true` if the time is up. */
+  constructor(signal?: AbortSignal) {
+    super();
+    this.#signal = signal;
+  }
+
+  /** `true` if the time is up, or nobody waits for the result any longer. */
   get isOver(): boolean {
-    return performance.now() > this.#deadline;
+    return performance.now() > this.#deadline || this.#signal?.aborted === true;
   }
 }
 
