@@ -313,12 +313,13 @@ class Search {
     const isKnown = typeof namespace === "string" && typeof root === "string";
     const view = isKnown ? `${namespace} ${root}` : `${pid}`;
     if (this.#views.has(view)) return;
-    this.#views.add(view);
     const lines = openLines("mountinfo", directory);
     if (typeof lines === "number") {
       return this.#maySkip(lines, `/proc/${pid}/mountinfo`);
     }
     using reader = lines;
+    // If the process has exited before that, another one may have the same view.
+    this.#views.add(view);
     const whose = namespace === this.#ownNamespace ? undefined : pid;
     while (!this.#pace.isOver) {
       const line = reader.next();
