@@ -204,7 +204,7 @@ class Search {
 
   async *#processes(): AsyncGenerator<Process> {
     for await (const process of allProcesses(this.#pace)) {
-      if (this.#pace.isOver) break;
+      if (this.#stopsHere()) break;
       if (typeof process === "number") {
         if (process === -EAGAIN) this.#isComplete = false; // too many threads
         else this.#maySkip(process, "/proc");
@@ -214,7 +214,14 @@ class Search {
       yield process;
       this.#current = undefined;
     }
-    if (this.#pace.isOver) this.#isComplete = false;
+    this.#stopsHere(); // the enumeration may have ended early, too
+  }
+
+  /** Returns `true` if the time is up. The search is then incomplete. */
+  #stopsHere(): boolean {
+    const isOver = this.#pace.isOver;
+    if (isOver) this.#isComplete = false;
+    return isOver;
   }
 
   #add(holder: Holder): void {
@@ -280,7 +287,7 @@ class Search {
   async #upperDevices(): Promise<void> {
     const rdevs = new Set(this.#targets.entries().map(([rdev]) => rdev));
     for (const upper of devicesOnTop(rdevs)) {
-      if (this.#pace.isOver) break;
+      if (this.#stopsHere()) break;
       if (this.#pace.isTired) await this.#pace.breathe();
       const device = upper && this.#targets.byNumber(upper.rdev);
       if (device === undefined) continue;
@@ -321,7 +328,7 @@ class Search {
     // If the process has exited before that, another one may have the same view.
     this.#views.add(view);
     const whose = namespace === this.#ownNamespace ? undefined : pid;
-    while (!this.#pace.isOver) {
+    while (!this.#stopsHere()) {
       const line = reader.next();
       if (line === undefined) break;
       if (typeof line === "number") {
@@ -384,7 +391,7 @@ class Search {
       }
       count += names.length;
       if (count > MAX_DESCRIPTORS) this.#isComplete = false;
-      if (count > MAX_DESCRIPTORS || this.#pace.isOver) return;
+      if (count > MAX_DESCRIPTORS || this.#stopsHere()) return;
       if (this.#pace.isTired) await this.#pace.breathe();
     }
   }
@@ -512,7 +519,7 @@ class Search {
       }
       count += lines.length;
       if (count > MAX_MAPPINGS) this.#isComplete = false;
-      if (count > MAX_MAPPINGS || this.#pace.isOver) break;
+      if (count > MAX_MAPPINGS || this.#stopsHere()) break;
       if (this.#pace.isTired) await this.#pace.breathe();
     }
     for (const device of own) this.#addMapping(device, user);

@@ -39,6 +39,7 @@ import {
 } from "./support.ts";
 
 const MiB = 1 << 20;
+const MOD = new URL("../../mod.ts", import.meta.url).href;
 
 /** Returns the holders of a device. */
 async function found(device: DeviceRef): Promise<Holder[]> {
@@ -400,7 +401,6 @@ os.chdir("/")`);
       using memory = openMemory(MiB);
       await using other = await attach(memory);
       const trace = `${scratch.path}/trace`;
-      const mod = new URL("../../mod.ts", import.meta.url).href;
       runOk(
         "strace",
         "--follow-forks",
@@ -410,7 +410,7 @@ os.chdir("/")`);
         Deno.execPath(),
         "eval",
         "--quiet",
-        `const { holders } = await import("${mod}");
+        `const { holders } = await import("${MOD}");
          await holders("${own.path}");`,
       );
       const opened = Deno.readTextFileSync(trace).split("\n");
@@ -418,6 +418,34 @@ os.chdir("/")`);
       assert(opened.some((line) => line.includes(examined)), "it was not seen");
       const node = `"${other.path}"`;
       assertEquals(opened.filter((line) => line.includes(node)), []);
+    }),
+  );
+
+  it(
+    "is incomplete if the time is up while mappings are still being read",
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image());
+      // Without kernel threads, which have no mappings, a reader is always left when the
+      // search waits for all of them.
+      const printed = runOk(
+        "unshare",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        Deno.execPath(),
+        "eval",
+        "--quiet",
+        `const { holders } = await import("${MOD}");
+         console.log((await holders("${a.path}")).complete);
+         const { all } = Promise;
+         const { now } = performance;
+         Promise.all = (promises) => {
+           performance.now = () => now.call(performance) + 60_000;
+           return all.call(Promise, promises);
+         };
+         console.log((await holders("${a.path}")).complete);`,
+      );
+      assertEquals(printed, "true\nfalse");
     }),
   );
 
