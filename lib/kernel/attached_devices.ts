@@ -145,11 +145,12 @@ export interface UpperDevice {
  */
 export function* devicesOnTop(
   rdevs: ReadonlySet<number>,
+  lookup: Lookup,
 ): Generator<UpperDevice | undefined> {
   const isWanted = ({ rdev }: Identity) => rdev !== 0 && rdevs.has(rdev);
   // Files in memory are regular ones, and their names lead nowhere, so every device with
   // one would be opened. That delays a detach by its owner.
-  for (const found of searchBacked(isWanted, new Lookup(), isDeletedMemory)) {
+  for (const found of searchBacked(isWanted, lookup, isDeletedMemory)) {
     yield found && { name: found.record.device.name, rdev: found.file.rdev };
   }
 }

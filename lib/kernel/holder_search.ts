@@ -151,6 +151,7 @@ class Search {
   readonly #found: Holder[] = [];
   readonly #counts = new Map<Holder["kind"], number>();
   readonly #pace: Pace;
+  readonly #lookup = new Lookup();
   readonly #btrfs: Btrfs;
   readonly #ownNamespace: string | number = readLink("/proc/self/ns/mnt");
   /** The process being examined. */
@@ -177,10 +178,11 @@ class Search {
     this.#targets = targets;
     this.#pace = new Pace(signal);
     this.#withUsers = withUsers;
-    this.#btrfs = new Btrfs(targets.entries());
+    this.#btrfs = new Btrfs(targets.entries(), this.#lookup);
   }
 
   async run(): Promise<Holders> {
+    await this.#lookup.prepare(this.#pace);
     this.#blocks();
     await this.#upperDevices();
     this.#swaps();
@@ -286,7 +288,7 @@ class Search {
   /** Adds other loop devices on top of the device, which register themselves nowhere. */
   async #upperDevices(): Promise<void> {
     const rdevs = new Set(this.#targets.entries().map(([rdev]) => rdev));
-    for (const upper of devicesOnTop(rdevs)) {
+    for (const upper of devicesOnTop(rdevs, this.#lookup)) {
       if (this.#stopsHere()) break;
       if (this.#pace.isTired) await this.#pace.breathe();
       const device = upper && this.#targets.byNumber(upper.rdev);
@@ -302,11 +304,10 @@ class Search {
       throwUnless(GONE, text, path); // a kernel without swap
       return;
     }
-    const lookup = new Lookup();
     for (const line of text.split("\n").slice(1)) {
       const [name = "", type] = line.split(/\s+/);
       if (type !== "partition") continue;
-      const stat = lookup.examine(cString(unescapeOctal(name)));
+      const stat = this.#lookup.examine(cString(unescapeOctal(name)));
       const device = stat && this.#targets.byNumber(stat.rdev);
       if (device !== undefined) this.#add({ kind: "swap", device });
     }

@@ -27,6 +27,7 @@ import {
   RESOLVE_NO_SYMLINKS,
 } from "../sys/libc.ts";
 import { listDirectory, readWhole } from "../sys/sysfs.ts";
+import type { Slices } from "../waiting.ts";
 
 /**
  * Errors of a lookup that this process has to solve. All others mean that the path
@@ -61,6 +62,24 @@ export class Lookup {
   /** `wanted` is a file system that the caller has already waited for. */
   constructor(wanted?: number) {
     this.#wanted = wanted;
+  }
+
+  /**
+   * Reads the table of mounts before its first use, and lets the event loop run in
+   * between: it can have tens of thousands of lines.
+   *
+   * @throws {LoopError} If no descriptors or memory are left.
+   */
+  async prepare(slices: Slices): Promise<void> {
+    const reading = readMounts();
+    for (;;) {
+      const { done, value } = reading.next();
+      if (done) {
+        this.#mounts = value;
+        return;
+      }
+      if (slices.isTired) await slices.breathe();
+    }
   }
 
   /**
@@ -104,7 +123,7 @@ export class Lookup {
   }
 
   get #table(): MountTable {
-    return this.#mounts ??= readMounts();
+    return this.#mounts ??= resultOf(readMounts());
   }
 }
 
@@ -216,7 +235,8 @@ function localTypes(): Set<string> {
   return types;
 }
 
-function readMounts(): MountTable {
+/** Reads the mounts of this process, and yields after each one. */
+function* readMounts(): Generator<undefined, MountTable> {
   const local = localTypes();
   const byTarget = new Map<string, Mounted>();
   let count = 0;
@@ -228,6 +248,7 @@ function readMounts(): MountTable {
         isLocal: local.has(mount.type),
       });
       count++;
+      yield undefined;
     }
   } catch (error) {
     if (!(error instanceof LoopError) || isOurs(error.errno)) throw error;
@@ -236,4 +257,12 @@ function readMounts(): MountTable {
   return count < MAX_MOUNTS
     ? new MountTable(byTarget)
     : new MountTable(new Map(), { device: 0, isLocal: false });
+}
+
+/** Runs a generator to its end, and returns the result. */
+function resultOf<T>(generator: Generator<undefined, T>): T {
+  for (;;) {
+    const { done, value } = generator.next();
+    if (done) return value;
+  }
 }

@@ -2,6 +2,7 @@
 import { FileDescriptor } from "@loopdev/loopdev";
 import { assert, assertEquals } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { Lookup } from "../../lib/kernel/lookup.ts";
 import { allProcesses, hasWaiting, Pace } from "../../lib/kernel/processes.ts";
 import { openDirectoryAt } from "../../lib/sys/sysfs.ts";
 import { onDevices } from "./support.ts";
@@ -46,5 +47,12 @@ describe("the event loop", onDevices, () => {
       } else if (process.pid !== Deno.pid) break;
     }
     assert(pace.count - before! > 2, `${pace.count} of ${threadsOf(Deno.pid)}`);
+  });
+
+  it("can run between the mounts that are read before paths are looked up", async () => {
+    const pace = new Counted();
+    await new Lookup().prepare(pace);
+    const mounts = Deno.readTextFileSync("/proc/self/mountinfo").split("\n");
+    assert(pace.count > 2, `${pace.count} of ${mounts.length}`);
   });
 });
