@@ -326,7 +326,7 @@ export class Attachment implements AsyncDisposable {
     if (this.#state.is === "attached" && this.#loop.fd !== -1) {
       if (waiting.ifUnused) {
         await this.#settleTransfers(); // our own transfers are not other users
-        await refuseUsed(this.#loop);
+        await refuseUsed(this.#loop, waiting.signal);
       }
     }
     // Checked again: another call of detach() may have come first.

@@ -139,7 +139,7 @@ export async function detachBinding(
 ): Promise<void> {
   const waiting = checkDetachOptions(options);
   using loop = openAttached(device, "detach", backing);
-  if (waiting.ifUnused) await refuseUsed(loop);
+  if (waiting.ifUnused) await refuseUsed(loop, waiting.signal);
   const mayLeaveNodes = lacksNodes(loop.minor);
   const released = await release(loop);
   if (!waiting.lazy && !isFreeNow(released)) await untilFree(released, waiting);
@@ -171,16 +171,20 @@ export async function untilFree(
   device: Released,
   waiting: WaitOptions,
 ): Promise<void> {
-  if (!await isFreeWithin(device, waiting)) throw await busyError(device);
+  if (await isFreeWithin(device, waiting)) return;
+  throw await busyError(device, waiting.signal);
 }
 
 /**
  * Throws {@linkcode LoopBusyError} if anything but this Loop uses the device, or may
  * use it.
  */
-export async function refuseUsed(loop: Loop): Promise<void> {
+export async function refuseUsed(
+  loop: Loop,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   const { minor, path } = loop;
-  const { holders, complete } = await holdersOrNone(minor);
+  const { holders, complete } = await holdersOrNone(minor, signal);
   // In a PID namespace, /proc may belong to another namespace.
   const self = Number(readLink("/proc/self"));
   const own = ownDescriptors(loop);
@@ -201,8 +205,9 @@ export async function refuseUsed(loop: Loop): Promise<void> {
 
 async function busyError(
   { minor, path, failure }: Released,
+  signal: AbortSignal | undefined,
 ): Promise<LoopBusyError> {
-  const found = await holdersOrNone(minor);
+  const found = await holdersOrNone(minor, signal);
   const { holders } = found;
   const who = describeHolders(found);
   if (holders.length === 0) who.unshift("another process has it open");
@@ -219,12 +224,21 @@ async function busyError(
   });
 }
 
-/** Finds the holders of a device. An error must not hide that the device is busy. */
-async function holdersOrNone(minor: number): Promise<Holders> {
+/**
+ * Finds the holders of a device. An error must not hide that the device is busy, but
+ * rejects when the signal is aborted.
+ */
+async function holdersOrNone(
+  minor: number,
+  signal: AbortSignal | undefined,
+): Promise<Holders> {
+  let found: Holders = { holders: [], complete: false };
   try {
     const { findHolders } = await import("./kernel/holder_search.ts");
-    return await findHolders(minor);
+    found = await findHolders(minor, { signal });
   } catch {
-    return { holders: [], complete: false };
+    // the device is busy nonetheless
   }
+  signal?.throwIfAborted();
+  return found;
 }

@@ -102,12 +102,16 @@ export class MountedFileSystem extends Mounted {
   ): Promise<void> {
     const ended = abortable(previous.then(() => true), signal);
     const isOver = await within(ended, Math.min(timeout, MAX_TIMER));
-    if (!isOver) throw await this.#busy("an earlier unmount still waits");
+    if (!isOver) {
+      throw await this.#busy("an earlier unmount still waits", signal);
+    }
   }
 
   async #unmount(waiting: ResolvedDetachOptions): Promise<void> {
     if (this.#state === "unmounted") return;
-    if (this.#state === "mounted" && waiting.ifUnused) await this.#refuseUsed();
+    if (this.#state === "mounted" && waiting.ifUnused) {
+      await this.#refuseUsed(waiting.signal);
+    }
     const start = performance.now();
     const left = (): WaitOptions => ({
       timeout: Math.max(0, waiting.timeout - (performance.now() - start)),
@@ -130,7 +134,9 @@ export class MountedFileSystem extends Mounted {
     const place = this.#place;
     if (place instanceof PrivateMount) return await place.close();
     const looks = await pollUntil(() => place.unmount(isLazy), waiting);
-    if (looks === undefined) throw await this.#busy("it stays mounted");
+    if (looks === undefined) {
+      throw await this.#busy("it stays mounted", waiting.signal);
+    }
   }
 
   /** Waits until the file system is released, and until the device is free if it was attached for the mount. */
@@ -140,7 +146,8 @@ export class MountedFileSystem extends Mounted {
     const isReleased = () => isSourceReleased(this.#source);
     if (isLazy) return isReleased();
     if (await pollUntil(isReleased, waiting) !== undefined) return true;
-    throw await this.#busy("the kernel unmounts it when they let go");
+    const { signal } = waiting;
+    throw await this.#busy("the kernel unmounts it when they let go", signal);
   }
 
   async #detach(isLazy: boolean, waiting: WaitOptions): Promise<boolean> {
@@ -154,19 +161,16 @@ export class MountedFileSystem extends Mounted {
         throw error;
       }
       if (error.cause instanceof LoopError) this.#failure ??= error.cause;
-      throw await this.#busy("the kernel detaches it when they let go");
+      const { signal } = waiting;
+      throw await this.#busy("the kernel detaches it when they let go", signal);
     }
   }
 
-  async #refuseUsed(): Promise<void> {
-    const { minor } = this.#source;
-    const { holders, complete } = await usersOf(
-      minor,
-      this.source,
-      this.#place,
-    );
+  async #refuseUsed(signal: AbortSignal | undefined): Promise<void> {
+    const { holders, complete } = await this.#usersOf("mounted", signal);
     const isUsedHere = this.#place instanceof PrivateMount &&
       await this.#place.isUsedHere();
+    signal?.throwIfAborted();
     if (holders.length === 0 && complete && !isUsedHere) return;
     const words = describeUsers(holders, complete);
     if (isUsedHere) {
@@ -180,13 +184,13 @@ export class MountedFileSystem extends Mounted {
     return (await this.#users()).words;
   }
 
-  async #users(): Promise<{ holders: Holder[]; words: string[] }> {
+  async #users(
+    signal?: AbortSignal,
+  ): Promise<{ holders: Holder[]; words: string[] }> {
     const isMounted = this.#state === "mounted";
-    const { holders, complete, within } = await usersOf(
-      this.#source.minor,
-      this.source,
-      this.#place,
+    const { holders, complete, within } = await this.#usersOf(
       isMounted ? "mounted" : "unmounted",
+      signal,
     );
     const words = isMounted
       ? describeUsers(holders, complete)
@@ -198,8 +202,22 @@ export class MountedFileSystem extends Mounted {
     return { holders, words };
   }
 
-  async #busy(consequence: string): Promise<LoopBusyError> {
-    const { holders, words } = await this.#users();
+  /** Finds the users, as far as the signal leaves time for it. */
+  async #usersOf(
+    state: "mounted" | "unmounted",
+    signal: AbortSignal | undefined,
+  ): Promise<Users> {
+    const { minor } = this.#source;
+    return await usersOf(minor, this.source, this.#place, { state, signal });
+  }
+
+  /** Makes the error for a file system in use. Rejects when the signal is aborted. */
+  async #busy(
+    consequence: string,
+    signal: AbortSignal | undefined,
+  ): Promise<LoopBusyError> {
+    const { holders, words } = await this.#users(signal);
+    signal?.throwIfAborted();
     return this.#busyError(holders, [...words, consequence]);
   }
 
@@ -303,14 +321,20 @@ async function usersOf(
   minor: number,
   source: string,
   place: PrivateMount | PublicMount,
-  state: "mounted" | "unmounted" = "mounted",
+  { state, signal }: {
+    readonly state: "mounted" | "unmounted";
+    readonly signal: AbortSignal | undefined;
+  },
 ): Promise<Users> {
   try {
     const { findHolders } = await import("./kernel/holder_search.ts");
     if (state === "unmounted") {
-      return { ...await findHolders(minor), within: [] };
+      return { ...await findHolders(minor, { signal }), within: [] };
     }
-    const { holders, complete } = await findHolders(minor, { withUsers: true });
+    const { holders, complete } = await findHolders(minor, {
+      withUsers: true,
+      signal,
+    });
     const users = holders.filter((holder) =>
       nameOf(holder.device) === nameOf(source) && isUser(holder, place)
     );

@@ -11,7 +11,7 @@ import {
   isBound,
   throwUnless,
 } from "./loop_sysfs.ts";
-import { isOurs, Lookup } from "./lookup.ts";
+import { isMemory, isOurs, Lookup } from "./lookup.ts";
 import { openLoop } from "./nodes.ts";
 import type { LoopInfo64 } from "../sys/loop_uapi.ts";
 import { ENAMETOOLONG, ENOENT } from "../sys/errno.ts";
@@ -145,11 +145,19 @@ export interface UpperDevice {
  */
 export function* devicesOnTop(
   rdevs: ReadonlySet<number>,
+  lookup: Lookup,
 ): Generator<UpperDevice | undefined> {
   const isWanted = ({ rdev }: Identity) => rdev !== 0 && rdevs.has(rdev);
-  for (const found of searchBacked(isWanted, new Lookup())) {
+  // Files in memory are regular ones, and their names lead nowhere, so every device with
+  // one would be opened. That delays a detach by its owner.
+  for (const found of searchBacked(isWanted, lookup, isDeletedMemory)) {
     yield found && { name: found.record.device.name, rdev: found.file.rdev };
   }
+}
+
+/** Returns `true` for a file in memory, and not for a node in `/` with such a name. */
+function isDeletedMemory(path: CString): boolean {
+  return isMemory(path) && endsInDeleted(path);
 }
 
 interface Backed {
@@ -160,9 +168,10 @@ interface Backed {
 function* searchBacked(
   isWanted: (file: Identity) => boolean,
   lookup: Lookup,
+  isRuledOut: (path: CString) => boolean = () => false,
 ): Generator<Backed | undefined> {
   for (const minor of existingMinors()) {
-    const record = mayBeBackedBy(minor, isWanted, lookup)
+    const record = mayBeBackedBy(minor, isWanted, lookup, isRuledOut)
       ? readDevice(minor, lookup)
       : undefined;
     const file = record && backingFileOf(record, isWanted, lookup);
@@ -175,6 +184,7 @@ function mayBeBackedBy(
   minor: number,
   isWanted: (file: Identity) => boolean,
   lookup: Lookup,
+  isRuledOut: (path: CString) => boolean,
 ): boolean {
   const path = `${BLOCK}/loop${minor}/loop/backing_file`;
   const bytes = readBytes(path);
@@ -183,6 +193,7 @@ function mayBeBackedBy(
     return bytes === -ENAMETOOLONG || isBound(minor);
   }
   const backing = terminated(bytes);
+  if (isRuledOut(backing)) return false;
   const stat = lookup.examine(backing);
   if (stat !== undefined && isWanted(identityOf(stat))) return true;
   // If the path leads nowhere or is marked deleted, ask the device itself.

@@ -3,7 +3,7 @@
  * their own.
  */
 import { isBlockDevice, makedev } from "../sys/stat.ts";
-import { Lookup } from "./lookup.ts";
+import type { Lookup } from "./lookup.ts";
 import type { MountLine } from "./mounts.ts";
 import { cString } from "../sys/libc.ts";
 import { listDirectory, readText } from "../sys/sysfs.ts";
@@ -31,6 +31,7 @@ const MAX_UNKNOWN = 1000;
 /** The Btrfs file systems on the devices of a search. */
 export class Btrfs {
   readonly #targets: ReadonlyMap<number, string>;
+  readonly #lookup: Lookup;
   readonly #all: FileSystem[];
   /**
    * File systems by the device number of their mounts; `undefined` if it is not a Btrfs
@@ -39,7 +40,8 @@ export class Btrfs {
   readonly #byNumber = new Map<number, FileSystem | undefined>();
   readonly #unknown = new Map<number, Omit<Mounted, "device">[]>();
 
-  constructor(targets: [number: number, path: string][]) {
+  constructor(targets: [number: number, path: string][], lookup: Lookup) {
+    this.#lookup = lookup;
     this.#targets = new Map(targets);
     const all = fileSystems();
     this.#all = all.some((one) => this.#devicesOn(one).length > 0) ? all : [];
@@ -74,7 +76,7 @@ export class Btrfs {
     const name = source.replace("/dev/", "");
     const found = this.#all.find(({ names }) => names.has(name));
     if (found !== undefined) return found;
-    const stat = new Lookup().examine(cString(source)); // a node outside /dev
+    const stat = this.#lookup.examine(cString(source)); // a node outside /dev
     return stat === undefined || !isBlockDevice(stat)
       ? undefined
       : this.#all.find(({ numbers }) => numbers.has(stat.rdev));

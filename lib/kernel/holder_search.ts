@@ -1,6 +1,7 @@
 /** Searches for the holders of a device, within limits of time and number. */
 import {
   AT_STATX_DONT_SYNC,
+  fileSystemAt,
   isBlockDevice,
   makedev,
   statAt,
@@ -22,7 +23,15 @@ import {
 import { MountLine, unescapeOctal } from "./mounts.ts";
 import { isHung, mappedFile, readMappings, STUCK } from "./mappings.ts";
 import { allProcesses, hasWaiting, Pace, type Process } from "./processes.ts";
-import { EACCES, EAGAIN, EINVAL, ENODEV, EPERM, ESRCH } from "../sys/errno.ts";
+import {
+  EACCES,
+  EAGAIN,
+  EINVAL,
+  ENAMETOOLONG,
+  ENODEV,
+  EPERM,
+  ESRCH,
+} from "../sys/errno.ts";
 import {
   close,
   cString,
@@ -56,6 +65,8 @@ const MAX_MOUNT_BYTES = 64 << 20;
 interface SearchOptions {
   /** Include processes that use files of a mounted file system. */
   readonly withUsers?: boolean;
+  /** Ends the search early, with what was found by then. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Finds the holders of a device. */
@@ -139,7 +150,8 @@ class Search {
   readonly #withUsers: boolean;
   readonly #found: Holder[] = [];
   readonly #counts = new Map<Holder["kind"], number>();
-  readonly #pace = new Pace();
+  readonly #pace: Pace;
+  readonly #lookup = new Lookup();
   readonly #btrfs: Btrfs;
   readonly #ownNamespace: string | number = readLink("/proc/self/ns/mnt");
   /** The process being examined. */
@@ -162,13 +174,15 @@ class Search {
    */
   readonly #files = new Map<string, Holder>();
 
-  constructor(targets: Targets, { withUsers = false }: SearchOptions) {
+  constructor(targets: Targets, { withUsers = false, signal }: SearchOptions) {
     this.#targets = targets;
+    this.#pace = new Pace(signal);
     this.#withUsers = withUsers;
-    this.#btrfs = new Btrfs(targets.entries());
+    this.#btrfs = new Btrfs(targets.entries(), this.#lookup);
   }
 
   async run(): Promise<Holders> {
+    await this.#lookup.prepare(this.#pace);
     this.#blocks();
     await this.#upperDevices();
     this.#swaps();
@@ -192,7 +206,7 @@ class Search {
 
   async *#processes(): AsyncGenerator<Process> {
     for await (const process of allProcesses(this.#pace)) {
-      if (this.#pace.isOver) break;
+      if (this.#stopsHere()) break;
       if (typeof process === "number") {
         if (process === -EAGAIN) this.#isComplete = false; // too many threads
         else this.#maySkip(process, "/proc");
@@ -202,7 +216,14 @@ class Search {
       yield process;
       this.#current = undefined;
     }
-    if (this.#pace.isOver) this.#isComplete = false;
+    this.#stopsHere(); // the enumeration may have ended early, too
+  }
+
+  /** Returns `true` if the time is up. The search is then incomplete. */
+  #stopsHere(): boolean {
+    const isOver = this.#pace.isOver;
+    if (isOver) this.#isComplete = false;
+    return isOver;
   }
 
   #add(holder: Holder): void {
@@ -267,8 +288,8 @@ class Search {
   /** Adds other loop devices on top of the device, which register themselves nowhere. */
   async #upperDevices(): Promise<void> {
     const rdevs = new Set(this.#targets.entries().map(([rdev]) => rdev));
-    for (const upper of devicesOnTop(rdevs)) {
-      if (this.#pace.isOver) break;
+    for (const upper of devicesOnTop(rdevs, this.#lookup)) {
+      if (this.#stopsHere()) break;
       if (this.#pace.isTired) await this.#pace.breathe();
       const device = upper && this.#targets.byNumber(upper.rdev);
       if (device === undefined) continue;
@@ -283,11 +304,10 @@ class Search {
       throwUnless(GONE, text, path); // a kernel without swap
       return;
     }
-    const lookup = new Lookup();
     for (const line of text.split("\n").slice(1)) {
       const [name = "", type] = line.split(/\s+/);
       if (type !== "partition") continue;
-      const stat = lookup.examine(cString(unescapeOctal(name)));
+      const stat = this.#lookup.examine(cString(unescapeOctal(name)));
       const device = stat && this.#targets.byNumber(stat.rdev);
       if (device !== undefined) this.#add({ kind: "swap", device });
     }
@@ -297,18 +317,19 @@ class Search {
   async #mountsOf({ pid, directory }: Process): Promise<void> {
     const namespace = readLink("ns/mnt", directory);
     // A process with another root directory sees only the mounts below it.
-    const view = typeof namespace === "number"
-      ? `${pid}`
-      : `${namespace} ${readLink("root", directory)}`;
+    const root = readLink("root", directory);
+    const isKnown = typeof namespace === "string" && typeof root === "string";
+    const view = isKnown ? `${namespace} ${root}` : `${pid}`;
     if (this.#views.has(view)) return;
-    this.#views.add(view);
     const lines = openLines("mountinfo", directory);
     if (typeof lines === "number") {
       return this.#maySkip(lines, `/proc/${pid}/mountinfo`);
     }
     using reader = lines;
+    // If the process has exited before that, another one may have the same view.
+    this.#views.add(view);
     const whose = namespace === this.#ownNamespace ? undefined : pid;
-    while (!this.#pace.isOver) {
+    while (!this.#stopsHere()) {
       const line = reader.next();
       if (line === undefined) break;
       if (typeof line === "number") {
@@ -371,7 +392,7 @@ class Search {
       }
       count += names.length;
       if (count > MAX_DESCRIPTORS) this.#isComplete = false;
-      if (count > MAX_DESCRIPTORS || this.#pace.isOver) return;
+      if (count > MAX_DESCRIPTORS || this.#stopsHere()) return;
       if (this.#pace.isTired) await this.#pace.breathe();
     }
   }
@@ -383,8 +404,10 @@ class Search {
   ): void {
     // The text of the link rules out sockets and pipes without examining the file.
     const link = readLinkBytes(name, descriptors);
-    if (typeof link === "number") return this.#note(link);
-    if (link[0] !== SLASH) return;
+    if (typeof link === "number") {
+      // Any user can make a path too long for the kernel to report.
+      if (link !== -ENAMETOOLONG) return this.#note(link);
+    } else if (link[0] !== SLASH) return;
     const stat = this.#examine(process, descriptors, name);
     if (stat === undefined) return;
     const isBlock = isBlockDevice(stat);
@@ -402,22 +425,28 @@ class Search {
   /**
    * Examines the target of a link in `/proc/PID` without asking a file server, and
    * records the process if the target is on the device.
+   *
+   * Files on a FUSE mount of another user cannot be examined, not even by root. They are
+   * taken for regular files, because such mounts show no devices (`nodev`).
    */
   #examine(
     process: Process,
     directory: number,
     name: string,
   ): { mode: number; rdev: number } | undefined {
-    const stat = statAt(directory, transientCString(name), AT_STATX_DONT_SYNC);
-    if (typeof stat === "number") {
-      this.#note(stat);
-      return undefined;
-    }
-    const device = this.#targets.byNumber(stat.device);
+    const path = transientCString(name);
+    const stat = statAt(directory, path, AT_STATX_DONT_SYNC);
+    const fileSystem = typeof stat === "object"
+      ? stat.device
+      : stat === -EACCES
+      ? fileSystemAt(directory, path, AT_STATX_DONT_SYNC)
+      : stat;
+    if (fileSystem < 0) this.#note(fileSystem);
+    const device = this.#targets.byNumber(fileSystem);
     if (device !== undefined) {
       this.#file(device, process, () => readLink(name, directory));
     }
-    return stat;
+    return typeof stat === "object" ? stat : undefined;
   }
 
   #file(device: string, user: User, path: () => string | number): void {
@@ -456,7 +485,7 @@ class Search {
         continue;
       }
       // Usually the process is not blocked, and needs no second look.
-      const waiting = hasWaiting(directory)
+      const waiting = await hasWaiting(directory, this.#pace)
         ? openDirectoryAt(".", directory)
         : -1;
       const task = this.#mappingsOf(userOf(pid), fd, waiting)
@@ -491,7 +520,7 @@ class Search {
       }
       count += lines.length;
       if (count > MAX_MAPPINGS) this.#isComplete = false;
-      if (count > MAX_MAPPINGS || this.#pace.isOver) break;
+      if (count > MAX_MAPPINGS || this.#stopsHere()) break;
       if (this.#pace.isTired) await this.#pace.breathe();
     }
     for (const device of own) this.#addMapping(device, user);

@@ -27,6 +27,7 @@ import {
   RESOLVE_NO_SYMLINKS,
 } from "../sys/libc.ts";
 import { listDirectory, readWhole } from "../sys/sysfs.ts";
+import type { Slices } from "../waiting.ts";
 
 /**
  * Errors of a lookup that this process has to solve. All others mean that the path
@@ -64,6 +65,24 @@ export class Lookup {
   }
 
   /**
+   * Reads the table of mounts before its first use, and lets the event loop run in
+   * between: it can have tens of thousands of lines.
+   *
+   * @throws {LoopError} If no descriptors or memory are left.
+   */
+  async prepare(slices: Slices): Promise<void> {
+    const reading = readMounts();
+    for (;;) {
+      const { done, value } = reading.next();
+      if (done) {
+        this.#mounts = value;
+        return;
+      }
+      if (slices.isTired) await slices.breathe();
+    }
+  }
+
+  /**
    * Examines the target of a path without symbolic links. Returns `undefined` if there
    * is none, or if finding out could mean waiting.
    *
@@ -91,7 +110,7 @@ export class Lookup {
    * be in another mount namespace, or unmounted lazily.
    */
   canHang(path: CString): boolean {
-    if (startsWith(path, MEMORY)) return false;
+    if (isMemory(path)) return false;
     if (this.#isRemote(path)) return true;
     return this.examine(path) === undefined &&
       this.#table.hasHiddenServers(this.#wanted);
@@ -104,15 +123,16 @@ export class Lookup {
   }
 
   get #table(): MountTable {
-    return this.#mounts ??= readMounts();
+    return this.#mounts ??= resultOf(readMounts());
   }
 }
 
 /** Prefix that the kernel gives to files in memory. */
 const MEMORY = new TextEncoder().encode("/memfd:");
 
-function startsWith(path: CString, prefix: Uint8Array): boolean {
-  return prefix.every((byte, index) => path[index] === byte);
+/** Returns `true` for the path of a file in memory, as the kernel reports it. */
+export function isMemory(path: CString): boolean {
+  return MEMORY.every((byte, index) => path[index] === byte);
 }
 
 function found(result: Stat | number): Stat | undefined {
@@ -215,7 +235,8 @@ function localTypes(): Set<string> {
   return types;
 }
 
-function readMounts(): MountTable {
+/** Reads the mounts of this process, and yields after each one. */
+function* readMounts(): Generator<undefined, MountTable> {
   const local = localTypes();
   const byTarget = new Map<string, Mounted>();
   let count = 0;
@@ -227,6 +248,7 @@ function readMounts(): MountTable {
         isLocal: local.has(mount.type),
       });
       count++;
+      yield undefined;
     }
   } catch (error) {
     if (!(error instanceof LoopError) || isOurs(error.errno)) throw error;
@@ -235,4 +257,12 @@ function readMounts(): MountTable {
   return count < MAX_MOUNTS
     ? new MountTable(byTarget)
     : new MountTable(new Map(), { device: 0, isLocal: false });
+}
+
+/** Runs a generator to its end, and returns the result. */
+function resultOf<T>(generator: Generator<undefined, T>): T {
+  for (;;) {
+    const { done, value } = generator.next();
+    if (done) return value;
+  }
 }

@@ -12,7 +12,7 @@ import {
   openPathAsync,
   preadAsync,
 } from "../sys/libc.ts";
-import { sleep, within } from "../waiting.ts";
+import { sleep, Slices, within } from "../waiting.ts";
 import type { FileDescriptor } from "./file_descriptor.ts";
 import { hasWaiting } from "./processes.ts";
 
@@ -55,7 +55,8 @@ async function patiently<T>(
 export async function isHung(directory: FileDescriptor): Promise<boolean> {
   using process = directory;
   const end = performance.now() + PATIENCE;
-  while (hasWaiting(process.fd)) {
+  const slices = new Slices();
+  while (await hasWaiting(process.fd, slices)) {
     if (performance.now() > end) return true;
     await sleep(PAUSE, undefined);
   }

@@ -15,10 +15,16 @@ const MAX_TIME = 3000;
 /** Limits the time of a search, and lets the event loop run in between. */
 export class Pace extends Slices {
   readonly #deadline = performance.now() + MAX_TIME;
+  readonly #signal: AbortSignal | undefined;
 
-  /** `true` if the time is up. */
+  constructor(signal?: AbortSignal) {
+    super();
+    this.#signal = signal;
+  }
+
+  /** `true` if the time is up, or nobody waits for the result any longer. */
   get isOver(): boolean {
-    return performance.now() > this.#deadline;
+    return performance.now() > this.#deadline || this.#signal?.aborted === true;
   }
 }
 
@@ -66,25 +72,29 @@ export async function* allProcesses(
   // If the first process is hidden (hidepid=2), so are those of other users.
   if (statAt(AT_FDCWD, cString("/proc/1")) === -ENOENT) yield -EACCES;
   const own = readLink("self", proc.fd);
-  if (typeof own === "string") yield* processOf(own, proc.fd);
+  if (typeof own === "string") yield* processOf(own, proc.fd, pace);
   for (const names of namesIn(proc.fd)) {
     if (typeof names === "number") return throwUnless([], names, "/proc");
     for (const name of names) {
       if (!/^\d+$/.test(name) || name === own) continue;
       if (pace.isTired) await pace.breathe();
-      yield* processOf(name, proc.fd);
+      yield* processOf(name, proc.fd, pace);
     }
   }
 }
 
-function* processOf(name: string, proc: number): Generator<Process | number> {
+async function* processOf(
+  name: string,
+  proc: number,
+  pace: Pace,
+): AsyncGenerator<Process | number> {
   const fd = openDirectoryAt(name, proc);
   if (fd < 0) return yield fd;
   using directory = new FileDescriptor(fd);
   const pid = Number(name);
   const hasFirst = !hasEnded(directory.fd);
   if (hasFirst) yield new Process(pid, directory.fd);
-  yield* threadsOf(pid, directory.fd, hasFirst);
+  yield* threadsOf(pid, directory.fd, hasFirst, pace);
 }
 
 /** Returns `true` if a process or thread is a zombie, which holds nothing. */
@@ -94,10 +104,13 @@ function hasEnded(directory: number): boolean {
 
 /**
  * Returns `true` if a thread of a process is in an uninterruptible wait (`D`), such as
- * for a disk or a file server. Kernel threads are ignored, because for them this is
- * normal.
+ * for a disk or a file server, or if there are too many to examine. Kernel threads are
+ * ignored, because for them this is normal.
  */
-export function hasWaiting(directory: number): boolean {
+export async function hasWaiting(
+  directory: number,
+  slices: Slices,
+): Promise<boolean> {
   const fd = openDirectoryAt("task", directory);
   if (fd < 0) return false;
   using tasks = new FileDescriptor(fd);
@@ -106,6 +119,7 @@ export function hasWaiting(directory: number): boolean {
     if (typeof names === "number") return false;
     for (const name of names) {
       if (++count > MAX_THREADS) return true;
+      if (slices.isTired) await slices.breathe();
       const text = readText(`${name}/stat`, tasks.fd);
       if (typeof text === "number") continue;
       // "12 (a command) D 1 12 12 0 -1 4194560 …"
@@ -127,11 +141,12 @@ const MAX_THREADS = 10_000;
  * Enumerates the threads that have their own descriptors or directories. A process
  * whose first thread has exited lives on in another one, so one of them is included.
  */
-function* threadsOf(
+async function* threadsOf(
   pid: number,
   directory: number,
   hasFirst: boolean,
-): Generator<Process | number> {
+  pace: Pace,
+): AsyncGenerator<Process | number> {
   const fd = openDirectoryAt("task", directory);
   if (fd < 0) return;
   using tasks = new FileDescriptor(fd);
@@ -142,6 +157,8 @@ function* threadsOf(
       const id = Number(name);
       if (id === pid) continue;
       if (++count > MAX_THREADS) return yield -EAGAIN;
+      if (pace.isOver) return;
+      if (pace.isTired) await pace.breathe();
       // If that cannot be determined, every thread is examined.
       if (known !== 0 && shareFiles(known, id) === true) continue;
       const fd = openDirectoryAt(name, tasks.fd);

@@ -1,8 +1,15 @@
 /** Reads and writes bytes of a device, on this thread or another one. */
 import { checkPosition } from "../arguments.ts";
-import { quote, unwrap } from "../errors.ts";
-import { EBADF, ENOSPC } from "../sys/errno.ts";
-import { pread, preadAsync, pwrite, pwriteAsync } from "../sys/libc.ts";
+import { LoopError, quote, unwrap } from "../errors.ts";
+import { BLKGETSIZE64 } from "../sys/blk_uapi.ts";
+import { EBADF, EIO, ENOSPC } from "../sys/errno.ts";
+import {
+  ioctlPointer,
+  pread,
+  preadAsync,
+  pwrite,
+  pwriteAsync,
+} from "../sys/libc.ts";
 
 /** Bytes to read or write, and their place on the device. */
 export interface Transfer {
@@ -66,12 +73,16 @@ export function transfer(direction: Direction, work: Transfer): number {
   return done;
 }
 
-/** Number of bytes of a failed call to repeat: a medium may take long to fail. */
+/** Longest failed call to repeat on this thread, in milliseconds. */
+const MAX_REPEATED_TIME = 20;
+/** Maximum number of bytes of a failed call to repeat. */
 const MAX_REPEATED = 4096;
 
 /**
- * Moves the bytes on another thread. A call that fails there is repeated on this
- * thread, which can read the error.
+ * Moves the bytes on another thread. A call that failed quickly there is repeated on
+ * this thread, which can read the error. A medium that took long to fail would block
+ * the event loop for as long again, so its error becomes `EIO`, unless the kernel
+ * reports another one without asking the medium.
  */
 export async function transferAsync(
   direction: Direction,
@@ -81,15 +92,28 @@ export async function transferAsync(
   let done = 0;
   while (done < bytes.length) {
     const rest = bytes.subarray(done);
+    const start = performance.now();
     let count = await direction.callAsync(fd, rest, position + done);
     if (count < 0) {
-      const little = rest.subarray(0, MAX_REPEATED);
-      count = direction.call(fd, little, position + done);
+      const isQuick = performance.now() - start <= MAX_REPEATED_TIME;
+      const isPastEnd = position + done >= sizeOf(fd);
+      // The kernel refuses a position past the end, and even an empty write to a
+      // read-only device, before it asks the medium.
+      const size = isQuick || isPastEnd ? MAX_REPEATED : 0;
+      count = direction.call(fd, rest.subarray(0, size), position + done);
+      if (count === 0 && size === 0) throw unknownError(direction, work);
     }
     if (isEnd(count, done)) break;
     done += checkTransferred(direction, work, count);
   }
   return done;
+}
+
+/** Returns the size of a device, or 0 if it cannot be determined. */
+function sizeOf(fd: number): number {
+  const size = new BigUint64Array(1);
+  ioctlPointer(fd, BLKGETSIZE64, new Uint8Array(size.buffer));
+  return Number(size[0]);
 }
 
 /** Returns `true` if there is nothing left to read, or no room left to write. */
@@ -98,19 +122,37 @@ function isEnd(count: number, done: number): boolean {
 }
 
 function checkTransferred(
-  { operation, verb }: Direction,
-  { path, position, bytes }: Transfer,
+  direction: Direction,
+  work: Transfer,
   count: number,
 ): number {
   return unwrap(count, () => ({
-    action: `Cannot ${verb} ${bytes.length} bytes at ${position} of ${
-      quote(path)
-    }`,
-    operation,
-    path,
+    ...failureOf(direction, work),
     hint: {
       [ENOSPC]: "the position is past the end of the device",
       [EBADF]: "the device is closed, or open for reading only",
     },
   }));
+}
+
+function unknownError(direction: Direction, work: Transfer): LoopError {
+  const { action, ...failure } = failureOf(direction, work);
+  return new LoopError(action, {
+    ...failure,
+    errno: EIO,
+    hint: "it took long to fail, and the kernel's reason is not known",
+  });
+}
+
+function failureOf(
+  { operation, verb }: Direction,
+  { path, position, bytes }: Transfer,
+): { action: string; operation: string; path: string } {
+  return {
+    action: `Cannot ${verb} ${bytes.length} bytes at ${position} of ${
+      quote(path)
+    }`,
+    operation,
+    path,
+  };
 }

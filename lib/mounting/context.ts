@@ -138,10 +138,24 @@ async function openType(plan: Plan, type: string): Promise<number> {
   const loaded = loadedTypes();
   if (isWithoutDevice(type, loaded)) throw withoutDevice(plan);
   if (loaded.includes(`\t${type}`)) return fsopen(type);
+  const start = performance.now();
   const fd = await fsopenAsync(type);
-  if (fd < 0 || !isWithoutDevice(type, loadedTypes())) return fd;
+  const isQuick = performance.now() - start <= MAX_BLOCKING;
+  const now = loadedTypes();
+  if (fd < 0) {
+    // A call that took long has looked for a module in vain, unless the type is there.
+    const isUnknown = !isQuick && !now.includes(`\t${type}`);
+    return isUnknown ? errorOfUnknown() : fsopen(type);
+  }
+  if (!isWithoutDevice(type, now)) return fd;
   await closeAsync(fd);
   throw withoutDevice(plan);
+}
+
+/** Returns the error of opening a type that the kernel does not know. */
+function errorOfUnknown(): number {
+  // Without the right to mount, the descriptor is not examined.
+  return fsmount(-1, 0) === -EPERM ? -EPERM : -ENODEV;
 }
 
 /** Returns the lines of `/proc/filesystems`. */

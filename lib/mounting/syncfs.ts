@@ -23,22 +23,31 @@ export function openRoot(
   return fd < 0 ? fd : new FileDescriptor(fd);
 }
 
+/** Longest call to repeat on this thread, in milliseconds. */
+const MAX_REPEATED_TIME = 20;
+
 /**
  * Writes back the file system of an open directory on another thread, where errno is lost.
  * The kernel reports an error of the file system once to each open file. A second
- * descriptor, opened before, therefore gets the error on this thread. An error of the
- * device is reported only once, and becomes `EIO`.
+ * descriptor, opened before, therefore gets the error on this thread, if by then there is
+ * nothing left to write. Otherwise it becomes `EIO`, as does an error of the device, which
+ * is reported only once.
  */
 export async function writeBackFileSystem(
   root: FileDescriptor | number,
   path: string,
 ): Promise<LoopError | undefined> {
-  const failure = (result: number, operation: string): LoopError =>
+  const failure = (
+    result: number,
+    operation: string,
+    reason?: string,
+  ): LoopError =>
     new LoopError(`Cannot write back ${quote(path)}`, {
       errno: -result,
       operation,
       path,
-      hint: "what was written last may not be in the file",
+      hint: [reason, "what was written last may not be in the file"]
+        .filter((text) => text !== undefined).join("; "),
     });
   if (typeof root === "number") return failure(root, "open");
   using first = root;
@@ -46,6 +55,11 @@ export async function writeBackFileSystem(
   if (typeof second === "number") return failure(second, "open");
   using teller = second;
   if (await syncfsAsync(first.fd) >= 0) return undefined;
+  const start = performance.now();
+  await syncfsAsync(first.fd);
+  if (performance.now() - start > MAX_REPEATED_TIME) {
+    return failure(-EIO, "syncfs", "the kernel's reason is not known");
+  }
   const result = syncfs(teller.fd);
   return failure(result < 0 ? result : -EIO, "syncfs");
 }

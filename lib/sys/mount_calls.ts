@@ -77,15 +77,13 @@ export function fsopen(type: string): number {
   );
 }
 
-/** `fsopen(2)` on another thread. A failing call is repeated on this one to get its error. */
+/** `fsopen(2)` on another thread: a descriptor, or -1 without the error. */
 export async function fsopenAsync(type: string): Promise<number> {
-  const name = cString(type) as Bytes;
-  const fd = await table().pathCallNonblocking(
+  return await table().pathCallNonblocking(
     SYSCALL_NUMBERS.fsopen,
-    name,
+    cString(type) as Bytes,
     FSOPEN_CLOEXEC,
   );
-  return fd < 0 ? fsopen(type) : fd;
 }
 
 // linux/mount.h: enum fsconfig_command

@@ -19,6 +19,7 @@ export function rawArguments(): Uint8Array[] {
   const args: Uint8Array[] = [];
   for (let start = 0; start < line.length;) {
     const end = line.indexOf(NUL, start);
+    if (end < 0) return []; // cut off, or replaced by a title of the process
     args.push(line.slice(start, end));
     start = end + 1;
   }

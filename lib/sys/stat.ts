@@ -131,6 +131,23 @@ export function statOf(fd: number, flags = 0): Stat | number {
 }
 
 /**
+ * Returns the number of the file system that holds a file, or a negative error number.
+ * Asks for nothing else, which a FUSE mount of another user reveals even if it is closed
+ * to this process.
+ */
+export function fileSystemAt(
+  directory: number,
+  path: CString,
+  flags = 0,
+): number {
+  const result = statxCall(directory, path, flags, 0);
+  return result < 0 ? result : makedev(
+    statxView.getUint32(STATX.stx_dev_major, true),
+    statxView.getUint32(STATX.stx_dev_minor, true),
+  );
+}
+
+/**
  * Returns the alignment that direct I/O to a file requires, in bytes: 0 if it does not
  * support direct I/O, `undefined` if unknown (before Linux 6.1, and on some file
  * systems).

@@ -3,7 +3,8 @@
 The file has 1 MiB of zeros. With argv[2] it has the content of that file, and each read
 takes a while, and then waits for SIGCONT: it fails if none arrives. After SIGUSR1 the
 server answers nothing any more; after SIGUSR2 every request times out. With argv[3],
-not reading but closing takes a while; if it fails, reading fails from then on.
+not reading but closing takes a while; if it fails, reading fails from then on. With the
+user ID in OWNER, only that user may use the files.
 """
 
 import ctypes
@@ -94,7 +95,10 @@ def main():
     signal.signal(signal.SIGCONT, beat)
     device = os.open("/dev/fuse", os.O_RDWR)
     libc = ctypes.CDLL(None, use_errno=True)
-    options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other" % device
+    owner = int(os.environ.get("OWNER", 0))
+    options = b"fd=%d,rootmode=40000,user_id=%d,group_id=0" % (device, owner)
+    if owner == 0:
+        options += b",allow_other"
     if libc.mount(b"loopdev-test", sys.argv[1].encode(), b"fuse", 0, options):
         sys.exit("cannot mount: " + os.strerror(ctypes.get_errno()))
     os.write(1, b"ready\n")  # at once: the reader goes away

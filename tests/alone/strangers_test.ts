@@ -1,4 +1,4 @@
-import { attach, detach, find, list } from "@loopdev/loopdev";
+import { attach, detach, find, holders, list } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import {
@@ -172,6 +172,35 @@ describe(
     );
   },
 );
+
+describe("a file server that only its user may use", alone, () => {
+  it(
+    "does not make holders() incomplete",
+    withScratch(async (scratch) => {
+      Deno.chmodSync(scratch.path, 0o755);
+      await using server = await FileServer.startFor(
+        NOBODY,
+        `${scratch.path}/mnt`,
+      );
+      await using own = await attach(scratch.image());
+      const isComplete = async () => (await holders(own)).complete;
+      const before = await isComplete();
+      await using _user = await Program.start(
+        "setpriv",
+        `--reuid=${NOBODY}`,
+        "--clear-groups",
+        "bash",
+        "-c",
+        `cd '${scratch.path}/mnt' && exec 9<'${server.file}' && echo ready && exec sleep 1000`,
+      );
+      assertEquals(run("ls", server.file).code, 2, "root may not use it");
+      assertEquals([before, await isComplete()], [true, true]);
+    }),
+  );
+});
+
+/** An unprivileged user. */
+const NOBODY = 65534;
 
 describe("find()", alone, () => {
   it("finds only the devices of the given file on a file server", async () => {

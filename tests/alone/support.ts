@@ -82,14 +82,27 @@ export class FileServer implements AsyncDisposable {
     directory: string,
     image?: string,
     slow: "to read" | "to close" = "to read",
+    owner = 0,
   ): Promise<FileServer> {
     Deno.mkdirSync(directory);
     const more = image === undefined ? [] : [image];
     if (slow === "to close") more.push(slow);
     return new FileServer(
       directory,
-      await Program.start("python3", SERVER, directory, ...more),
+      await Program.start(
+        "env",
+        `OWNER=${owner}`,
+        "python3",
+        SERVER,
+        directory,
+        ...more,
+      ),
     );
+  }
+
+  /** Starts a server of zeros that no other user may use, not even root. */
+  static startFor(owner: number, directory: string): Promise<FileServer> {
+    return FileServer.start(directory, undefined, undefined, owner);
   }
 
   /** Tells a slow server that the event loop runs. */

@@ -39,6 +39,7 @@ import {
 } from "./support.ts";
 
 const MiB = 1 << 20;
+const MOD = new URL("../../mod.ts", import.meta.url).href;
 
 /** Returns the holders of a device. */
 async function found(device: DeviceRef): Promise<Holder[]> {
@@ -365,6 +366,86 @@ os.open("${path}", os.O_RDONLY)`);
         );
         assertEquals(own.length, 1);
       }
+    }),
+  );
+
+  it(
+    ...unless(
+      noPython,
+      "finds descriptors of files whose paths are too long to be read",
+    ),
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image());
+      await using process = await Python.start(`
+os.chdir("${scratch.path}")
+for _ in range(20):
+  os.mkdir("d" * 255)
+  os.chdir("d" * 255)
+os.mknod("node", 0o60600, os.stat("${a.path}").st_rdev)
+os.open("node", os.O_RDONLY)
+os.chdir("/")`);
+      const own = (await found(a)).filter((holder) =>
+        holder.kind === "process" && holder.pid === process.pid
+      );
+      assertEquals(own.length, 1);
+    }),
+  );
+
+  it(
+    ...unless(
+      lacking("strace"),
+      "does not open other devices with files in memory",
+    ),
+    withScratch(async (scratch) => {
+      await using own = await attach(scratch.image());
+      using memory = openMemory(MiB);
+      await using other = await attach(memory);
+      const trace = `${scratch.path}/trace`;
+      runOk(
+        "strace",
+        "--follow-forks",
+        "--quiet=all",
+        `--output=${trace}`,
+        "--trace=openat,openat2",
+        Deno.execPath(),
+        "eval",
+        "--quiet",
+        `const { holders } = await import("${MOD}");
+         await holders("${own.path}");`,
+      );
+      const opened = Deno.readTextFileSync(trace).split("\n");
+      const examined = `/sys/devices/virtual/block/${other.loop.name}/`;
+      assert(opened.some((line) => line.includes(examined)), "it was not seen");
+      const node = `"${other.path}"`;
+      assertEquals(opened.filter((line) => line.includes(node)), []);
+    }),
+  );
+
+  it(
+    "is incomplete if the time is up while mappings are still being read",
+    withScratch(async (scratch) => {
+      await using a = await attach(scratch.image());
+      // Without kernel threads, which have no mappings, a reader is always left when the
+      // search waits for all of them.
+      const printed = runOk(
+        "unshare",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        Deno.execPath(),
+        "eval",
+        "--quiet",
+        `const { holders } = await import("${MOD}");
+         console.log((await holders("${a.path}")).complete);
+         const { all } = Promise;
+         const { now } = performance;
+         Promise.all = (promises) => {
+           performance.now = () => now.call(performance) + 60_000;
+           return all.call(Promise, promises);
+         };
+         console.log((await holders("${a.path}")).complete);`,
+      );
+      assertEquals(printed, "true\nfalse");
     }),
   );
 

@@ -1213,6 +1213,26 @@ describe("Mount.unmount()", onDevices, () => {
   );
 
   it(
+    "stays mounted after an abort during the search of ifUnused",
+    withScratch(async (scratch) => {
+      const target = directory(scratch);
+      await using disk = await mount(ext4(scratch), { target });
+      const reason = new Error("enough");
+      // No search ends within some turns of the microtask queue.
+      for (let turns = 0; turns < 32; turns += 4) {
+        const controller = new AbortController();
+        const { signal } = controller;
+        const unmounting = disk.unmount({ ifUnused: true, signal })
+          .then(() => undefined, (error) => error);
+        for (let turn = 0; turn < turns; turn++) await undefined;
+        controller.abort(reason);
+        assertEquals(await unmounting, reason, `${turns}`);
+        assert(mountinfo().includes(target));
+      }
+    }),
+  );
+
+  it(
     "writes all data back to the image, under load",
     withScratch(async (scratch) => {
       const image = ext4(scratch, "load.img", 64 * MiB);

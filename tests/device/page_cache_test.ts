@@ -59,12 +59,23 @@ describe("the page cache", onDevices, () => {
   );
 
   it(
-    `isCachedBeyond() ends for a sparse file of petabytes${cacheStat.reason}`,
+    `isCachedBeyond() counts the whole of a sparse file of terabytes${cacheStat.reason}`,
+    cacheStat,
+    () => {
+      using file = openMemory(2 ** 42); // the last byte is written
+      const isBeyond = (cached: number) =>
+        isCachedBeyond({ cached, dirty: pageSize() }, file.fd, 2n ** 42n);
+      assertEquals([isBeyond(0), isBeyond(pageSize())], [true, false]);
+    },
+  );
+
+  it(
+    `isCachedBeyond() does not count all of a sparse file of petabytes${cacheStat.reason}`,
     cacheStat,
     () => {
       using file = openMemory(2 ** 52);
-      const limits = { cached: pageSize(), dirty: 0 }; // the last byte is written
-      assertEquals(isCachedBeyond(limits, file.fd, 2n ** 52n), false);
+      const limits = { cached: pageSize(), dirty: pageSize() };
+      assertEquals(isCachedBeyond(limits, file.fd, 2n ** 52n), true);
     },
   );
 });

@@ -90,6 +90,64 @@ describe("Attachment.detach() and detach()", onDevices, () => {
   );
 });
 
+/** Aborts after some turns of the microtask queue, none of which finds all holders. */
+async function abortAfter(
+  turns: number,
+  work: (signal: AbortSignal) => Promise<void>,
+): Promise<void> {
+  const reason = new Error("aborted");
+  const controller = new AbortController();
+  const working = work(controller.signal);
+  // A rejection before the abort is handled below.
+  working.catch(() => {});
+  for (let turn = 0; turn < turns; turn++) await undefined;
+  controller.abort(reason);
+  const error = await working.then(() => undefined, (error) => error);
+  assertEquals(error, reason, `${turns}`);
+}
+
+describe("an abort", onDevices, () => {
+  it(
+    "during the search of ifUnused leaves the device attached",
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      const device = await attach(scratch.image(), { minor: own.minor });
+      for (let turns = 0; turns < 32; turns += 4) {
+        await abortAfter(
+          turns,
+          (signal) => device.detach({ ifUnused: true, signal }),
+        );
+        assert(own.isBound);
+      }
+      await device.persist();
+      for (let turns = 0; turns < 32; turns += 4) {
+        await abortAfter(
+          turns,
+          (signal) => detach(own.path, { ifUnused: true, signal }),
+        );
+        assert(own.isBound);
+      }
+      await detach(own.path);
+    }),
+  );
+
+  it(
+    "rejects with its reason while the error of a busy device is prepared",
+    withScratch(async (scratch) => {
+      const device = await attach(scratch.image());
+      const holder = new Loop(device.minor, { readOnly: true });
+      for (let turns = 0; turns < 32; turns += 4) {
+        await abortAfter(
+          turns,
+          (signal) => device.detach({ timeout: 0, signal }),
+        );
+      }
+      holder.close();
+      await device.detach();
+    }),
+  );
+});
+
 describe("Attachment", onDevices, () => {
   it(
     "reports a failed write-back of a large amount by detach() and persist()",
