@@ -2,7 +2,13 @@
  * Creates the partitions of a device, even if the kernel cannot read the table or udev
  * is missing.
  */
-import { fileMark, isErrno, retryWhileHeld } from "../attaching/release.ts";
+import {
+  fileMark,
+  hasLargeCache,
+  isErrno,
+  retryWhileHeld,
+  writeBackInBackground,
+} from "../attaching/release.ts";
 import { recycled } from "../device_ref.ts";
 import { LoopError, quote, StaleDeviceError, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
@@ -29,8 +35,9 @@ import {
   ETIMEDOUT,
   EUCLEAN,
 } from "../sys/errno.ts";
+import { LO_FLAGS_PARTSCAN } from "../sys/loop_uapi.ts";
 import { type FileSystem, recognize } from "../mounting/recognize.ts";
-import { pollUntil, Slices, type WaitOptions } from "../waiting.ts";
+import { abortable, pollUntil, Slices, type WaitOptions } from "../waiting.ts";
 import type { ByteSource } from "./byte_source.ts";
 import { makeRoom } from "./make_room.ts";
 import {
@@ -76,21 +83,9 @@ export async function showTable(
 ): Promise<ShownTable> {
   using showing = new Showing(loop, owner, waiting.signal);
   await showing.read();
-  // The kernel scans before we do, and removes its partitions on detaching. Without a
-  // table, it would remove partitions that other processes have added.
-  let tries = 0;
-  if (showing.hasTable || partitionsOf(loop.minor).length === 0) {
-    try {
-      await retryWhileHeld(() => {
-        tries++;
-        loop.setStatus({ partscan: true });
-      }, waiting);
-    } catch (error) {
-      if (!isErrno(error, EBUSY)) throw error; // without partscan, they are added here
-    }
-  }
+  // The kernel scans before we do, and removes its partitions on detaching.
+  let isFirst = await showing.turnPartscanOn(waiting);
   // A scan caused by another process removes and restores all of them.
-  let isFirst = tries <= 1;
   const looks = await pollUntil(async () => {
     if (!isFirst) await showing.readAgain();
     isFirst = false;
@@ -274,6 +269,46 @@ class Showing implements Disposable {
   #checkBinding(): void {
     if (fileMark(this.#loop) === this.#file) return;
     throw recycled("show the partitions of", this.#loop.path);
+  }
+
+  /**
+   * Turns partscan on, unless the disk or a partition is held exclusively: partitions
+   * are also added here. Returns `true` if that took no time, so that the table that
+   * was read is current.
+   */
+  async turnPartscanOn(waiting: WaitOptions): Promise<boolean> {
+    const hasWaited = await this.#writeBack();
+    let tries = 0;
+    try {
+      await retryWhileHeld(async () => {
+        // A process that held the device may have written to it.
+        if (++tries > 1) await this.#writeBack();
+        if (this.#mayScan) this.#loop.setStatus({ partscan: true });
+      }, waiting);
+    } catch (error) {
+      if (!isErrno(error, EBUSY)) throw error;
+    }
+    return tries <= 1 && !hasWaited;
+  }
+
+  /**
+   * `false` if the kernel would find no table, and remove partitions that other
+   * processes have added.
+   */
+  get #mayScan(): boolean {
+    return this.hasTable || partitionsOf(this.#loop.minor).length === 0;
+  }
+
+  /**
+   * Writes back on another thread: turning partscan on writes back all dirty pages of
+   * the device on this one. Returns `false` if there is little to write.
+   */
+  async #writeBack(): Promise<boolean> {
+    const isOn = (this.#loop.getInfo().flags & LO_FLAGS_PARTSCAN) !== 0;
+    if (isOn || !this.#mayScan || !hasLargeCache(this.#loop)) return false;
+    await abortable(writeBackInBackground(this.#loop), this.#signal);
+    this.#checkBinding();
+    return true;
   }
 
   /** Does what is left to do. Returns `true` if all partitions are there. */

@@ -24,6 +24,7 @@ import {
   cli,
   holdExclusively,
   isSoon,
+  lacking,
   mounted,
   noDiskSequence,
   onDevices,
@@ -591,6 +592,41 @@ describe("partitions()", onDevices, () => {
       assertEquals((await a.partitions()).length, 3);
       assertEquals(a.loop.getStatus().partscan, true);
       await a.detach();
+    }),
+  );
+
+  it(
+    ...unless(
+      lacking("strace"),
+      "writes back much on another thread before it turns partscan on",
+    ),
+    withScratch((scratch) => {
+      const path = gptImage(scratch);
+      const script = `
+        import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
+        await using a = await attach("${path}");
+        a.loop.write(new Uint8Array(32 << 20).fill(7), 30 << 20);
+        const found = await a.partitions();
+        console.log(Deno.pid, found.length, a.loop.getStatus().partscan);`;
+      Deno.writeTextFileSync(`${scratch.path}/dirty.ts`, script);
+      const [pid, ...rest] = runOk(
+        "strace",
+        ..."-f -q -e trace=sync_file_range,ioctl".split(" "),
+        ...["-o", `${scratch.path}/trace`, Deno.execPath()],
+        ..."run -q --no-check --allow-ffi".split(" "),
+        `${scratch.path}/dirty.ts`,
+      ).split(" ");
+      assertEquals(rest, ["3", "true"]);
+      const calls = Deno.readTextFileSync(`${scratch.path}/trace`).split("\n")
+        .filter((line) => /sync_file_range|LOOP_SET_STATUS64/.test(line))
+        .map((line) => line.trim().split(/\s+/));
+      // Turning partscan on writes back on the thread that calls it.
+      const [first, second] = calls;
+      assertMatch(first![1]!, /^sync_file_range/);
+      assert(first![0] !== pid, "it blocked the event loop");
+      assert(second !== undefined);
+      const image = Deno.readFileSync(path);
+      assert(image.subarray(30 << 20, 62 << 20).every((byte) => byte === 7));
     }),
   );
 
