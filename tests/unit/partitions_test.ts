@@ -829,6 +829,38 @@ describe("readTable() of an odd MBR", () => {
     assertStringIncludes(damage(mbrImage({ slots })), "lies outside the disk");
   });
 
+  it("reads at most 256 records of four extended partitions", () => {
+    const LENGTH = 90;
+    const containers = [0, 1, 2, 3].map((index) => 256 + index * LENGTH);
+    const image = mbrImage({
+      slots: containers.map((start) => ({ start, count: LENGTH, type: 5 })),
+      records: containers.flatMap((start) =>
+        Array.from({ length: LENGTH }, (_, index) => ({
+          sector: start + index,
+          slots: index + 1 < LENGTH
+            ? [undefined, { start: index + 1, count: 1, type: 5 }]
+            : [],
+        }))
+      ),
+    });
+    let reads = 0;
+    const whole = memory(image);
+    const table = readTable({
+      size: whole.size,
+      read(offset, length): Uint8Array {
+        reads++;
+        return whole.read(offset, length);
+      },
+    });
+    assertEquals(reads, 1 + 256);
+    const [first, second, ...others] = table!.partitions;
+    assertEquals([first!.problem, second!.problem], [undefined, undefined]);
+    for (const { problem } of others) {
+      assertStringIncludes(problem!, "exceeds the limit");
+    }
+    assertEquals(others.length, 2);
+  });
+
   it("ends a chain of a hundred empty records", () => {
     for (const count of [100, 101]) {
       const records = Array.from({ length: count }, (_, index) => ({
