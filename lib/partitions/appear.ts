@@ -401,6 +401,11 @@ class Showing implements Disposable {
   #sortOut(): { inTheWay: KnownPartition[]; stale: KnownPartition[] } {
     if (!this.hasTable) return { inTheWay: [], stale: [] };
     const wanted = new Map(this.#entries.map((entry) => [entry.number, entry]));
+    const inPlace = this.#known.flatMap((known) => {
+      const entry = wanted.get(known.number);
+      const isThere = entry !== undefined && this.#begins(known, entry);
+      return isThere ? [{ ...entry, size: known.size }] : [];
+    });
     const inTheWay: KnownPartition[] = [];
     const stale: KnownPartition[] = [];
     for (const known of this.#known) {
@@ -408,7 +413,7 @@ class Showing implements Disposable {
       const entry = wanted.get(number);
       if (entry !== undefined) {
         if (!this.#begins(known, entry)) inTheWay.push(known);
-      } else if (!isSlice(known, this.#entries) && !this.#left.has(number)) {
+      } else if (!isSlice(known, inPlace) && !this.#left.has(number)) {
         const isFree = this.#entries.every((other) =>
           !doOverlap(known, this.#shown(other))
         );

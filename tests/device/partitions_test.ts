@@ -404,6 +404,32 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    "does not take partitions of the earlier table for slices of new ones",
+    withScratch(async (scratch) => {
+      const path = scratch.image(32 * MiB);
+      const table = (script: string) => sfdisk(path, script, "--no-reread");
+      table(
+        "label: dos\n1: start=1M,size=2M\n2: start=4M,size=20M,type=5\n5: start=12M,size=2M\n",
+      );
+      await using a = await attach(path, { partscan: true });
+      assertEquals((await a.partitions()).length, 3);
+      // Type 0x82 is both Solaris and Linux swap.
+      table("label: dos\n1: start=1M,size=20M,type=82\n");
+      a.loop.flushBuffers();
+      const found = await a.partitions();
+      assertEquals(
+        found.map(({ number, size, problem }) => [number, size, problem]),
+        [[1, 20 * MiB, undefined]],
+      );
+      assertEquals(
+        attribute(`loop${a.minor}`, `loop${a.minor}p1/size`),
+        `${20 * 2048}`,
+      );
+      await a.detach();
+    }),
+  );
+
+  it(
     "lists both of two overlapping partitions, and the problem of the second",
     withScratch(async (scratch) => {
       const path = scratch.image(32 * MiB);
