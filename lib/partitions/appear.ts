@@ -329,7 +329,12 @@ class Showing implements Disposable {
       await slices.breathe();
       this.#checkBinding();
     };
-    for (const entry of this.#entries) {
+    // Only the first sectors of a container are shown, in which a logical partition may
+    // begin. That one matters more.
+    const inOrder = this.#entries.toSorted((a, b) =>
+      Number(a.isContainer ?? false) - Number(b.isContainer ?? false)
+    );
+    for (const entry of inOrder) {
       await pause();
       this.#place(entry, known.get(entry.number));
     }
@@ -439,7 +444,12 @@ class Showing implements Disposable {
     if (known === undefined) {
       this.#missing.push(this.#pathOf(entry.number)); // check again
       (this.#owner ?? this.#shared).hasPartitions = true;
-      this.#check(entry, addPartition(this.#loop.fd, extent), "add");
+      let result = addPartition(this.#loop.fd, extent);
+      if (result === -EBUSY && entry.isContainer) {
+        const size = this.#sectorSize; // a logical partition begins in the second one
+        result = addPartition(this.#loop.fd, { ...extent, size });
+      }
+      this.#check(entry, result, "add");
     } else if (known.size < extent.size && !entry.isContainer) {
       this.#missing.push(this.#pathOf(entry.number));
       // The kernel would also shrink it, mounted or not, if another process enlarged it

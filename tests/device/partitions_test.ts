@@ -37,6 +37,7 @@ import {
   unless,
   withScratch,
 } from "./support.ts";
+import { mbrImage } from "../unit/partition_images.ts";
 import { addPartition } from "../../lib/sys/blk_uapi.ts";
 import { ioctlValue } from "../../lib/sys/libc.ts";
 
@@ -170,6 +171,35 @@ describe("partitions()", onDevices, () => {
         assertEquals(shown, number === 2 ? 1024 : size);
       }
       await a.detach();
+    }),
+  );
+
+  it(
+    "creates logical partitions that begin in the first sectors of the extended one",
+    withScratch(async (scratch) => {
+      for (const first of [0, 1]) {
+        const path = `${scratch.path}/logical${first}.img`;
+        const image = mbrImage({
+          slots: [{ start: 256, count: 1024, type: 5 }],
+          records: [{ sector: 256, slots: [{ start: first, count: 100 }] }],
+        });
+        Deno.writeFileSync(path, image);
+        await using a = await attach(path, { partscan: true });
+        const [container, logical] = await a.partitions();
+        assertEquals([container!.number, logical!.number], [1, 5]);
+        assert(!/refuses/.test(`${logical!.problem}`), logical!.problem);
+        assertEquals(
+          Number(runOk("blockdev", "--getsize64", logical!.path)),
+          51200,
+        );
+        // In its first sector, it leaves no space for the extended one.
+        if (first === 1) {
+          assertEquals(container!.problem, undefined);
+          assert(canOpen(container!.path));
+        }
+        assertEquals(await a.partitions(), [container!, logical!]);
+        await a.detach();
+      }
     }),
   );
 
