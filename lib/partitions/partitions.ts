@@ -50,8 +50,8 @@ export interface PartitionsOptions {
  * why), if a node does not appear in time (`ETIMEDOUT`; the message says which) or
  * cannot be created (`ENOENT`), if a node may not be opened (`EPERM`, `EACCES`), or if
  * no file is attached (`ENXIO`).
- * @throws {LoopBusyError} If a partition that would have to move is in use; nothing was
- * changed.
+ * @throws {LoopBusyError} If a partition that would have to move is in use. Nothing was
+ * changed, unless the message names others that could not be restored.
  * @throws {StaleDeviceError} If the device is now bound to another file.
  *
  * @example List the partitions of an image

@@ -382,6 +382,36 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    "names partitions that it could not restore beside one in use",
+    withScratch(async (scratch) => {
+      const path = scratch.image(64 * MiB);
+      const table = (script: string) =>
+        sfdisk(path, `label: dos\\n${script}`, "--no-reread");
+      table("start=40M,size=8M\nstart=2M,size=8M\n");
+      await using a = await attach(path, { partscan: true });
+      const [first, second] = await a.partitions();
+      {
+        using _open = Deno.openSync(second!.path);
+        // The first one is then no longer on the disk, and cannot be added there again.
+        Deno.truncateSync(path, 32 * MiB);
+        a.loop.setCapacity();
+        table("start=4M,size=4M\nstart=12M,size=4M\n");
+        a.loop.flushBuffers();
+        const error = await assertRejects(() => a.partitions(), LoopBusyError);
+        assertMatch(error.message, new RegExp(`"${second!.path}".*in use`));
+        assertMatch(error.message, new RegExp(`restored: ${first!.path};`));
+        assert(!error.message.includes("nothing was changed"), error.message);
+      }
+      settle();
+      assertEquals((await a.partitions()).map(({ start }) => start / MiB), [
+        4,
+        12,
+      ]);
+      await a.detach();
+    }),
+  );
+
+  it(
     "keeps a partition in use that is no longer in the table, and reports it",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch), { partscan: true });
