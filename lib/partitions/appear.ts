@@ -387,7 +387,9 @@ class Showing implements Disposable {
     return this.#known.map(({ number, start, size }): Partition => {
       const entry = wanted.get(number);
       const isSame = entry !== undefined && entry.start === start;
-      return isSame && (entry.isContainer || entry.size === size)
+      const isWhole = isSame && size >= entry.size &&
+        size <= this.#largest(entry);
+      return isSame && (entry.isContainer || isWhole)
         ? this.#describe(entry)
         : {
           number,
@@ -435,7 +437,17 @@ class Showing implements Disposable {
   /** Returns `true` if a partition is in place, or can be enlarged to its new size. */
   #begins(known: KnownPartition, entry: TableEntry): boolean {
     return known.start === entry.start &&
-      known.size <= this.#shown(entry).size;
+      known.size <= this.#largest(entry);
+  }
+
+  /**
+   * Returns the largest size that the kernel may show of a partition. It cuts one off at
+   * the end of the disk in units of 512 bytes, and the table is read in sectors.
+   */
+  #largest(entry: TableEntry): number {
+    const { start, size } = this.#shown(entry);
+    const isLast = start + size + this.#sectorSize > this.#size;
+    return isLast ? this.#size - start : size;
   }
 
   #place(entry: TableEntry, known: KnownPartition | undefined): void {

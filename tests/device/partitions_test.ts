@@ -358,6 +358,38 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    "leaves a partition in place that the kernel cut off within a sector of the disk",
+    withScratch(async (scratch) => {
+      const END = 16 * MiB + 1536; // no multiple of 4096
+      const path = scratch.image(END);
+      const image = mbrImage({
+        sectorSize: 4096,
+        slots: [{ start: 256, count: 1 << 20 }],
+      });
+      using file = Deno.openSync(path, { write: true });
+      file.writeSync(image.subarray(0, 512));
+      await using a = await attach(path);
+      // BLKPG adds only whole blocks, the kernel's parsers those of 512 bytes.
+      const extent = { number: 1, start: MiB, size: END - MiB };
+      assertEquals(addPartition(a.loop.fd, extent), 0);
+      a.loop.setBlockSize(4096);
+      using _open = Deno.openSync(`${a.path}p1`);
+      const [partition, ...others] = await a.partitions();
+      assertEquals(others, []);
+      assertEquals([partition!.start, partition!.size], [MiB, 15 * MiB]);
+      assertMatch(partition!.problem!, /^cut off at the end of the disk[^;]*$/);
+      assertEquals(
+        attribute(`loop${a.minor}`, `loop${a.minor}p1/size`),
+        `${extent.size / 512}`,
+      );
+      const shown = JSON.parse(cli("show", "--json", a.path).stdout);
+      assertEquals(shown.devices[0].partitions, [partition]);
+      _open.close();
+      await a.detach();
+    }),
+  );
+
+  it(
     "changes nothing if a partition in use would have to move",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch), { partscan: true });
