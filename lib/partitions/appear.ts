@@ -11,7 +11,6 @@ import {
 } from "../attaching/release.ts";
 import { recycled } from "../device_ref.ts";
 import { LoopError, quote, StaleDeviceError, unwrap } from "../errors.ts";
-import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import type { Loop } from "../kernel/loop.ts";
 import {
   extentOf,
@@ -35,6 +34,7 @@ import {
   ETIMEDOUT,
   EUCLEAN,
 } from "../sys/errno.ts";
+import { closeAsync } from "../sys/libc.ts";
 import { LO_FLAGS_PARTSCAN } from "../sys/loop_uapi.ts";
 import { type FileSystem, recognize } from "../mounting/recognize.ts";
 import { abortable, pollUntil, Slices, type WaitOptions } from "../waiting.ts";
@@ -494,16 +494,15 @@ class Showing implements Disposable {
   }
 
   /**
-   * Opens the node of a partition, which has cached pages of its own. Returns a negative
-   * error number if that fails.
+   * Opens the node of a partition, which has cached pages of its own. Returns the
+   * descriptor, or a negative error number.
    */
-  #openNode(known: KnownPartition): FileDescriptor | number {
+  #openNode(known: KnownPartition): number {
     const rdev = rdevOfPartition(this.#loop.minor, known);
     if (rdev === undefined) return -ENOENT;
     const { name } = known;
     this.#nodes?.add(name, rdev);
-    const result = this.#nodes?.openNode(name, rdev) ?? openDevNode(name, rdev);
-    return result < 0 ? result : new FileDescriptor(result);
+    return this.#nodes?.openNode(name, rdev) ?? openDevNode(name, rdev);
   }
 
   /**
@@ -511,16 +510,19 @@ class Showing implements Disposable {
    * cannot be opened, and otherwise 0.
    */
   async #recognize(known: KnownPartition): Promise<number> {
-    const opened = this.#openNode(known);
-    if (typeof opened === "number") return opened;
-    using node = opened;
+    const fd = this.#openNode(known);
+    if (fd < 0) return fd;
     const { number, size } = known;
-    const path = quote(this.#pathOf(number));
-    const content = await readAhead(
-      { fd: node.fd, start: 0, size, name: path, signal: this.#signal },
-      recognizeIn,
-    );
-    this.#fileSystems.set(number, content);
+    const name = quote(this.#pathOf(number));
+    try {
+      const content = await readAhead(
+        { fd, start: 0, size, name, signal: this.#signal },
+        recognizeIn,
+      );
+      this.#fileSystems.set(number, content);
+    } finally {
+      await closeAsync(fd); // if others have closed it, the kernel writes back
+    }
     this.#checkBinding();
     return 0;
   }

@@ -749,6 +749,44 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    ...unless(
+      lacking("strace"),
+      "closes the device and its partitions on another thread",
+    ),
+    withScratch((scratch) => {
+      const script = `
+        import { attach, partitions } from "${new URL(
+        "../../mod.ts",
+        import.meta.url,
+      )}";
+        const a = await attach("${gptImage(scratch)}");
+        const found = partitions(a.path);
+        await new Promise((resolve) => setTimeout(resolve, 0));
+        a.loop.close(); // the other close is then the last one
+        console.log(Deno.pid, (await found).length);`;
+      Deno.writeTextFileSync(`${scratch.path}/close.ts`, script);
+      const [pid, count] = runOk(
+        "strace",
+        ..."-f -q -y -e trace=close".split(" "),
+        ...["-o", `${scratch.path}/trace`, Deno.execPath()],
+        ..."run -q --no-check --allow-ffi".split(" "),
+        `${scratch.path}/close.ts`,
+      ).split(" ");
+      assertEquals(count, "3");
+      const closed = new Map<string, string>();
+      for (
+        const [, thread, path] of Deno.readTextFileSync(`${scratch.path}/trace`)
+          .matchAll(/^(\d+) +close\(\d+<(\/dev\/loop\d[^>]*)/gm)
+      ) closed.set(path!, thread!);
+      assertEquals(closed.size, 4, "the disk and three partitions");
+      for (const [path, thread] of closed) {
+        assert(thread !== pid, `${path} was last closed on the main thread`);
+      }
+      assert(isSoon(() => scratch.devices().length === 0));
+    }),
+  );
+
+  it(
     "creates usable partitions that disappear on detaching, 200 times",
     withScratch(async (scratch) => {
       const path = gptImage(scratch);
