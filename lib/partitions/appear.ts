@@ -89,7 +89,9 @@ export async function showTable(
   const looks = await pollUntil(async () => {
     if (!isFirst) await showing.readAgain();
     isFirst = false;
-    return await showing.look(waiting);
+    // What was added is there at once, even if there is no time left to wait.
+    return await showing.look(waiting) ||
+      showing.hasChanged && await showing.look(waiting);
   }, waiting);
   if (looks === undefined) throw showing.timedOut();
   return showing.outcome(showing.result());
@@ -191,6 +193,8 @@ class Showing implements Disposable {
   #missing: string[] = [];
   /** `true` if `/dev` has no node for a partition. */
   #lacksNodes = false;
+  /** `true` if the last look changed partitions, so that another one finds them. */
+  hasChanged = false;
 
   constructor(
     loop: Loop,
@@ -323,6 +327,7 @@ class Showing implements Disposable {
     }
     const known = new Map(this.#known.map((one) => [one.number, one]));
     this.#missing = [];
+    this.hasChanged = false;
     const slices = new Slices();
     const pause = async () => {
       if (!slices.isTired) return;
@@ -454,7 +459,7 @@ class Showing implements Disposable {
     if (this.#refused.has(entry.number)) return;
     const extent = { number: entry.number, ...this.#shown(entry) };
     if (known === undefined) {
-      this.#missing.push(this.#pathOf(entry.number)); // check again
+      this.#noteChange(entry);
       (this.#owner ?? this.#shared).hasPartitions = true;
       let result = addPartition(this.#loop.fd, extent);
       if (result === -EBUSY && entry.isContainer) {
@@ -463,13 +468,19 @@ class Showing implements Disposable {
       }
       this.#check(entry, result, "add");
     } else if (known.size < extent.size && !entry.isContainer) {
-      this.#missing.push(this.#pathOf(entry.number));
+      this.#noteChange(entry);
       // The kernel would also shrink it, mounted or not, if another process enlarged it
       // a moment ago.
       const now = extentOf(this.#loop.minor, known);
       if (now?.start !== extent.start || now.size >= extent.size) return;
       this.#check(entry, resizePartition(this.#loop.fd, extent), "resize");
     }
+  }
+
+  /** Notes that the partition must be found by another look. */
+  #noteChange({ number }: TableEntry): void {
+    this.#missing.push(this.#pathOf(number));
+    this.hasChanged = true;
   }
 
   #check(entry: TableEntry, result: number, action: string): void {

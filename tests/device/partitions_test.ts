@@ -22,6 +22,7 @@ import {
   attribute,
   boundDevices,
   cli,
+  hasUdev,
   holdExclusively,
   isSoon,
   lacking,
@@ -123,6 +124,18 @@ describe("partitions()", onDevices, () => {
       for (const { path } of found) {
         assertThrows(() => Deno.statSync(path), Deno.errors.NotFound);
       }
+    }),
+  );
+
+  it(
+    ...unless(
+      hasUdev ? "udev may rescan, which takes time" : undefined,
+      "creates partitions without time to wait",
+    ),
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch));
+      assertEquals((await a.partitions({ timeout: 0 })).length, 3);
+      await a.detach();
     }),
   );
 
