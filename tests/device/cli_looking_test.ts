@@ -8,14 +8,18 @@ import {
 import { attach } from "@loopdev/loopdev";
 import { describe, it } from "@std/testing/bdd";
 import { main } from "../../lib/cli/main.ts";
+import { command } from "../../lib/cli/show.ts";
 import { printed } from "../unit/console.ts";
 import {
   CLI,
   cli,
   isSoon,
   lackingByteArguments,
+  losetupDetach,
+  noDiskSequence,
   onAnyKernel,
   onDevices,
+  OwnDevice,
   run,
   runOk,
   type Scratch,
@@ -362,6 +366,23 @@ function disk(scratch: Scratch, name: string, isDamaged = false): string {
 }
 
 describe("loopdev show", onDevices, () => {
+  it(
+    ...unless(noDiskSequence, "refuses a device that was recycled meanwhile"),
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      runOk("losetup", own.path, scratch.image(MiB, "first"));
+      // It runs until it waits for the search for holders.
+      const showing = printed(() => command.run([own.path, "--json"], {}));
+      losetupDetach(own.path);
+      runOk("losetup", own.path, scratch.image(MiB, "second"));
+      const { code, stdout, stderr } = await showing;
+      assertEquals([code, JSON.parse(stdout)], [1, { devices: [] }]);
+      assertStringIncludes(stderr, `Cannot show "${own.path}"`);
+      assertStringIncludes(stderr, "now bound to another file");
+      losetupDetach(own.path);
+    }),
+  );
+
   it(
     "shows several devices, with the objects of loopdev partitions",
     withScratch(async (scratch) => {
