@@ -9,6 +9,7 @@ import type { LoopDevice } from "../kernel/attached_devices.ts";
 import { extentOf, partitionsOf, rdevOf } from "../kernel/loop_sysfs.ts";
 import type { FileSystem } from "../mounting/recognize.ts";
 import type { Partition } from "../partitions/partition.ts";
+import { describeUnusable } from "../partitions/table.ts";
 import { EACCES, ENODEV, ENOENT, ENXIO, EPERM } from "../sys/errno.ts";
 import { parse, parseDevice, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
@@ -116,7 +117,7 @@ async function contentOf(device: LoopDevice): Promise<Content> {
       reference: loop.getInfo().fileName,
       ...(fileSystem !== undefined && { fileSystem }),
       partitions,
-      ...(problems.length > 0 && { tableProblem: problems.join("; ") }),
+      ...(problems.length > 0 && { tableProblem: describeUnusable(problems) }),
     };
   } catch (error) {
     const isForbidden = error instanceof LoopError &&

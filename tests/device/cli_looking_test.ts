@@ -10,6 +10,7 @@ import { describe, it } from "@std/testing/bdd";
 import { main } from "../../lib/cli/main.ts";
 import { command } from "../../lib/cli/show.ts";
 import { printed } from "../unit/console.ts";
+import { gptImage } from "../unit/partition_images.ts";
 import {
   CLI,
   cli,
@@ -380,6 +381,23 @@ describe("loopdev show", onDevices, () => {
       assertStringIncludes(stderr, `Cannot show "${own.path}"`);
       assertStringIncludes(stderr, "now bound to another file");
       losetupDetach(own.path);
+    }),
+  );
+
+  it(
+    "names five of many problems of a table",
+    withScratch(async (scratch) => {
+      const partitions = [
+        { first: 64, last: 127 },
+        ...Array.from({ length: 20 }, () => ({ first: 3000, last: 3000 })),
+      ];
+      const image = `${scratch.path}/disk.img`;
+      Deno.writeFileSync(image, gptImage({ partitions }));
+      await using stack = new AsyncDisposableStack();
+      const [path] = await attachHere(stack, image);
+      const { stdout } = await loopdev("show", path!, "--json");
+      const { tableProblem } = JSON.parse(stdout).devices[0];
+      assertMatch(tableProblem, /partition 6 .*; and 15 more$/);
     }),
   );
 
