@@ -1,14 +1,15 @@
 import { describeHolder } from "../describe_holder.ts";
-import { type DeviceRef, minorOf } from "../device_ref.ts";
+import { openAttached } from "../attaching/open_attached.ts";
+import { checkNotRecycled, type DeviceRef, minorOf } from "../device_ref.ts";
 import { inspect } from "../devices.ts";
 import { escapeControls, LoopError, quote } from "../errors.ts";
 import type { Holder } from "../holder.ts";
 import { holders as holdersOf } from "../holders.ts";
 import type { LoopDevice } from "../kernel/attached_devices.ts";
 import { extentOf, partitionsOf, rdevOf } from "../kernel/loop_sysfs.ts";
-import { openLoop } from "../kernel/nodes.ts";
 import type { FileSystem } from "../mounting/recognize.ts";
 import type { Partition } from "../partitions/partition.ts";
+import { describeUnusable } from "../partitions/table.ts";
 import { EACCES, ENODEV, ENOENT, ENXIO, EPERM } from "../sys/errno.ts";
 import { parse, parseDevice, UsageError } from "./arguments.ts";
 import type { Command, Options } from "./command.ts";
@@ -75,7 +76,7 @@ async function detailsOf(ref: DeviceRef): Promise<Details> {
   if (!complete) {
     warn(`${device.path}: some processes and mounts could not be checked`);
   }
-  return { ...device, ...await contentOf(minor), holders, complete };
+  return { ...device, ...await contentOf(device), holders, complete };
 }
 
 function notAttached(minor: number): LoopError {
@@ -89,6 +90,9 @@ function notAttached(minor: number): LoopError {
   });
 }
 
+/** What this command does, for messages. */
+const ACTION = "show";
+
 /** Properties that are read from the open device. */
 interface Content {
   /** `null` if the device may not be opened. */
@@ -101,9 +105,11 @@ interface Content {
   tableProblem?: string;
 }
 
-async function contentOf(minor: number): Promise<Content> {
+/** Reads the content of a device, unless it is now bound to another file. */
+async function contentOf(device: LoopDevice): Promise<Content> {
+  const { minor } = device;
   try {
-    using loop = openLoop(minor, { readOnly: true });
+    using loop = openAttached(device, ACTION);
     const { lookAt } = await import("../partitions/appear.ts");
     const { partitions, fileSystem, damage, unusable } = await lookAt(loop);
     const problems = damage === undefined ? unusable : [damage];
@@ -111,7 +117,7 @@ async function contentOf(minor: number): Promise<Content> {
       reference: loop.getInfo().fileName,
       ...(fileSystem !== undefined && { fileSystem }),
       partitions,
-      ...(problems.length > 0 && { tableProblem: problems.join("; ") }),
+      ...(problems.length > 0 && { tableProblem: describeUnusable(problems) }),
     };
   } catch (error) {
     const isForbidden = error instanceof LoopError &&
@@ -122,6 +128,7 @@ async function contentOf(minor: number): Promise<Content> {
       path: `/dev/${partition.name}`,
       ...(extentOf(minor, partition) ?? { start: 0, size: 0 }),
     }));
+    checkNotRecycled(ACTION, device);
     return { reference: null, partitions };
   }
 }

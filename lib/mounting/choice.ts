@@ -115,15 +115,19 @@ function chooseAmong(
 ): Choice {
   const found = partitions.filter(({ fileSystem }) => isMountable(fileSystem));
   if (whole !== undefined) {
-    if (found.length === 0) return { path: disk.path, fileSystem: whole };
-    // One of the two is stale, and writing to it would corrupt the other.
+    const isEmpty = partitions.every(({ fileSystem }) => !fileSystem);
+    if (isEmpty) return { path: disk.path, fileSystem: whole };
+    // One of the two is stale, and writing to it would corrupt the other, even if that
+    // cannot be mounted: a volume group, an encrypted partition.
     throw refusal(
       disk,
-      `it has a file system (${
+      `the whole disk is recognized (${
         printable(whole.type)
-      }), and partitions with others: ${
-        describe(partitions)
-      }; choose one with partition`,
+      }), and so are partitions: ${describe(partitions)}; ${
+        found.length > 0
+          ? "choose one with partition"
+          : "wipefs erases what is stale"
+      }`,
     );
   }
   if (found.length === 1) return found[0]!;

@@ -2,10 +2,15 @@
  * Creates the partitions of a device, even if the kernel cannot read the table or udev
  * is missing.
  */
-import { fileMark, isErrno, retryWhileHeld } from "../attaching/release.ts";
+import {
+  fileMark,
+  hasLargeCache,
+  isErrno,
+  retryWhileHeld,
+  writeBackInBackground,
+} from "../attaching/release.ts";
 import { recycled } from "../device_ref.ts";
 import { LoopError, quote, StaleDeviceError, unwrap } from "../errors.ts";
-import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import type { Loop } from "../kernel/loop.ts";
 import {
   extentOf,
@@ -29,8 +34,10 @@ import {
   ETIMEDOUT,
   EUCLEAN,
 } from "../sys/errno.ts";
+import { closeAsync } from "../sys/libc.ts";
+import { LO_FLAGS_PARTSCAN } from "../sys/loop_uapi.ts";
 import { type FileSystem, recognize } from "../mounting/recognize.ts";
-import { pollUntil, Slices, type WaitOptions } from "../waiting.ts";
+import { abortable, pollUntil, Slices, type WaitOptions } from "../waiting.ts";
 import type { ByteSource } from "./byte_source.ts";
 import { makeRoom } from "./make_room.ts";
 import {
@@ -76,25 +83,15 @@ export async function showTable(
 ): Promise<ShownTable> {
   using showing = new Showing(loop, owner, waiting.signal);
   await showing.read();
-  // The kernel scans before we do, and removes its partitions on detaching. Without a
-  // table, it would remove partitions that other processes have added.
-  let tries = 0;
-  if (showing.hasTable || partitionsOf(loop.minor).length === 0) {
-    try {
-      await retryWhileHeld(() => {
-        tries++;
-        loop.setStatus({ partscan: true });
-      }, waiting);
-    } catch (error) {
-      if (!isErrno(error, EBUSY)) throw error; // without partscan, they are added here
-    }
-  }
+  // The kernel scans before we do, and removes its partitions on detaching.
+  let isFirst = await showing.turnPartscanOn(waiting);
   // A scan caused by another process removes and restores all of them.
-  let isFirst = tries <= 1;
   const looks = await pollUntil(async () => {
     if (!isFirst) await showing.readAgain();
     isFirst = false;
-    return await showing.look(waiting);
+    // What was added is there at once, even if there is no time left to wait.
+    return await showing.look(waiting) ||
+      showing.hasChanged && await showing.look(waiting);
   }, waiting);
   if (looks === undefined) throw showing.timedOut();
   return showing.outcome(showing.result());
@@ -196,6 +193,8 @@ class Showing implements Disposable {
   #missing: string[] = [];
   /** `true` if `/dev` has no node for a partition. */
   #lacksNodes = false;
+  /** `true` if the last look changed partitions, so that another one finds them. */
+  hasChanged = false;
 
   constructor(
     loop: Loop,
@@ -276,6 +275,46 @@ class Showing implements Disposable {
     throw recycled("show the partitions of", this.#loop.path);
   }
 
+  /**
+   * Turns partscan on, unless the disk or a partition is held exclusively: partitions
+   * are also added here. Returns `true` if that took no time, so that the table that
+   * was read is current.
+   */
+  async turnPartscanOn(waiting: WaitOptions): Promise<boolean> {
+    const hasWaited = await this.#writeBack();
+    let tries = 0;
+    try {
+      await retryWhileHeld(async () => {
+        // A process that held the device may have written to it.
+        if (++tries > 1) await this.#writeBack();
+        if (this.#mayScan) this.#loop.setStatus({ partscan: true });
+      }, waiting);
+    } catch (error) {
+      if (!isErrno(error, EBUSY)) throw error;
+    }
+    return tries <= 1 && !hasWaited;
+  }
+
+  /**
+   * `false` if the kernel would find no table, and remove partitions that other
+   * processes have added.
+   */
+  get #mayScan(): boolean {
+    return this.hasTable || partitionsOf(this.#loop.minor).length === 0;
+  }
+
+  /**
+   * Writes back on another thread: turning partscan on writes back all dirty pages of
+   * the device on this one. Returns `false` if there is little to write.
+   */
+  async #writeBack(): Promise<boolean> {
+    const isOn = (this.#loop.getInfo().flags & LO_FLAGS_PARTSCAN) !== 0;
+    if (isOn || !this.#mayScan || !hasLargeCache(this.#loop)) return false;
+    await abortable(writeBackInBackground(this.#loop), this.#signal);
+    this.#checkBinding();
+    return true;
+  }
+
   /** Does what is left to do. Returns `true` if all partitions are there. */
   async look(waiting: WaitOptions): Promise<boolean> {
     this.#known = knownPartitions(this.#loop.minor);
@@ -288,13 +327,19 @@ class Showing implements Disposable {
     }
     const known = new Map(this.#known.map((one) => [one.number, one]));
     this.#missing = [];
+    this.hasChanged = false;
     const slices = new Slices();
     const pause = async () => {
       if (!slices.isTired) return;
       await slices.breathe();
       this.#checkBinding();
     };
-    for (const entry of this.#entries) {
+    // Only the first sectors of a container are shown, in which a logical partition may
+    // begin. That one matters more.
+    const inOrder = this.#entries.toSorted((a, b) =>
+      Number(a.isContainer ?? false) - Number(b.isContainer ?? false)
+    );
+    for (const entry of inOrder) {
       await pause();
       this.#place(entry, known.get(entry.number));
     }
@@ -347,7 +392,9 @@ class Showing implements Disposable {
     return this.#known.map(({ number, start, size }): Partition => {
       const entry = wanted.get(number);
       const isSame = entry !== undefined && entry.start === start;
-      return isSame && (entry.isContainer || entry.size === size)
+      const isWhole = isSame && size >= entry.size &&
+        size <= this.#largest(entry);
+      return isSame && (entry.isContainer || isWhole)
         ? this.#describe(entry)
         : {
           number,
@@ -366,6 +413,11 @@ class Showing implements Disposable {
   #sortOut(): { inTheWay: KnownPartition[]; stale: KnownPartition[] } {
     if (!this.hasTable) return { inTheWay: [], stale: [] };
     const wanted = new Map(this.#entries.map((entry) => [entry.number, entry]));
+    const inPlace = this.#known.flatMap((known) => {
+      const entry = wanted.get(known.number);
+      const isThere = entry !== undefined && this.#begins(known, entry);
+      return isThere ? [{ ...entry, size: known.size }] : [];
+    });
     const inTheWay: KnownPartition[] = [];
     const stale: KnownPartition[] = [];
     for (const known of this.#known) {
@@ -373,7 +425,7 @@ class Showing implements Disposable {
       const entry = wanted.get(number);
       if (entry !== undefined) {
         if (!this.#begins(known, entry)) inTheWay.push(known);
-      } else if (!isSlice(known, this.#entries) && !this.#left.has(number)) {
+      } else if (!isSlice(known, inPlace) && !this.#left.has(number)) {
         const isFree = this.#entries.every((other) =>
           !doOverlap(known, this.#shown(other))
         );
@@ -390,24 +442,45 @@ class Showing implements Disposable {
   /** Returns `true` if a partition is in place, or can be enlarged to its new size. */
   #begins(known: KnownPartition, entry: TableEntry): boolean {
     return known.start === entry.start &&
-      known.size <= this.#shown(entry).size;
+      known.size <= this.#largest(entry);
+  }
+
+  /**
+   * Returns the largest size that the kernel may show of a partition. It cuts one off at
+   * the end of the disk in units of 512 bytes, and the table is read in sectors.
+   */
+  #largest(entry: TableEntry): number {
+    const { start, size } = this.#shown(entry);
+    const isLast = start + size + this.#sectorSize > this.#size;
+    return isLast ? this.#size - start : size;
   }
 
   #place(entry: TableEntry, known: KnownPartition | undefined): void {
     if (this.#refused.has(entry.number)) return;
     const extent = { number: entry.number, ...this.#shown(entry) };
     if (known === undefined) {
-      this.#missing.push(this.#pathOf(entry.number)); // check again
+      this.#noteChange(entry);
       (this.#owner ?? this.#shared).hasPartitions = true;
-      this.#check(entry, addPartition(this.#loop.fd, extent), "add");
+      let result = addPartition(this.#loop.fd, extent);
+      if (result === -EBUSY && entry.isContainer) {
+        const size = this.#sectorSize; // a logical partition begins in the second one
+        result = addPartition(this.#loop.fd, { ...extent, size });
+      }
+      this.#check(entry, result, "add");
     } else if (known.size < extent.size && !entry.isContainer) {
-      this.#missing.push(this.#pathOf(entry.number));
+      this.#noteChange(entry);
       // The kernel would also shrink it, mounted or not, if another process enlarged it
       // a moment ago.
       const now = extentOf(this.#loop.minor, known);
       if (now?.start !== extent.start || now.size >= extent.size) return;
       this.#check(entry, resizePartition(this.#loop.fd, extent), "resize");
     }
+  }
+
+  /** Notes that the partition must be found by another look. */
+  #noteChange({ number }: TableEntry): void {
+    this.#missing.push(this.#pathOf(number));
+    this.hasChanged = true;
   }
 
   #check(entry: TableEntry, result: number, action: string): void {
@@ -432,16 +505,15 @@ class Showing implements Disposable {
   }
 
   /**
-   * Opens the node of a partition, which has cached pages of its own. Returns a negative
-   * error number if that fails.
+   * Opens the node of a partition, which has cached pages of its own. Returns the
+   * descriptor, or a negative error number.
    */
-  #openNode(known: KnownPartition): FileDescriptor | number {
+  #openNode(known: KnownPartition): number {
     const rdev = rdevOfPartition(this.#loop.minor, known);
     if (rdev === undefined) return -ENOENT;
     const { name } = known;
     this.#nodes?.add(name, rdev);
-    const result = this.#nodes?.openNode(name, rdev) ?? openDevNode(name, rdev);
-    return result < 0 ? result : new FileDescriptor(result);
+    return this.#nodes?.openNode(name, rdev) ?? openDevNode(name, rdev);
   }
 
   /**
@@ -449,16 +521,19 @@ class Showing implements Disposable {
    * cannot be opened, and otherwise 0.
    */
   async #recognize(known: KnownPartition): Promise<number> {
-    const opened = this.#openNode(known);
-    if (typeof opened === "number") return opened;
-    using node = opened;
+    const fd = this.#openNode(known);
+    if (fd < 0) return fd;
     const { number, size } = known;
-    const path = quote(this.#pathOf(number));
-    const content = await readAhead(
-      { fd: node.fd, start: 0, size, name: path, signal: this.#signal },
-      recognizeIn,
-    );
-    this.#fileSystems.set(number, content);
+    const name = quote(this.#pathOf(number));
+    try {
+      const content = await readAhead(
+        { fd, start: 0, size, name, signal: this.#signal },
+        recognizeIn,
+      );
+      this.#fileSystems.set(number, content);
+    } finally {
+      await closeAsync(fd); // if others have closed it, the kernel writes back
+    }
     this.#checkBinding();
     return 0;
   }

@@ -16,7 +16,6 @@ import {
 
 /** "EFI PART", as a number. */
 const SIGNATURE = 0x5452415020494645n;
-const MAJOR_REVISION = 1;
 const MIN_HEADER_SIZE = 92;
 const MIN_ENTRY_SIZE = 128;
 /**
@@ -34,7 +33,6 @@ const PRIMARY_SECTOR = 1;
 /** Offsets of the fields of a header. */
 const HEADER = {
   signature: 0,
-  revision: 8,
   size: 12,
   checksum: 16,
   sector: 24,
@@ -212,7 +210,10 @@ function readCopy(
   };
 }
 
-/** Returns the fault of a header that has the signature, if any. */
+/**
+ * Returns the fault of a header that has the signature, if any. Like the kernel, does
+ * not check the revision, and accepts usable sectors that include the header.
+ */
 function headerFault(bytes: Uint8Array, sector: number): string | undefined {
   const view = viewOf(bytes);
   const size = view.getUint32(HEADER.size, true);
@@ -224,17 +225,13 @@ function headerFault(bytes: Uint8Array, sector: number): string | undefined {
   if (crc32(summed) !== view.getUint32(HEADER.checksum, true)) {
     return "does not match its checksum";
   }
-  const revision = view.getUint32(HEADER.revision, true);
-  if (revision >>> 16 !== MAJOR_REVISION) {
-    return `has the unknown revision 0x${revision.toString(16)}`;
-  }
   const own = view.getBigUint64(HEADER.sector, true);
   if (own !== BigInt(sector)) {
     return `is in sector ${sector}, but claims to be in sector ${own}`;
   }
   const firstUsable = view.getBigUint64(HEADER.firstUsable, true);
   const lastUsable = view.getBigUint64(HEADER.lastUsable, true);
-  if (firstUsable <= PRIMARY_SECTOR || lastUsable < firstUsable) {
+  if (lastUsable < firstUsable) {
     return `claims that sectors ${firstUsable} to ${lastUsable} are usable`;
   }
   const entrySize = view.getUint32(HEADER.entrySize, true);

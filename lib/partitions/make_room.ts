@@ -1,4 +1,4 @@
-/** Removes partitions of an earlier table, all or none of them. */
+/** Removes partitions of an earlier table, all or none of them if the kernel permits. */
 import { describeHolders } from "../describe_holder.ts";
 import { LoopBusyError, quote, unwrap } from "../errors.ts";
 import type { Loop } from "../kernel/loop.ts";
@@ -19,8 +19,8 @@ interface Doomed {
  * Removes partitions: those in the way of others all or none, stale ones if they are
  * not in use. Returns the numbers of the stale ones that remain.
  *
- * @throws {LoopBusyError} If one in the way is in use; all of them are then still
- * there.
+ * @throws {LoopBusyError} If one in the way is in use. All of them are then still
+ * there, except those that the error names: the kernel refuses to restore them.
  */
 export async function makeRoom(
   loop: Loop,
@@ -30,6 +30,7 @@ export async function makeRoom(
 ): Promise<number[]> {
   const timeout = Math.min(BRIEF_USE, waiting.timeout);
   const removed: Doomed[] = [];
+  const lost = new Set<Doomed>();
   let busy: Doomed | undefined;
   try {
     const looks = await pollUntil(() => {
@@ -39,11 +40,13 @@ export async function makeRoom(
       busy = order.find((one) =>
         !removed.includes(one) && !remove(loop, one, removed)
       );
-      if (busy !== undefined) restore(loop, removed);
+      if (busy !== undefined) {
+        restore(loop, removed).forEach((one) => lost.add(one));
+      }
       return busy === undefined;
     }, { ...waiting, timeout });
     if (looks === undefined && busy !== undefined) {
-      throw await busyError(loop, busy);
+      throw await busyError(loop, busy, [...lost]);
     }
   } catch (error) {
     restore(loop, removed);
@@ -58,8 +61,7 @@ export async function makeRoom(
  * use.
  */
 function remove(loop: Loop, doomed: Doomed, removed: Doomed[]): boolean {
-  const now = extentOf(loop.minor, doomed);
-  if (now?.start !== doomed.start || now.size !== doomed.size) return true;
+  if (!isThere(loop, doomed)) return true;
   const result = deletePartition(loop.fd, doomed.number);
   if (result === -EBUSY) return false;
   if (result === -ENXIO) return true;
@@ -72,12 +74,36 @@ function remove(loop: Loop, doomed: Doomed, removed: Doomed[]): boolean {
   return true;
 }
 
-/** Restores partitions, except where others have taken their place. */
-function restore(loop: Loop, removed: Doomed[]): void {
-  for (const one of removed.splice(0)) addPartition(loop.fd, one);
+/** Returns `true` if the partition exists and has not changed. */
+function isThere(loop: Loop, doomed: Doomed): boolean {
+  const now = extentOf(loop.minor, doomed);
+  return now?.start === doomed.start && now.size === doomed.size;
 }
 
-async function busyError(loop: Loop, busy: Doomed): Promise<LoopBusyError> {
+/**
+ * Restores partitions. Returns those that the kernel refuses: others have taken their
+ * place, or they are no longer on the disk.
+ */
+function restore(loop: Loop, removed: Doomed[]): Doomed[] {
+  return removed.splice(0).filter((one) =>
+    addPartition(loop.fd, one) < 0 && !isThere(loop, one)
+  );
+}
+
+/** Maximum number of partitions named in a message. */
+const MAX_NAMED = 10;
+
+function describeLost(lost: readonly Doomed[]): string {
+  const names = lost.slice(0, MAX_NAMED).map(({ name }) => `/dev/${name}`);
+  const rest = lost.length - names.length;
+  return [...names, ...rest > 0 ? [`${rest} more`] : []].join(", ");
+}
+
+async function busyError(
+  loop: Loop,
+  busy: Doomed,
+  lost: readonly Doomed[],
+): Promise<LoopBusyError> {
   const path = `/dev/${busy.name}`;
   const { findHolders } = await import("../kernel/holder_search.ts");
   const { holders, complete } = await findHolders(loop.minor)
@@ -90,7 +116,12 @@ async function busyError(loop: Loop, busy: Doomed): Promise<LoopBusyError> {
     path,
     holders: ours,
     hint: [
-      "it is in use at its old position; nothing was changed",
+      "it is in use at its old position",
+      lost.length === 0
+        ? "nothing was changed"
+        : `removed, and refused by the kernel when restored: ${
+          describeLost(lost)
+        }`,
       ...names,
     ].join("; "),
   });

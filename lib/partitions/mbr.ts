@@ -37,8 +37,11 @@ const LDM_SIGNATURE = "PRIVHEAD";
 const latin1 = new TextDecoder("latin1");
 /** Limit of the kernel: deleted partitions leave empty records in the chain. */
 const MAX_EMPTY_RECORDS = 100;
-/** Maximum length of the whole chain, so that it cannot block the event loop. */
-const MAX_RECORDS = 1024;
+/**
+ * Limit for the chains of all extended partitions. Linux shows 251 logical partitions,
+ * and each record may be in a block of its own that stays in memory.
+ */
+const MAX_RECORDS = 256;
 
 /** A partition in the table, in sectors from the start of the disk. */
 interface Partition extends Extent {
@@ -71,13 +74,14 @@ export function readMbr(
 
   const all: Partition[] = [];
   const logicals: Partition[] = [];
+  const budget = { records: MAX_RECORDS };
   for (const primary of primaries) {
     if (!isExtended(primary)) {
       all.push(primary);
       continue;
     }
     const firstNumber = FIRST_LOGICAL + logicals.length;
-    const chain = readChain(source, primary, firstNumber, disk);
+    const chain = readChain(source, primary, firstNumber, disk, budget);
     logicals.push(...chain.partitions);
     all.push({ ...primary, problem: chain.problem });
   }
@@ -177,12 +181,16 @@ interface Chain {
   readonly problem: string | undefined;
 }
 
-/** Follows the extended boot records as far as they lead, as the kernel does. */
+/**
+ * Follows the extended boot records as far as they lead, as the kernel does, and takes
+ * them off the budget for the table.
+ */
 function readChain(
   source: ByteSource,
   container: Partition,
   firstNumber: number,
   disk: Disk,
+  budget: { records: number },
 ): Chain {
   const partitions: Partition[] = [];
   const seen = new Set<number>();
@@ -196,9 +204,10 @@ function readChain(
     });
     const place = describeExtent({ ...here, count: 1 });
     if (seen.has(here.start)) return end(`${place} occurs twice`);
-    if (seen.size === MAX_RECORDS || emptyRecords === MAX_EMPTY_RECORDS) {
+    if (budget.records === 0 || emptyRecords === MAX_EMPTY_RECORDS) {
       return end(`${place} exceeds the limit`);
     }
+    budget.records--;
     seen.add(here.start);
     const record = readBootRecord(source, here.start * disk.sectorSize);
     if (record === undefined) {

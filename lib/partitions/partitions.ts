@@ -6,6 +6,7 @@ import { DEFAULT_TIMEOUT, type WaitOptions } from "../waiting.ts";
 import { checkOptions, checkSignal, checkTimeout } from "../arguments.ts";
 import type { DeviceRef } from "../device_ref.ts";
 import { openAttached } from "../attaching/open_attached.ts";
+import { closeInBackground } from "../attaching/release.ts";
 import type { Partition } from "./partition.ts";
 import type { ShownTable } from "./appear.ts";
 
@@ -50,8 +51,8 @@ export interface PartitionsOptions {
  * why), if a node does not appear in time (`ETIMEDOUT`; the message says which) or
  * cannot be created (`ENOENT`), if a node may not be opened (`EPERM`, `EACCES`), or if
  * no file is attached (`ENXIO`).
- * @throws {LoopBusyError} If a partition that would have to move is in use; nothing was
- * changed.
+ * @throws {LoopBusyError} If a partition that would have to move is in use. Nothing was
+ * changed, unless the message names others that could not be restored.
  * @throws {StaleDeviceError} If the device is now bound to another file.
  *
  * @example List the partitions of an image
@@ -95,8 +96,13 @@ export async function partitionTable(
   const image = await readImage(device, waiting.signal);
   if (image !== undefined) return image;
   const { showTable } = await import("./appear.ts");
-  using loop = openAttached(device, "show the partitions of");
-  return await showTable(loop, waiting);
+  const loop = openAttached(device, "show the partitions of");
+  try {
+    return await showTable(loop, waiting);
+  } finally {
+    // If all others have closed it, the kernel writes back and may detach.
+    await closeInBackground(loop, () => loop.close());
+  }
 }
 
 /**

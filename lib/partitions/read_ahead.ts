@@ -1,6 +1,7 @@
 /** Reads devices and files that may be slow without blocking the event loop. */
-import { unwrap } from "../errors.ts";
+import { LoopError, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
+import { EIO } from "../sys/errno.ts";
 import { duplicate, preadAsync } from "../sys/libc.ts";
 import { abortable } from "../waiting.ts";
 import { type ByteSource, DescriptorSource } from "./byte_source.ts";
@@ -19,7 +20,7 @@ export interface Readable {
 /**
  * Runs work that reads some bytes of a device. The bytes are read on another thread, where
  * errno is lost. Bytes that cannot be read there are read on this thread, which reports
- * the error. The work starts over whenever it needs more bytes, so it must do nothing else.
+ * the error, unless the failure took long: then it is reported as EIO. The work starts over whenever it needs more bytes, so it must do nothing else.
  */
 export async function readAhead<T>(
   readable: Readable,
@@ -54,6 +55,9 @@ const BLOCK = 72 << 10;
 /** Number of bytes at the end that include the superblock of a RAID. */
 const END = 64 << 10;
 
+/** A failure after this time, in milliseconds, would block the event loop if repeated. */
+const SHORT_READ = 20;
+
 /** Blocks of a device that another thread has read. */
 class ReadAhead implements ByteSource, Disposable {
   readonly size: number;
@@ -61,13 +65,17 @@ class ReadAhead implements ByteSource, Disposable {
   /** A copy, because the other one may be closed during a read. */
   readonly #descriptor: FileDescriptor;
   readonly #direct: DescriptorSource;
+  readonly #name: string;
   readonly #blocks = new Map<number, Uint8Array>();
+  /** Blocks whose reads failed after a long time. */
+  readonly #failed = new Set<number>();
   /** The reads in progress, if any. */
   #reads: Promise<unknown> | undefined;
 
   constructor({ fd, name, start, size }: Readable) {
     this.size = size;
     this.#start = start;
+    this.#name = name;
     this.#descriptor = new FileDescriptor(
       unwrap(duplicate(fd), () => ({
         action: `Cannot read ${name}`,
@@ -90,7 +98,10 @@ class ReadAhead implements ByteSource, Disposable {
       const block = this.#blocks.get(number)!;
       const part = block.subarray(Math.max(0, offset - at), end - at);
       const isWhole = block.length >= Math.min(BLOCK, end - at);
-      if (!isWhole) return this.#direct.read(offset, length);
+      if (!isWhole) {
+        if (this.#failed.has(number)) throw this.#failure();
+        return this.#direct.read(offset, length);
+      }
       bytes.set(part, Math.max(0, at - offset));
     }
     return bytes;
@@ -114,8 +125,25 @@ class ReadAhead implements ByteSource, Disposable {
     const at = block * BLOCK;
     const bytes = new Uint8Array(Math.min(BLOCK, this.size - at));
     const { fd } = this.#descriptor;
-    const count = await preadAsync(fd, bytes, this.#start + at);
-    this.#blocks.set(block, bytes.subarray(0, Math.max(0, count)));
+    const start = performance.now();
+    let done = 0;
+    let count;
+    do {
+      const rest = bytes.subarray(done);
+      count = await preadAsync(fd, rest, this.#start + at + done);
+      done += Math.max(0, count);
+    } while (count > 0 && done < bytes.length);
+    const isSlow = performance.now() - start > SHORT_READ;
+    if (count < 0 && isSlow) this.#failed.add(block);
+    this.#blocks.set(block, bytes.subarray(0, done));
+  }
+
+  #failure(): LoopError {
+    return new LoopError(`Cannot read the partition table of ${this.#name}`, {
+      errno: EIO,
+      operation: "pread",
+      hint: "it could not be read, and another attempt would take long",
+    });
   }
 
   /**

@@ -119,16 +119,20 @@ export class DamagedTable extends Error {
 const SLICED = ["0x63", "0x81", "0x82", "0xbf", "0xa5", "0xa6", "0xa9"];
 
 /**
- * Returns `true` if a partition that only the kernel has may be a slice of one in the
- * MBR.
+ * Returns `true` if a partition that only the kernel has may be a slice of a primary one
+ * in the MBR.
+ *
+ * @param entries The entries that the kernel shows, with the sizes that it shows. It
+ * finds slices only in these; 0x82 is also Linux swap, which has none.
  */
 export function isSlice(
   partition: { number: number; start: number; size: number },
   entries: readonly TableEntry[],
 ): boolean {
   return partition.number >= FIRST_LOGICAL &&
-    entries.some(({ type, start, size }) =>
-      SLICED.includes(type) && partition.start >= start &&
+    entries.some(({ number, type, start, size }) =>
+      number < FIRST_LOGICAL && SLICED.includes(type) &&
+      partition.start >= start &&
       partition.start + partition.size <= start + size
     );
 }

@@ -7,7 +7,7 @@ import {
   partitions,
 } from "@loopdev/loopdev";
 import { probe } from "../../lib/partitions/table.ts";
-import { assertEquals, assertRejects } from "@std/assert";
+import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
 import { runOk, type Scratch, Undo, withScratch } from "../device/support.ts";
 import { alone, FileServer } from "./support.ts";
@@ -87,6 +87,22 @@ describe("a file that is slow to read", alone, () => {
         "rejected",
         "rejected",
       ]);
+    }),
+  );
+
+  it(
+    "is not read again after a read that failed late",
+    withScratch(async (scratch) => {
+      const image = scratch.image(64 << 10);
+      // Nothing tells this server that the event loop runs, so each read fails late.
+      const directory = `${scratch.path}/failing`;
+      await using server = await FileServer.start(directory, image);
+      const error = await assertRejects(
+        () => partitions(server.file),
+        LoopError,
+      );
+      assertEquals([error.code, error.operation], ["EIO", "pread"]);
+      assertMatch(error.message, /another attempt would take long/);
     }),
   );
 

@@ -8,14 +8,19 @@ import {
 import { attach } from "@loopdev/loopdev";
 import { describe, it } from "@std/testing/bdd";
 import { main } from "../../lib/cli/main.ts";
+import { command } from "../../lib/cli/show.ts";
 import { printed } from "../unit/console.ts";
+import { gptImage } from "../unit/partition_images.ts";
 import {
   CLI,
   cli,
   isSoon,
   lackingByteArguments,
+  losetupDetach,
+  noDiskSequence,
   onAnyKernel,
   onDevices,
+  OwnDevice,
   run,
   runOk,
   type Scratch,
@@ -362,6 +367,40 @@ function disk(scratch: Scratch, name: string, isDamaged = false): string {
 }
 
 describe("loopdev show", onDevices, () => {
+  it(
+    ...unless(noDiskSequence, "refuses a device that was recycled meanwhile"),
+    withScratch(async (scratch) => {
+      using own = new OwnDevice();
+      runOk("losetup", own.path, scratch.image(MiB, "first"));
+      // It runs until it waits for the search for holders.
+      const showing = printed(() => command.run([own.path, "--json"], {}));
+      losetupDetach(own.path);
+      runOk("losetup", own.path, scratch.image(MiB, "second"));
+      const { code, stdout, stderr } = await showing;
+      assertEquals([code, JSON.parse(stdout)], [1, { devices: [] }]);
+      assertStringIncludes(stderr, `Cannot show "${own.path}"`);
+      assertStringIncludes(stderr, "now bound to another file");
+      losetupDetach(own.path);
+    }),
+  );
+
+  it(
+    "names five of many problems of a table",
+    withScratch(async (scratch) => {
+      const partitions = [
+        { first: 64, last: 127 },
+        ...Array.from({ length: 20 }, () => ({ first: 3000, last: 3000 })),
+      ];
+      const image = `${scratch.path}/disk.img`;
+      Deno.writeFileSync(image, gptImage({ partitions }));
+      await using stack = new AsyncDisposableStack();
+      const [path] = await attachHere(stack, image);
+      const { stdout } = await loopdev("show", path!, "--json");
+      const { tableProblem } = JSON.parse(stdout).devices[0];
+      assertMatch(tableProblem, /partition 6 .*; and 15 more$/);
+    }),
+  );
+
   it(
     "shows several devices, with the objects of loopdev partitions",
     withScratch(async (scratch) => {

@@ -82,6 +82,15 @@ function partitioned(
 
 const EXT4 = "mkfs.ext4 -q -F";
 
+/** Writes a superblock of a Btrfs, which is before the first partition. */
+function writeBtrfs(image: string): void {
+  const superblock = new Uint8Array(4096);
+  superblock.set(new TextEncoder().encode("_BHRfS_M"), 64);
+  using file = Deno.openSync(image, { write: true });
+  file.seekSync(65536, Deno.SeekMode.Start);
+  file.writeSync(superblock);
+}
+
 /** Makes an image with a GPT for sectors of 4096 bytes, and an ext4 on its partition. */
 async function with4096(scratch: Scratch): Promise<string> {
   const image = scratch.image(16 * MiB, "4096.img");
@@ -861,20 +870,42 @@ describe("mount() of partitions", onDevices, () => {
     "refuses a disk with a file system of its own beside those on its partitions",
     withScratch(async (scratch) => {
       const image = partitioned(scratch, [{ name: "a", make: EXT4 }]);
-      // The superblock of a Btrfs is before the first partition.
-      const superblock = new Uint8Array(4096);
-      superblock.set(new TextEncoder().encode("_BHRfS_M"), 64);
-      using file = Deno.openSync(image, { write: true });
-      file.seekSync(65536, Deno.SeekMode.Start);
-      file.writeSync(superblock);
+      writeBtrfs(image);
       const error = await rejection(image);
-      assertMatch(error.message, /has a file system \(btrfs\), and partitions/);
+      assertMatch(
+        error.message,
+        /whole disk is recognized \(btrfs\), and so are partitions: 1 "a" \(ext4\); choose one/,
+      );
       await using disk = await mount(image, { partition: 1 });
       assertEquals(disk.type, "ext4");
     }),
   );
-});
 
+  it(
+    "refuses a disk with a file system of its own beside content that cannot be mounted",
+    withScratch(async (scratch) => {
+      const image = partitioned(scratch, [
+        { name: "a", make: "mkswap -q" },
+        { name: "b" },
+      ]);
+      writeBtrfs(image);
+      const error = await rejection(image);
+      assertEquals(error.code, "EINVAL");
+      assertMatch(
+        error.message,
+        /recognized \(btrfs\), and so are partitions: 1 "a" \(swap\), 2 "b" \(nothing known\); wipefs/,
+      );
+      // Partitions without any content do not count: the table may be stale.
+      runOk(
+        "dd",
+        `of=${image}`,
+        "if=/dev/zero",
+        ..."bs=1M seek=1 count=8 conv=notrunc status=none".split(" "),
+      );
+      assertEquals((await rejection(image)).operation, "fsconfig");
+    }),
+  );
+});
 describe("mount() of every type", onDevices, () => {
   const kinds: [type: string, make: string, megabytes: number][] = [
     ["ext2", "mkfs.ext2 -q -F", 8],

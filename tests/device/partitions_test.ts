@@ -22,8 +22,10 @@ import {
   attribute,
   boundDevices,
   cli,
+  hasUdev,
   holdExclusively,
   isSoon,
+  lacking,
   mounted,
   noDiskSequence,
   onDevices,
@@ -36,6 +38,7 @@ import {
   unless,
   withScratch,
 } from "./support.ts";
+import { mbrImage } from "../unit/partition_images.ts";
 import { addPartition } from "../../lib/sys/blk_uapi.ts";
 import { ioctlValue } from "../../lib/sys/libc.ts";
 
@@ -125,6 +128,18 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    ...unless(
+      hasUdev ? "udev may rescan, which takes time" : undefined,
+      "creates partitions without time to wait",
+    ),
+    withScratch(async (scratch) => {
+      await using a = await attach(gptImage(scratch));
+      assertEquals((await a.partitions({ timeout: 0 })).length, 3);
+      await a.detach();
+    }),
+  );
+
+  it(
     "creates 250 partitions",
     withScratch(async (scratch) => {
       const path = scratch.image(300 * MiB);
@@ -169,6 +184,35 @@ describe("partitions()", onDevices, () => {
         assertEquals(shown, number === 2 ? 1024 : size);
       }
       await a.detach();
+    }),
+  );
+
+  it(
+    "creates logical partitions that begin in the first sectors of the extended one",
+    withScratch(async (scratch) => {
+      for (const first of [0, 1]) {
+        const path = `${scratch.path}/logical${first}.img`;
+        const image = mbrImage({
+          slots: [{ start: 256, count: 1024, type: 5 }],
+          records: [{ sector: 256, slots: [{ start: first, count: 100 }] }],
+        });
+        Deno.writeFileSync(path, image);
+        await using a = await attach(path, { partscan: true });
+        const [container, logical] = await a.partitions();
+        assertEquals([container!.number, logical!.number], [1, 5]);
+        assert(!/refuses/.test(`${logical!.problem}`), logical!.problem);
+        assertEquals(
+          Number(runOk("blockdev", "--getsize64", logical!.path)),
+          51200,
+        );
+        // In its first sector, it leaves no space for the extended one.
+        if (first === 1) {
+          assertEquals(container!.problem, undefined);
+          assert(canOpen(container!.path));
+        }
+        assertEquals(await a.partitions(), [container!, logical!]);
+        await a.detach();
+      }
     }),
   );
 
@@ -327,6 +371,38 @@ describe("partitions()", onDevices, () => {
   );
 
   it(
+    "leaves a partition in place that the kernel cut off within a sector of the disk",
+    withScratch(async (scratch) => {
+      const END = 16 * MiB + 1536; // no multiple of 4096
+      const path = scratch.image(END);
+      const image = mbrImage({
+        sectorSize: 4096,
+        slots: [{ start: 256, count: 1 << 20 }],
+      });
+      using file = Deno.openSync(path, { write: true });
+      file.writeSync(image.subarray(0, 512));
+      await using a = await attach(path);
+      // BLKPG adds only whole blocks, the kernel's parsers those of 512 bytes.
+      const extent = { number: 1, start: MiB, size: END - MiB };
+      assertEquals(addPartition(a.loop.fd, extent), 0);
+      a.loop.setBlockSize(4096);
+      using _open = Deno.openSync(`${a.path}p1`);
+      const [partition, ...others] = await a.partitions();
+      assertEquals(others, []);
+      assertEquals([partition!.start, partition!.size], [MiB, 15 * MiB]);
+      assertMatch(partition!.problem!, /^cut off at the end of the disk[^;]*$/);
+      assertEquals(
+        attribute(`loop${a.minor}`, `loop${a.minor}p1/size`),
+        `${extent.size / 512}`,
+      );
+      const shown = JSON.parse(cli("show", "--json", a.path).stdout);
+      assertEquals(shown.devices[0].partitions, [partition]);
+      _open.close();
+      await a.detach();
+    }),
+  );
+
+  it(
     "changes nothing if a partition in use would have to move",
     withScratch(async (scratch) => {
       await using a = await attach(gptImage(scratch), { partscan: true });
@@ -346,6 +422,36 @@ describe("partitions()", onDevices, () => {
       );
       open.close();
       assertEquals((await a.partitions()).length, 2);
+      await a.detach();
+    }),
+  );
+
+  it(
+    "names partitions that it could not restore beside one in use",
+    withScratch(async (scratch) => {
+      const path = scratch.image(64 * MiB);
+      const table = (script: string) =>
+        sfdisk(path, `label: dos\\n${script}`, "--no-reread");
+      table("start=40M,size=8M\nstart=2M,size=8M\n");
+      await using a = await attach(path, { partscan: true });
+      const [first, second] = await a.partitions();
+      {
+        using _open = Deno.openSync(second!.path);
+        // The first one is then no longer on the disk, and cannot be added there again.
+        Deno.truncateSync(path, 32 * MiB);
+        a.loop.setCapacity();
+        table("start=4M,size=4M\nstart=12M,size=4M\n");
+        a.loop.flushBuffers();
+        const error = await assertRejects(() => a.partitions(), LoopBusyError);
+        assertMatch(error.message, new RegExp(`"${second!.path}".*in use`));
+        assertMatch(error.message, new RegExp(`restored: ${first!.path};`));
+        assert(!error.message.includes("nothing was changed"), error.message);
+      }
+      settle();
+      assertEquals((await a.partitions()).map(({ start }) => start / MiB), [
+        4,
+        12,
+      ]);
       await a.detach();
     }),
   );
@@ -398,6 +504,32 @@ describe("partitions()", onDevices, () => {
       if (addPartition(a.loop.fd, extent) === 0) {
         assertEquals((await a.partitions()).length, 2);
       }
+      await a.detach();
+    }),
+  );
+
+  it(
+    "does not take partitions of the earlier table for slices of new ones",
+    withScratch(async (scratch) => {
+      const path = scratch.image(32 * MiB);
+      const table = (script: string) => sfdisk(path, script, "--no-reread");
+      table(
+        "label: dos\n1: start=1M,size=2M\n2: start=4M,size=20M,type=5\n5: start=12M,size=2M\n",
+      );
+      await using a = await attach(path, { partscan: true });
+      assertEquals((await a.partitions()).length, 3);
+      // Type 0x82 is both Solaris and Linux swap.
+      table("label: dos\n1: start=1M,size=20M,type=82\n");
+      a.loop.flushBuffers();
+      const found = await a.partitions();
+      assertEquals(
+        found.map(({ number, size, problem }) => [number, size, problem]),
+        [[1, 20 * MiB, undefined]],
+      );
+      assertEquals(
+        attribute(`loop${a.minor}`, `loop${a.minor}p1/size`),
+        `${20 * 2048}`,
+      );
       await a.detach();
     }),
   );
@@ -591,6 +723,79 @@ describe("partitions()", onDevices, () => {
       assertEquals((await a.partitions()).length, 3);
       assertEquals(a.loop.getStatus().partscan, true);
       await a.detach();
+    }),
+  );
+
+  it(
+    ...unless(
+      lacking("strace"),
+      "writes back much on another thread before it turns partscan on",
+    ),
+    withScratch((scratch) => {
+      const path = gptImage(scratch);
+      const script = `
+        import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
+        await using a = await attach("${path}");
+        a.loop.write(new Uint8Array(32 << 20).fill(7), 30 << 20);
+        const found = await a.partitions();
+        console.log(Deno.pid, found.length, a.loop.getStatus().partscan);`;
+      Deno.writeTextFileSync(`${scratch.path}/dirty.ts`, script);
+      const [pid, ...rest] = runOk(
+        "strace",
+        ..."-f -q -e trace=sync_file_range,ioctl".split(" "),
+        ...["-o", `${scratch.path}/trace`, Deno.execPath()],
+        ..."run -q --no-check --allow-ffi".split(" "),
+        `${scratch.path}/dirty.ts`,
+      ).split(" ");
+      assertEquals(rest, ["3", "true"]);
+      const calls = Deno.readTextFileSync(`${scratch.path}/trace`).split("\n")
+        .filter((line) => /sync_file_range|LOOP_SET_STATUS64/.test(line))
+        .map((line) => line.trim().split(/\s+/));
+      // Turning partscan on writes back on the thread that calls it.
+      const [first, second] = calls;
+      assertMatch(first![1]!, /^sync_file_range/);
+      assert(first![0] !== pid, "it blocked the event loop");
+      assert(second !== undefined);
+      const image = Deno.readFileSync(path);
+      assert(image.subarray(30 << 20, 62 << 20).every((byte) => byte === 7));
+    }),
+  );
+
+  it(
+    ...unless(
+      lacking("strace"),
+      "closes the device and its partitions on another thread",
+    ),
+    withScratch((scratch) => {
+      const script = `
+        import { attach, partitions } from "${new URL(
+        "../../mod.ts",
+        import.meta.url,
+      )}";
+        const a = await attach("${gptImage(scratch)}");
+        const found = partitions(a.path);
+        await new Promise((resolve) => setTimeout(resolve, 0));
+        a.loop.close(); // the other close is then the last one
+        console.log(Deno.pid, (await found).length);`;
+      Deno.writeTextFileSync(`${scratch.path}/close.ts`, script);
+      const [pid, count] = runOk(
+        "strace",
+        ..."-f -q -y -e trace=close".split(" "),
+        ...["-o", `${scratch.path}/trace`, Deno.execPath()],
+        ..."run -q --no-check --allow-ffi".split(" "),
+        `${scratch.path}/close.ts`,
+      ).split(" ");
+      assertEquals(count, "3");
+      const closed = new Map<string, string>();
+      for (
+        const [, thread, path] of Deno.readTextFileSync(`${scratch.path}/trace`)
+          .matchAll(/^(\d+) +close\(\d+<(\/dev\/loop\d[^>]*)/gm)
+      ) closed.set(path!, thread!);
+      assertEquals(closed.size, 4, "the disk and three partitions");
+      for (const [path, thread] of closed) {
+        assert(thread !== pid, `${path} was last closed on the main thread`);
+      }
+      assert(isSoon(() => scratch.devices().length === 0));
     }),
   );
 

@@ -28,8 +28,8 @@ import {
  * may be busy.
  */
 const TIME_LIMIT = 2000;
-/** Maximum number of reads for a table: the longest chain, and some more. */
-const READ_LIMIT = 1200;
+/** Maximum number of reads for a table: the longest chains, and some more. */
+const READ_LIMIT = 400;
 
 /** Pseudorandom numbers from a seed (mulberry32). */
 class Random {

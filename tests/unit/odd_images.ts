@@ -1,5 +1,6 @@
 /** Images of disks with odd tables, named by what is odd about them. */
 import {
+  changeHeaders,
   gptImage,
   type GptPartition,
   headerOf,
@@ -119,6 +120,12 @@ export const ODD_IMAGES: Record<string, Uint8Array> = {
     { first: 33, last: 40 },
     { first: 64, last: 2040 },
   ]),
+  "GPT: unknown revision": gpt((image) =>
+    changeHeaders(image, 512, (header) => header.setUint32(8, 0x20000, true))
+  ),
+  "GPT: all sectors from 0 on are usable": gpt((image) =>
+    changeHeaders(image, 512, (header) => header.setBigUint64(40, 0n, true))
+  ),
   "GPT: one past the end, one good": gpt(() => {}, [
     { first: 40, last: 2048 },
     { first: 128, last: 200 },

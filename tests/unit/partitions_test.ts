@@ -352,11 +352,9 @@ describe("readTable() of a GPT with a damaged copy", () => {
   }
 
   const sane: [string, (header: DataView) => void][] = [
-    ["revision 0x20000", (header) => header.setUint32(8, 0x20000, true)],
     ["claims a size of 91 bytes", (header) => header.setUint32(12, 91, true)],
     ["claims a size of 513 bytes", (header) => header.setUint32(12, 513, true)],
     ["sector 5", (header) => header.setBigUint64(24, 5n, true)],
-    ["0 to 2014", (header) => header.setBigUint64(40, 0n, true)],
     ["2015 to 2014", (header) => header.setBigUint64(40, 2015n, true)],
     ["claims 0 bytes for an entry", (header) => header.setUint32(84, 0, true)],
     [
@@ -394,6 +392,21 @@ describe("readTable() of a GPT with a damaged copy", () => {
       assertEquals(partitionsOf(half), two(512));
     });
   }
+
+  it("accepts any revision and usable sectors from 0 on, as the kernel does", () => {
+    const changes: ((header: DataView) => void)[] = [
+      (header) => header.setUint32(8, 0x20000, true),
+      (header) => header.setUint32(8, 0, true),
+      (header) => header.setBigUint64(40, 0n, true),
+      (header) => header.setBigUint64(40, 1n, true),
+    ];
+    for (const change of changes) {
+      const image = gptImage({ partitions: TWO });
+      changeHeaders(image, 512, change);
+      assertEquals(partitionsOf(image), two(512));
+      assertEquals(probeSectorSize(memory(image)), 512);
+    }
+  });
 
   it("finds the backup where a damaged primary points, on a disk that grew", () => {
     const image = new Uint8Array(2 << 20);
@@ -814,6 +827,38 @@ describe("readTable() of an odd MBR", () => {
   it("refuses a table without any partition on the disk", () => {
     const slots = [{ start: 5000, count: 10 }];
     assertStringIncludes(damage(mbrImage({ slots })), "lies outside the disk");
+  });
+
+  it("reads at most 256 records of four extended partitions", () => {
+    const LENGTH = 90;
+    const containers = [0, 1, 2, 3].map((index) => 256 + index * LENGTH);
+    const image = mbrImage({
+      slots: containers.map((start) => ({ start, count: LENGTH, type: 5 })),
+      records: containers.flatMap((start) =>
+        Array.from({ length: LENGTH }, (_, index) => ({
+          sector: start + index,
+          slots: index + 1 < LENGTH
+            ? [undefined, { start: index + 1, count: 1, type: 5 }]
+            : [],
+        }))
+      ),
+    });
+    let reads = 0;
+    const whole = memory(image);
+    const table = readTable({
+      size: whole.size,
+      read(offset, length): Uint8Array {
+        reads++;
+        return whole.read(offset, length);
+      },
+    });
+    assertEquals(reads, 1 + 256);
+    const [first, second, ...others] = table!.partitions;
+    assertEquals([first!.problem, second!.problem], [undefined, undefined]);
+    for (const { problem } of others) {
+      assertStringIncludes(problem!, "exceeds the limit");
+    }
+    assertEquals(others.length, 2);
   });
 
   it("ends a chain of a hundred empty records", () => {
