@@ -20,7 +20,8 @@ export interface Readable {
 /**
  * Runs work that reads some bytes of a device. The bytes are read on another thread, where
  * errno is lost. Bytes that cannot be read there are read on this thread, which reports
- * the error, unless the failure took long: then it is reported as EIO. The work starts over whenever it needs more bytes, so it must do nothing else.
+ * the error. A failure that took long is reported as EIO. The work starts over whenever it
+ * needs more bytes, so it must do nothing else.
  */
 export async function readAhead<T>(
   readable: Readable,
