@@ -174,6 +174,13 @@ export class Scratch implements Disposable {
       .map(({ name }) => `/dev/${name}`);
   }
 
+  /** Waits for reads on other threads: an abort does not end them, and they keep files open. */
+  async settled(): Promise<void> {
+    for (let tries = 0; tries < 1000 && this.leaked().length > 0; tries++) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  }
+
   /** Checks that nothing is attached and no descriptor is left. */
   check(): void {
     isSoon(() => this.devices().length === 0);
@@ -206,6 +213,7 @@ export function withScratch(
   return async () => {
     using scratch = new Scratch();
     await test(scratch);
+    await scratch.settled();
     scratch.check();
   };
 }
