@@ -185,6 +185,7 @@ export async function refuseUsed(
 ): Promise<void> {
   const { minor, path } = loop;
   const { holders, complete } = await holdersOrNone(minor, signal);
+  signal?.throwIfAborted();
   // In a PID namespace, /proc may belong to another namespace.
   const self = Number(readLink("/proc/self"));
   const own = ownDescriptors(loop);
@@ -208,6 +209,8 @@ async function busyError(
   signal: AbortSignal | undefined,
 ): Promise<LoopBusyError> {
   const found = await holdersOrNone(minor, signal);
+  // An abort must not hide that data was lost.
+  if (failure === undefined) signal?.throwIfAborted();
   const { holders } = found;
   const who = describeHolders(found);
   if (holders.length === 0) who.unshift("another process has it open");
@@ -225,20 +228,17 @@ async function busyError(
 }
 
 /**
- * Finds the holders of a device. An error must not hide that the device is busy, but
- * rejects when the signal is aborted.
+ * Finds the holders of a device, or those found by an abort. An error must not hide that
+ * the device is busy.
  */
 async function holdersOrNone(
   minor: number,
   signal: AbortSignal | undefined,
 ): Promise<Holders> {
-  let found: Holders = { holders: [], complete: false };
   try {
     const { findHolders } = await import("./kernel/holder_search.ts");
-    found = await findHolders(minor, { signal });
+    return await findHolders(minor, { signal });
   } catch {
-    // the device is busy nonetheless
+    return { holders: [], complete: false };
   }
-  signal?.throwIfAborted();
-  return found;
 }

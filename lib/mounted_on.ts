@@ -119,7 +119,9 @@ export async function untilDetached(
 ): Promise<Holder[]> {
   if (isFree(device)) return [];
   const { findHolders } = await import("./kernel/holder_search.ts");
-  const { holders } = await findHolders(device.minor);
+  const { signal } = waiting;
+  const { holders } = await findHolders(device.minor, { signal });
+  signal?.throwIfAborted();
   const mounts = holders.filter(({ kind }) => kind === "mount");
   if (mounts.length > 0 && !isFree(device)) return mounts;
   await untilFree(device, waiting);

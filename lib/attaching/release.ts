@@ -1,5 +1,6 @@
 /** Releases a device: writes back, and closes the descriptor whatever fails. */
 import { LoopError, quote, unwrap } from "../errors.ts";
+import { takeDescriptor } from "../kernel/file_descriptor.ts";
 import { currentInfo, exactSize, Loop, reopen } from "../kernel/loop.ts";
 import {
   bindingOf,
@@ -219,7 +220,8 @@ export async function writeBackInBackground(
     }
     return writeBackError;
   } finally {
-    second.close();
+    // On another thread: an abort may have closed the other one.
+    await closeAsync(takeDescriptor(second));
   }
 }
 

@@ -3,13 +3,13 @@ import "../sys/open_on_use.ts";
 import project from "../../deno.json" with { type: "json" };
 import { COMMANDS } from "./commands.ts";
 import type { NamedEntry } from "./find_command.ts";
-import { fail, print } from "./output.ts";
+import { fail, hasLostMessage, print } from "./output.ts";
 import { UsageError } from "./usage_error.ts";
 
 /** Runs the command line and returns the exit status. */
 export async function main(args: readonly string[]): Promise<number> {
   try {
-    return await dispatch(args);
+    return await dispatch(args) || Number(hasLostMessage());
   } catch (error) {
     if (error instanceof UsageError) return usage(error.message, args[0]);
     const { report } = await import("./report.ts");

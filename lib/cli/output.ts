@@ -88,8 +88,15 @@ function complain(line: string): void {
   try {
     console.error(escapeControls(line));
   } catch {
-    // A closed pipe, or a full disk. The exit status tells of the failure.
+    isMuted = true; // a closed pipe, or a full disk
   }
+}
+
+let isMuted = false;
+
+/** Returns `true` if a message could not be written. */
+export function hasLostMessage(): boolean {
+  return isMuted;
 }
 
 /** Prints a warning about a possible mistake of the user. */

@@ -232,8 +232,8 @@ export type Place = "here" | "elsewhere" | "unknown" | "gone";
 
 /**
  * Determines where the backing file of a device is. Of a deleted file, only the path is
- * known. The result is `"unknown"` if its file system might not answer, or the device
- * cannot be opened.
+ * known, as of a device that cannot be opened. The result is `"unknown"` if its file
+ * system might not answer.
  */
 export function placeOf(record: DeviceRecord, lookup: Lookup): Place {
   const { device: { minor, diskSequence, deleted }, binding } = record;
@@ -243,7 +243,7 @@ export function placeOf(record: DeviceRecord, lookup: Lookup): Place {
   if (stat === undefined) return "elsewhere";
   const backing = backingOf(minor, { diskSequence, binding });
   if (backing === "gone") return "gone";
-  if (backing === "secret") return "unknown";
+  if (backing === "secret") return "here"; // detaching it will fail, too
   return isSameFile(backing, identityOf(stat)) ? "here" : "elsewhere";
 }
 

@@ -89,9 +89,11 @@ export async function showTable(
   const looks = await pollUntil(async () => {
     if (!isFirst) await showing.readAgain();
     isFirst = false;
+    if (await showing.look(waiting)) return true;
+    if (!showing.hasChanged) return false;
     // What was added is there at once, even if there is no time left to wait.
-    return await showing.look(waiting) ||
-      showing.hasChanged && await showing.look(waiting);
+    await showing.readAgain();
+    return await showing.look(waiting);
   }, waiting);
   if (looks === undefined) throw showing.timedOut();
   return showing.outcome(showing.result());

@@ -46,7 +46,7 @@ export async function makeRoom(
       return busy === undefined;
     }, { ...waiting, timeout });
     if (looks === undefined && busy !== undefined) {
-      throw await busyError(loop, busy, [...lost]);
+      throw await busyError(loop, busy, [...lost], waiting.signal);
     }
   } catch (error) {
     restore(loop, removed);
@@ -103,10 +103,11 @@ async function busyError(
   loop: Loop,
   busy: Doomed,
   lost: readonly Doomed[],
+  signal: AbortSignal | undefined,
 ): Promise<LoopBusyError> {
   const path = `/dev/${busy.name}`;
   const { findHolders } = await import("../kernel/holder_search.ts");
-  const { holders, complete } = await findHolders(loop.minor)
+  const { holders, complete } = await findHolders(loop.minor, { signal })
     .catch(() => ({ holders: [], complete: false }));
   const ours = holders.filter(({ device }) => device === path);
   const names = describeHolders({ holders: ours, complete });

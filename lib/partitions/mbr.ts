@@ -38,8 +38,9 @@ const latin1 = new TextDecoder("latin1");
 /** Limit of the kernel: deleted partitions leave empty records in the chain. */
 const MAX_EMPTY_RECORDS = 100;
 /**
- * Limit for the chains of all extended partitions. Linux shows 251 logical partitions,
- * and each record may be in a block of its own that stays in memory.
+ * Limit for the records with partitions in the chains of all extended ones, and for those
+ * without. Linux shows 251 logical partitions, and each record may be in a block of its
+ * own that stays in memory.
  */
 const MAX_RECORDS = 256;
 
@@ -74,7 +75,7 @@ export function readMbr(
 
   const all: Partition[] = [];
   const logicals: Partition[] = [];
-  const budget = { records: MAX_RECORDS };
+  const budget: Budget = { filled: MAX_RECORDS, empty: MAX_RECORDS };
   for (const primary of primaries) {
     if (!isExtended(primary)) {
       all.push(primary);
@@ -181,6 +182,12 @@ interface Chain {
   readonly problem: string | undefined;
 }
 
+/** Numbers of records that may still be read: with partitions, and without. */
+interface Budget {
+  filled: number;
+  empty: number;
+}
+
 /**
  * Follows the extended boot records as far as they lead, as the kernel does, and takes
  * them off the budget for the table.
@@ -190,7 +197,7 @@ function readChain(
   container: Partition,
   firstNumber: number,
   disk: Disk,
-  budget: { records: number },
+  budget: Budget,
 ): Chain {
   const partitions: Partition[] = [];
   const seen = new Set<number>();
@@ -204,10 +211,9 @@ function readChain(
     });
     const place = describeExtent({ ...here, count: 1 });
     if (seen.has(here.start)) return end(`${place} occurs twice`);
-    if (budget.records === 0 || emptyRecords === MAX_EMPTY_RECORDS) {
-      return end(`${place} exceeds the limit`);
-    }
-    budget.records--;
+    const isOver = budget.filled === 0 || budget.empty === 0 ||
+      emptyRecords === MAX_EMPTY_RECORDS;
+    if (isOver) return end(`${place} exceeds the limit`);
     seen.add(here.start);
     const record = readBootRecord(source, here.start * disk.sectorSize);
     if (record === undefined) {
@@ -230,7 +236,9 @@ function readChain(
       }
       partitions.push(partition);
     }
-    emptyRecords = slots.length > 0 ? 0 : emptyRecords + 1;
+    const isEmpty = slots.length === 0;
+    budget[isEmpty ? "empty" : "filled"]--;
+    emptyRecords = isEmpty ? emptyRecords + 1 : 0;
     const [next, second] = record.slots
       .filter((slot) => slot.count > 0 && isExtended(slot));
     if (second !== undefined) {

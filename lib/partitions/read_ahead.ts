@@ -1,8 +1,8 @@
 /** Reads devices and files that may be slow without blocking the event loop. */
 import { LoopError, unwrap } from "../errors.ts";
-import { FileDescriptor } from "../kernel/file_descriptor.ts";
+import { FileDescriptor, takeDescriptor } from "../kernel/file_descriptor.ts";
 import { EIO } from "../sys/errno.ts";
-import { duplicate, preadAsync } from "../sys/libc.ts";
+import { closeAsync, duplicate, preadAsync } from "../sys/libc.ts";
 import { abortable } from "../waiting.ts";
 import { type ByteSource, DescriptorSource } from "./byte_source.ts";
 
@@ -35,18 +35,25 @@ export async function readAhead<T>(
       return work(source);
     } catch (error) {
       if (!(error instanceof Missing)) throw error;
-      await abortable(source.fetch(error.blocks), signal);
+      await abortable(source.fetch(error.ranges), signal);
     }
   }
 }
 
-/** Blocks that must be read before the work can continue. */
-class Missing extends Error {
-  readonly blocks: readonly number[];
+/** A range of bytes, without the last one. */
+interface Range {
+  readonly start: number;
+  readonly end: number;
+}
 
-  constructor(blocks: readonly number[]) {
-    super(`Cannot continue without the blocks ${blocks.join(", ")}`);
-    this.blocks = blocks;
+/** Ranges that must be read before the work can continue. */
+class Missing extends Error {
+  readonly ranges: readonly Range[];
+
+  constructor(ranges: readonly Range[]) {
+    const places = ranges.map(({ start, end }) => `${start} to ${end}`);
+    super(`Cannot continue without the bytes ${places.join(", ")}`);
+    this.ranges = ranges;
   }
 }
 
@@ -67,9 +74,10 @@ class ReadAhead implements ByteSource, Disposable {
   readonly #descriptor: FileDescriptor;
   readonly #direct: DescriptorSource;
   readonly #name: string;
-  readonly #blocks = new Map<number, Uint8Array>();
-  /** Blocks whose reads failed after a long time. */
-  readonly #failed = new Set<number>();
+  /** The bytes of ranges that were read, up to the first that failed. */
+  readonly #found = new Map<string, Uint8Array>();
+  /** Ranges whose reads failed after a long time. */
+  readonly #failed = new Set<string>();
   /** The reads in progress, if any. */
   #reads: Promise<unknown> | undefined;
 
@@ -90,53 +98,66 @@ class ReadAhead implements ByteSource, Disposable {
   read(offset: number, length: number): Uint8Array {
     const end = Math.min(offset + length, this.size);
     if (end <= offset) return new Uint8Array();
-    const blocks = blocksOf(offset, end);
-    const missing = blocks.filter((block) => !this.#blocks.has(block));
+    const blocks = blocksOf(offset, end, this.size);
+    const missing = blocks.filter((block) => !this.#found.has(keyOf(block)));
     if (missing.length > 0) throw new Missing(missing);
     const bytes = new Uint8Array(end - offset);
-    for (const number of blocks) {
-      const at = number * BLOCK;
-      const block = this.#blocks.get(number)!;
-      const part = block.subarray(Math.max(0, offset - at), end - at);
-      const isWhole = block.length >= Math.min(BLOCK, end - at);
+    for (const block of blocks) {
+      const found = this.#found.get(keyOf(block))!;
+      const isWhole = block.start + found.length >= Math.min(block.end, end);
       if (!isWhole) {
-        if (this.#failed.has(number)) throw this.#failure();
-        return this.#direct.read(offset, length);
+        return this.#failed.has(keyOf(block))
+          ? this.#exactly({ start: offset, end })
+          : this.#direct.read(offset, length);
       }
-      bytes.set(part, Math.max(0, at - offset));
+      const part = found.subarray(
+        Math.max(0, offset - block.start),
+        end - block.start,
+      );
+      bytes.set(part, Math.max(0, block.start - offset));
     }
     return bytes;
   }
 
-  /** Reads the first block and the end, where most superblocks are. */
-  async begin(): Promise<void> {
-    const end = blocksOf(Math.max(0, this.size - END), this.size);
-    await this.fetch(new Set([...blocksOf(0, 1), ...end]));
+  /** Returns the bytes of a range that a block includes, of which others cannot be read. */
+  #exactly(range: Range): Uint8Array {
+    const key = keyOf(range);
+    const found = this.#found.get(key);
+    if (found === undefined) throw new Missing([range]);
+    if (this.#failed.has(key)) throw this.#failure();
+    return found;
   }
 
-  async fetch(blocks: Iterable<number>): Promise<void> {
-    this.#reads = Promise.all(
-      Array.from(blocks, (block) => this.#fetchOne(block)),
-    );
+  /** Reads the first block and the end, where most superblocks are. */
+  async begin(): Promise<void> {
+    const { size } = this;
+    const first = blocksOf(0, 1, size);
+    const last = blocksOf(Math.max(first[0]?.end ?? 0, size - END), size, size);
+    await this.fetch([...first, ...last]);
+  }
+
+  async fetch(ranges: readonly Range[]): Promise<void> {
+    this.#reads = Promise.all(ranges.map((range) => this.#fetchOne(range)));
     await this.#reads;
     this.#reads = undefined;
   }
 
-  async #fetchOne(block: number): Promise<void> {
-    const at = block * BLOCK;
-    const bytes = new Uint8Array(Math.min(BLOCK, this.size - at));
+  async #fetchOne(range: Range): Promise<void> {
+    const bytes = new Uint8Array(range.end - range.start);
     const { fd } = this.#descriptor;
-    const start = performance.now();
     let done = 0;
-    let count;
-    do {
-      const rest = bytes.subarray(done);
-      count = await preadAsync(fd, rest, this.#start + at + done);
-      done += Math.max(0, count);
-    } while (count > 0 && done < bytes.length);
-    const isSlow = performance.now() - start > SHORT_READ;
-    if (count < 0 && isSlow) this.#failed.add(block);
-    this.#blocks.set(block, bytes.subarray(0, done));
+    while (done < bytes.length) {
+      const position = this.#start + range.start + done;
+      const begin = performance.now();
+      const count = await preadAsync(fd, bytes.subarray(done), position);
+      if (count <= 0) {
+        const isSlow = performance.now() - begin > SHORT_READ;
+        if (count < 0 && isSlow) this.#failed.add(keyOf(range));
+        break;
+      }
+      done += count;
+    }
+    this.#found.set(keyOf(range), bytes.subarray(0, done));
   }
 
   #failure(): LoopError {
@@ -152,15 +173,23 @@ class ReadAhead implements ByteSource, Disposable {
    * number.
    */
   [Symbol.dispose](): void {
-    const close = () => this.#descriptor.close();
-    if (this.#reads === undefined) close();
-    else this.#reads.then(close, close);
+    if (this.#reads === undefined) return this.#descriptor.close();
+    // On another thread: if all others have closed the device, the kernel writes back.
+    const close = () => closeAsync(takeDescriptor(this.#descriptor));
+    this.#reads.then(close, close);
   }
 }
 
-/** Returns the numbers of the blocks of a range. */
-function blocksOf(start: number, end: number): number[] {
+/** Returns the blocks of a device that include a range. */
+function blocksOf(start: number, end: number, size: number): Range[] {
   const first = Math.floor(start / BLOCK);
-  const count = Math.ceil(end / BLOCK) - first;
-  return Array.from({ length: count }, (_, index) => first + index);
+  const count = Math.max(0, Math.ceil(Math.min(end, size) / BLOCK) - first);
+  return Array.from({ length: count }, (_, index) => ({
+    start: (first + index) * BLOCK,
+    end: Math.min((first + index + 1) * BLOCK, size),
+  }));
+}
+
+function keyOf({ start, end }: Range): string {
+  return `${start}-${end}`;
 }
