@@ -125,7 +125,10 @@ class ReadAhead implements ByteSource, Disposable {
     const found = this.#found.get(key);
     if (found === undefined) throw new Missing([range]);
     if (this.#failed.has(key)) throw this.#failure();
-    return found;
+    const length = range.end - range.start;
+    return found.length < length
+      ? this.#direct.read(range.start, length)
+      : found;
   }
 
   /** Reads the first block and the end, where most superblocks are. */

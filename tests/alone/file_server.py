@@ -1,7 +1,8 @@
 """A file server (FUSE) with one file, "disk.img", mounted on argv[1].
 
 The file has 1 MiB of zeros. With argv[2] it has the content of that file, and each read
-takes a while, and then waits for SIGCONT: it fails if none arrives. After SIGUSR1 the
+takes a while, and then waits for SIGCONT: it fails if none arrives, or if the text
+"<bad sector>" is in the bytes. After SIGUSR1 the
 server answers nothing any more; after SIGUSR2 every request times out. With argv[3],
 not reading but closing takes a while; if it fails, reading fails from then on. With the
 user ID in OWNER, only that user may use the files.
@@ -83,7 +84,8 @@ def answer(operation, node, body):
         if has_failed or (IS_SLOW and not has_beaten()):
             return errno.EIO
         _, offset, length = struct.unpack_from("<2QI", body)
-        return CONTENT[offset:offset + length]
+        content = CONTENT[offset:offset + length]
+        return errno.EIO if IS_SLOW and b"<bad sector>" in content else content
     if operation in (RELEASE, RELEASEDIR, FLUSH, FSYNC, UNLINK):
         return b""
     return errno.ENOSYS

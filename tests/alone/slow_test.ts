@@ -107,6 +107,27 @@ describe("a file that is slow to read", alone, () => {
   );
 
   it(
+    "is read around a bad sector, as far as that is needed",
+    withScratch(async (scratch) => {
+      const image = scratch.image(8 * MiB);
+      runOk("bash", "-c", `echo 'start=2048, type=83' | sfdisk -q '${image}'`);
+      runOk("mkfs.ext4", "-q", "-F", "-E", `offset=${MiB}`, image, "7168k");
+      {
+        using file = Deno.openSync(image, { write: true });
+        // Beside the places of the superblocks of a RAID, in one block with them.
+        file.seekSync(-(32 << 10), Deno.SeekMode.End);
+        file.writeSync(new TextEncoder().encode("<bad sector>"));
+      }
+      const [found] = await onServer(
+        scratch,
+        image,
+        (file) => partitions(file),
+      );
+      assertEquals(found?.fileSystem?.type, "ext4");
+    }),
+  );
+
+  it(
     "does not delay the abort of mount() and partitions()",
     withScratch(async (scratch) => {
       const image = ext4(scratch);

@@ -455,6 +455,26 @@ describe("loopdev show", onDevices, () => {
       assertMatch(stderr, /\(EACCES\).*run it as root\n$/);
     }),
   );
+
+  it(
+    ...unless(
+      lackingBundles(),
+      "tells anybody what detach would select",
+    ),
+    withScratch(async (scratch) => {
+      await using stack = new AsyncDisposableStack();
+      const [device] = await attachHere(stack, scratch.image());
+      const { deno, bundle } = publish(scratch);
+      const result = run(
+        "setpriv",
+        ...["--reuid=65534", "--regid=65534", "--clear-groups"],
+        ...["env", `DENO_DIR=${scratch.path}/cache`, deno, "run", "-q"],
+        ...["--no-config", "--allow-ffi", bundle],
+        ...["detach", "--under", scratch.path, "--dry-run"],
+      );
+      assertEquals(result, { code: 0, stdout: `${device}\n`, stderr: "" });
+    }),
+  );
 });
 
 describe("loopdev list and partitions", onDevices, () => {

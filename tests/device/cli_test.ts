@@ -480,12 +480,21 @@ describe("loopdev", onDevices, () => {
   it(
     "goes on if a message cannot be written",
     withScratch((scratch) => {
-      const device = cli("attach", scratch.image()).stdout.trim();
+      const loopdev =
+        `'${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}'`;
+      const path = scratch.image(MiB + 100); // its tail fills no block
+      const attached = run(
+        "bash",
+        "-c",
+        `${loopdev} attach ${path} 2> /dev/full`,
+      );
+      const device = attached.stdout.trim();
+      assertEquals([attached.code, [device]], [1, scratch.devices()]);
       using own = new OwnDevice(); // nothing is attached to it
       const { code } = run(
         "bash",
         "-c",
-        `'${Deno.execPath()}' run -q --no-check --allow-ffi '${CLI}' detach ${own.path} ${device} 2> /dev/full`,
+        `${loopdev} detach ${own.path} ${device} 2> /dev/full`,
       );
       assertEquals(code, 1);
       assertEquals(scratch.devices(), []);
