@@ -27,7 +27,7 @@ export function exitStatusOf(signal: EndingSignal): number {
 /**
  * Calls `handler` for signals, which do not end this program until disposal. Signals that
  * were ignored from the start, by `nohup` or for a background job of a script, stay
- * ignored.
+ * ignored, even after disposal: one may be on its way then.
  */
 export class SignalHandler implements Disposable {
   readonly #listeners: { signal: EndingSignal; listener: () => void }[];
@@ -39,14 +39,15 @@ export class SignalHandler implements Disposable {
     const ignored = signalSet("self", "SigIgn");
     const isIgnored = (signal: EndingSignal): boolean =>
       (ignored >> BigInt(NUMBERS[signal] - 1) & 1n) !== 0n;
-    this.#listeners = signals.map((signal) => ({
-      signal,
-      // The runtime also catches signals that were ignored, and ends by those without
-      // a listener.
-      listener: isIgnored(signal) ? () => {} : () => handler(signal),
-    }));
+    this.#listeners = signals.filter((signal) => !isIgnored(signal))
+      .map((signal) => ({ signal, listener: () => handler(signal) }));
     for (const { signal, listener } of this.#listeners) {
       Deno.addSignalListener(signal, listener);
+    }
+    // The runtime catches signals that were ignored as soon as it listens to any, and
+    // ends by those without a listener.
+    for (const signal of signals.filter(isIgnored)) {
+      Deno.addSignalListener(signal, ignore);
     }
   }
 
@@ -56,6 +57,8 @@ export class SignalHandler implements Disposable {
     }
   }
 }
+
+function ignore(): void {}
 
 /** Reads a set of signals in `/proc/PID/status`, the lowest bit for signal 1. Returns an empty set if there is none. */
 export function signalSet(pid: number | "self", name: string): bigint {
