@@ -60,7 +60,7 @@ class Speller {
   readonly spelled: string[] = [];
   readonly #options: Options;
   readonly #rest: string[];
-  readonly #given = new Set<string>();
+  readonly #given = new Map<string, string>();
 
   constructor(args: readonly string[], options: Options) {
     this.#options = options;
@@ -79,10 +79,15 @@ class Speller {
 
   #add(name: string, value: string): void {
     // The parser would keep the last value, and the others would have no effect.
-    if (this.#option(name)?.value !== undefined && this.#given.has(name)) {
+    const isFlag = this.#option(name)?.value === undefined;
+    const earlier = this.#given.get(name);
+    if (isFlag && earlier !== undefined && earlier !== value) {
+      throw new UsageError(`--${name} and --no-${name} exclude each other`);
+    }
+    if (!isFlag && earlier !== undefined) {
       throw new UsageError(`--${name} is given twice`);
     }
-    this.#given.add(name);
+    this.#given.set(name, value);
     this.spelled.push(`--${name}=${value}`);
   }
 

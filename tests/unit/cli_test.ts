@@ -117,6 +117,11 @@ describe("parse()", () => {
       assertThrows(() => parse(args, options), UsageError, "given twice");
     }
     assertEquals(parse(["-r", "-r"], options).flag("read-only"), true);
+    assertThrows(
+      () => parse(["--autoclear", "--no-autoclear"], options),
+      UsageError,
+      "--autoclear and --no-autoclear exclude each other",
+    );
   });
 
   it("parses combined letters, with a value attached", () => {
