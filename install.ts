@@ -90,9 +90,9 @@ function install(bin: string, share: string): void {
 function uninstall(bin: string, share: string): void {
   checkOurs(bin, "remove");
   const names = Object.keys(PROGRAMS);
-  for (const path of names.map((name) => `${bin}/${name}`)) {
-    if (removed(path)) console.log(`Removed ${path}`);
-  }
+  const found = names.map((name) => `${bin}/${name}`).filter(removed);
+  for (const path of found) console.log(`Removed ${path}`);
+  if (found.length === 0) console.log(`Nothing is installed in ${bin}`);
   for (const file of names.flatMap(filesOf)) removed(`${share}/${file}`);
   removed(share);
 }
@@ -115,16 +115,16 @@ function removed(path: string): boolean {
 }
 
 if (import.meta.main) {
+  const change = Deno.args[0] === "--undo" ? uninstall : install;
   try {
     const base = resolve(root());
-    const change = Deno.args[0] === "--undo" ? uninstall : install;
     change(`${base}/bin`, `${base}/share/loopdev`);
   } catch (error) {
     const isExpected = error instanceof InstallError ||
       error instanceof Deno.errors.PermissionDenied ||
       error instanceof Deno.errors.NotFound;
     if (!isExpected) throw error;
-    console.error(`install: ${error.message}`);
+    console.error(`${change.name}: ${error.message}`);
     Deno.exitCode = 1;
   }
 }
