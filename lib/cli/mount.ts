@@ -20,18 +20,15 @@ import { bytesOf, fileOf } from "./files.ts";
 import { printPath } from "./output.ts";
 import { Interruptible } from "./signals.ts";
 import { warnAboutFile } from "./warnings.ts";
+import { inWordsOfFile } from "./words.ts";
 
-/** Option that selects a partition. */
-export const PARTITION_OPTION: Options = {
+/** Options of the commands that mount. */
+export const MOUNT_OPTIONS: Options = {
   partition: {
     letter: "p",
     value: "N|NAME",
     help: "mount this partition, by its number or its name in a GPT",
   },
-};
-
-const OPTIONS: Options = {
-  ...PARTITION_OPTION,
   type: {
     letter: "t",
     value: "TYPE",
@@ -41,10 +38,11 @@ const OPTIONS: Options = {
     letter: "O",
     value: "LIST",
     help:
-      "options, separated by commas: noexec, noatime, suid, dev, and those of the file system",
+      "mount options, separated by commas: noexec, noatime, suid, dev, and those of the file system",
   },
-  ...ATTACH_OPTIONS,
 };
+
+const OPTIONS: Options = { ...MOUNT_OPTIONS, ...ATTACH_OPTIONS };
 
 export const command: Command = {
   title: "Mount the file system of an image or a device on a directory.",
@@ -71,6 +69,9 @@ mount that no crash can leave behind, see loopdev run --mount. Permissions: deno
 async function run(args: string[]): Promise<number> {
   const given = parse(args, OPTIONS);
   const [source, directory] = pair(given.operands, "FILE or DEV", "DIR");
+  if (/^[a-z]/i.test(given.value("offset") ?? "")) {
+    throw new UsageError("-o is the offset in FILE; mount options are for -O");
+  }
   const asked = mountOptions(given);
   const readOnly = given.flag("read-only") || asked.readOnly;
   const attaching = { ...attachOptions(given, 1), readOnly: readOnly ?? false };
@@ -85,7 +86,11 @@ async function run(args: string[]): Promise<number> {
     const attached = await attach(file, { ...attaching, blockSize, signal });
     unfinished.use(attached);
     warnAboutFile(attached.loop, file);
-    unfinished.use(await attached.mount(options));
+    unfinished.use(
+      await attached.mount(options).catch((error) => {
+        throw inWordsOfFile(error, attached.path, file);
+      }),
+    );
   } else {
     refuseAttachOptions(given);
     unfinished.use(
@@ -131,21 +136,15 @@ function nodeOf(minor: number): string {
 }
 
 /** Checks the options, and returns them for the library. */
-function mountOptions(given: Arguments): MountOptions {
+export function mountOptions(given: Arguments): MountOptions {
+  const partition = given.value("partition");
   const options = {
-    ...partitionIn(given),
+    partition: partition !== undefined && /^\d+$/.test(partition)
+      ? Number(partition)
+      : partition,
     type: given.value("type"),
     ...parseList(given.value("options") ?? ""),
   };
-  asUsage(() => checkMountOptions(options));
-  return options;
-}
-
-/** Checks the option that selects a partition, and returns it for the library. */
-export function partitionIn(given: Arguments): MountOptions {
-  const text = given.value("partition");
-  if (text === undefined) return {};
-  const options = { partition: /^\d+$/.test(text) ? Number(text) : text };
   asUsage(() => checkMountOptions(options));
   return options;
 }

@@ -1,6 +1,6 @@
 import { attach } from "../attach.ts";
 import type { Attachment } from "../attachment.ts";
-import { quote } from "../errors.ts";
+import { LoopError, quote } from "../errors.ts";
 import type { MountedFileSystem } from "../mounted.ts";
 import type { WaitOptions } from "../waiting.ts";
 import type { MountOptions } from "../mounting/options.ts";
@@ -12,10 +12,12 @@ import {
   UsageError,
 } from "./arguments.ts";
 import { ATTACH_OPTIONS, attachOptions } from "./attach.ts";
-import { PARTITION_OPTION, partitionIn } from "./mount.ts";
+import { MOUNT_OPTIONS, mountOptions } from "./mount.ts";
 import { exact, fileOf } from "./files.ts";
 import type { Command, Options } from "./command.ts";
 import { report } from "./report.ts";
+import { inWordsOfFile } from "./words.ts";
+import { ENOENT } from "../sys/errno.ts";
 import { fail } from "./output.ts";
 import {
   type EndingSignal,
@@ -37,7 +39,7 @@ const OPTIONS: Options = {
     value: "DIR",
     help: "mount the file system on DIR, only for COMMAND",
   },
-  ...PARTITION_OPTION,
+  ...MOUNT_OPTIONS,
   ...TIMEOUT_OPTION,
   ...ATTACH_OPTIONS,
 };
@@ -59,9 +61,10 @@ detaches the device at the last close. Without COMMAND, $SHELL is run. With
 --partscan, the partitions exist when COMMAND starts.
 
 With --mount, the file system of FILE, or of its --partition, is mounted on DIR in a new
-mount namespace. Only COMMAND and the programs that it starts see it. Nothing stays, even
-after kill -9: the mount and the device are released when the last process that COMMAND
-started has ended.
+mount namespace. Only COMMAND and the programs that it starts see it. It is unmounted when
+COMMAND has ended and nobody uses a file on it: programs that are still running then see
+DIR as it was before. Nothing stays, even after kill -9: the mount and the device are then
+released when the last process that COMMAND started has ended.
 
 Permissions: deno run --allow-ffi --allow-run, and usually root.`,
   run,
@@ -101,6 +104,7 @@ async function run(args: string[]): Promise<number> {
         (place === undefined ? undefined : "probe");
       const device = await attach(file, {
         ...options,
+        readOnly: options.readOnly || place?.readOnly,
         blockSize,
         detachTimeout: timeout,
         signal,
@@ -112,7 +116,10 @@ async function run(args: string[]): Promise<number> {
       warnAboutFile(device.loop, file);
       if (options.partscan) await device.partitions({ signal });
       if (place !== undefined) {
-        const mounted = await mountFor(device, place, { timeout, signal });
+        const mounted = await mountFor(device, place, { timeout, signal })
+          .catch((error) => {
+            throw inWordsOfFile(error, device.path, file);
+          });
         const wait = waitForMount(
           mounted,
           timeout,
@@ -127,6 +134,10 @@ async function run(args: string[]): Promise<number> {
     status = await runCommand(program, programArgs, paths.join(" "), signals);
   } catch (error) {
     const failed = report(error);
+    const isMissing = error instanceof LoopError && error.errno === ENOENT;
+    if (isMissing && separator < 0 && files.length > 1) {
+      fail("the command comes after --: loopdev run FILE... -- COMMAND...");
+    }
     return status || failed;
   }
   return status;
@@ -143,11 +154,13 @@ function mountPlace(
 ): MountPlace | undefined {
   const directory = given.value("mount");
   if (directory === undefined) {
-    if (given.value("partition") === undefined) return undefined;
-    throw new UsageError("--partition is for --mount");
+    const name = Object.keys(MOUNT_OPTIONS)
+      .find((name) => given.value(name) !== undefined);
+    if (name === undefined) return undefined;
+    throw new UsageError(`--${name} is for --mount`);
   }
   if (fileCount > 1) throw new UsageError("--mount takes one FILE");
-  return { directory: fileOf(directory), ...partitionIn(given) };
+  return { directory: fileOf(directory), ...mountOptions(given) };
 }
 
 async function mountFor(

@@ -1,5 +1,6 @@
 /** Rewrites errors of the library in the words of the command line. */
-import { LoopError } from "../errors.ts";
+import { checkPath } from "../arguments.ts";
+import { LoopError, quote } from "../errors.ts";
 import { EACCES, EPERM } from "../sys/errno.ts";
 import { readText } from "../sys/sysfs.ts";
 
@@ -25,7 +26,24 @@ const WORDS: readonly [name: RegExp, words: string][] = [
   ],
   [/\bblockSize: (\d+) \(-b \d+\)/g, "-b $1"],
   [/root and the group of the node may open it/g, RUN_AS_ROOT],
+  [/ already shows some of its bytes$/, "$&; use that device, or detach it"],
 ];
+
+/**
+ * Returns an error that names a file instead of its device, which is gone again when the
+ * user reads the message.
+ */
+export function inWordsOfFile(
+  error: unknown,
+  device: string,
+  file: string | URL,
+): unknown {
+  if (error instanceof LoopError) {
+    const name = quote(checkPath(file).text);
+    error.message = error.message.replaceAll(quote(device), name);
+  }
+  return error;
+}
 
 /** Rewrites a message of the library for the command line. */
 export function inWords(message: string): string {

@@ -65,6 +65,25 @@ describe("loopdev mount and unmount", onDevices, () => {
   );
 
   it(
+    "name the file that cannot be mounted, and options that are not theirs",
+    withScratch((scratch) => {
+      const { directory } = ext4(scratch);
+      const empty = scratch.image(MiB, "empty.img");
+      const failures = [
+        cli("mount", empty, directory),
+        loopdevRun("--mount", directory, empty, "--", "true"),
+      ];
+      for (const { code, stderr } of failures) {
+        assertEquals(code, 1);
+        assertStringIncludes(stderr, `Cannot mount "${empty}": `);
+      }
+      const habit = cli("mount", "-o", "ro", empty, directory);
+      assertEquals(habit.code, 2);
+      assertStringIncludes(habit.stderr, "mount options are for -O");
+    }),
+  );
+
+  it(
     "end with the status of a signal that arrives in between",
     withScratch(async (scratch) => {
       const { image, directory } = ext4(scratch);
@@ -332,6 +351,14 @@ describe("loopdev run --mount", onDevices, () => {
         `${directory}/file`,
       );
       assertEquals(again.stdout, "content\n");
+      const shown = loopdevRun(
+        ...["--mount", directory, "-t", "ext4", "-O", "ro,noatime", image],
+        ...["--", "findmnt", "-n", "-o", "OPTIONS", directory],
+      );
+      assertMatch(shown.stdout, /^ro,nosuid,nodev,noatime/);
+      assertEquals(loopdevRun("-O", "ro", image, "--", "true").code, 2);
+      const forgotten = loopdevRun(image, "echo", "hi");
+      assertStringIncludes(forgotten.stderr, "the command comes after --");
     }),
   );
 
