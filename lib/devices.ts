@@ -24,7 +24,13 @@ import { pathOf } from "./kernel/found_file.ts";
 import { Lookup } from "./kernel/lookup.ts";
 import { existingMinors } from "./kernel/loop_sysfs.ts";
 import { ENOENT, ENOTDIR } from "./sys/errno.ts";
-import { AT_FDCWD, O_DIRECTORY, O_PATH, openAt } from "./sys/libc.ts";
+import {
+  AT_FDCWD,
+  type CString,
+  O_DIRECTORY,
+  O_PATH,
+  openAt,
+} from "./sys/libc.ts";
 import { readLinkBytes } from "./sys/sysfs.ts";
 
 export type { LoopDevice } from "./kernel/attached_devices.ts";
@@ -68,8 +74,8 @@ export interface FindOptions {
  *
  * @param filter The devices to list.
  * @returns One row for each device.
- * @throws {LoopError} If sysfs is missing or cannot be read, or a device cannot be
- * opened to read its reference (`EACCES`).
+ * @throws {LoopError} If sysfs is missing or cannot be read, `under` is no directory
+ * (`ENOTDIR`), or a device cannot be opened to read its reference (`EACCES`).
  * @throws {TypeError} If a filter is unknown or has the wrong type.
  *
  * @example Print the backing files
@@ -181,7 +187,7 @@ function canonicalDirectory({ text, bytes }: FilePath): Directory {
   const fd = openAt(AT_FDCWD, bytes, O_PATH | O_DIRECTORY);
   if (fd < 0) {
     // The directory may have been deleted, with the files in it.
-    if (fd === -ENOENT || fd === -ENOTDIR) {
+    if (fd === -ENOENT || (fd === -ENOTDIR && !exists(bytes))) {
       return { prefix: asPrefix(absolute(bytes)) };
     }
     unwrapStat(fd, `Cannot examine ${quote(text)}`, text, "open");
@@ -195,6 +201,10 @@ function canonicalDirectory({ text, bytes }: FilePath): Directory {
   return typeof stat === "number"
     ? { prefix }
     : { prefix, device: stat.device };
+}
+
+function exists(path: CString): boolean {
+  return typeof statAt(AT_FDCWD, path) !== "number";
 }
 
 /** Makes a NUL-terminated path absolute. */

@@ -50,7 +50,8 @@ export const ATTACH_OPTIONS: Options = {
   },
   nooverlap: {
     letter: "L",
-    help: "fail if another device shows any of the bytes, even read-only",
+    help:
+      "fail if another device shows any of the bytes, even read-only or attached by another program",
   },
   overlap: {
     help: "allow devices over the same bytes; two writers corrupt the file",
@@ -85,8 +86,9 @@ them at the end. With --partscan, the partitions exist when the device is printe
 damaged table is an error. Nodes in the DIR of --nodes stay after the detach: remove them,
 because they give access to later devices of that number.
 
-Warns about a file that is compressed or an image of another format, that is also attached
-to another device, or that does not end with a whole block. Permissions: deno run
+Refuses a file whose bytes loopdev shows on another device, unless both are read-only.
+Warns about a file that another program has attached, that is compressed or an image of
+another format, or that does not end with a whole block. Permissions: deno run
 --allow-ffi, and usually root.`,
   run,
 };

@@ -1,10 +1,11 @@
+import { checkPath } from "../arguments.ts";
 import { detach } from "../detach.ts";
 import { describeHolders } from "../describe_holder.ts";
 import { type DeviceRef, minorOf } from "../device_ref.ts";
 import { find, inspect, listByPlace, type LoopDevice } from "../devices.ts";
 import { LoopError, quote, StaleDeviceError } from "../errors.ts";
 import { holders } from "../holders.ts";
-import { EBUSY, ENXIO } from "../sys/errno.ts";
+import { EBUSY, ENOENT, ENXIO } from "../sys/errno.ts";
 import { AT_FDCWD, cString } from "../sys/libc.ts";
 import { isBlockDevice, statAt } from "../sys/stat.ts";
 import {
@@ -18,7 +19,7 @@ import {
 import type { Command, Options } from "./command.ts";
 import { fileOf } from "./files.ts";
 import { FILTERS, listFilter } from "./filters.ts";
-import { fail, print, warn } from "./output.ts";
+import { fail, OutputError, print, warn } from "./output.ts";
 import { report } from "./report.ts";
 import { waitForDevice, withWaitingMessage } from "./waiting_message.ts";
 
@@ -87,6 +88,7 @@ async function run(args: string[]): Promise<number> {
       tried.add(minor);
       await detachOne(device);
     } catch (error) {
+      if (error instanceof OutputError) throw error; // the next one, too
       // Another program may detach a device after it was selected.
       if (typeof device === "object" && isGone(error)) continue;
       status = report(error);
@@ -134,6 +136,7 @@ function select(given: Arguments): Selection {
   if (filter === undefined) return selection(given, ofFile ?? []);
   const isOfFile = ({ minor }: LoopDevice): boolean =>
     ofFile === undefined || ofFile.some((found) => found.minor === minor);
+  warnOfMissing(given.value("under"));
   const { here, elsewhere, unknown } = listByPlace(filter);
   const left = elsewhere.filter(isOfFile);
   if (left.length > 0) {
@@ -153,6 +156,16 @@ function select(given: Arguments): Selection {
   }
   const { devices, status } = selection(given, here.filter(isOfFile));
   return { devices, status: unclear.length > 0 ? 1 : status };
+}
+
+/** Warns about a directory that does not exist: it may be mistyped, or deleted with its files. */
+function warnOfMissing(under: string | undefined): void {
+  if (under === undefined) return;
+  const stat = statAt(AT_FDCWD, checkPath(fileOf(under)).bytes);
+  if (stat !== -ENOENT) return;
+  warn(
+    `${quote(under)} does not exist: only devices of deleted files can match`,
+  );
 }
 
 /** Reports a selection that is empty although it names a file or a reference. */

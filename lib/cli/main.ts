@@ -55,7 +55,8 @@ function asksFor(args: readonly string[], options: string[]): boolean {
 }
 
 function usage(message: string, word = ""): number {
-  const help = Object.hasOwn(COMMANDS, word) ? `help ${word}` : "help";
+  const isCommand = word !== "help" && Object.hasOwn(COMMANDS, word);
+  const help = isCommand ? `help ${word}` : "help";
   fail(`${message} (see loopdev ${help})`);
   return 2;
 }
