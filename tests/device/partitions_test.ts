@@ -1,3 +1,4 @@
+import { partitionsOf } from "../../lib/kernel/loop_sysfs.ts";
 import {
   attach,
   detach,
@@ -444,8 +445,15 @@ describe("partitions()", onDevices, () => {
         a.loop.flushBuffers();
         const error = await assertRejects(() => a.partitions(), LoopBusyError);
         assertMatch(error.message, new RegExp(`"${second!.path}".*in use`));
-        assertMatch(error.message, new RegExp(`restored: ${first!.path};`));
-        assert(!error.message.includes("nothing was changed"), error.message);
+        // Linux 5.10 adds partitions beyond the end of the disk.
+        const isRestored = partitionsOf(a.minor).length === 2;
+        assertMatch(
+          error.message,
+          isRestored
+            ? /nothing was changed/
+            : new RegExp(`restored: ${first!.path};`),
+        );
+        assertEquals(error.message.includes("nothing was changed"), isRestored);
       }
       settle();
       assertEquals((await a.partitions()).map(({ start }) => start / MiB), [
