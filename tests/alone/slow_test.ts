@@ -94,11 +94,10 @@ describe("a file that is slow to read", alone, () => {
     "is not read again after a read that failed late",
     withScratch(async (scratch) => {
       const image = scratch.image(64 << 10);
-      // Nothing tells this server that the event loop runs, so each read fails late.
-      const directory = `${scratch.path}/failing`;
-      await using server = await FileServer.start(directory, image);
+      Deno.writeTextFileSync(image, "<bad sector>", { append: false });
+      Deno.truncateSync(image, 64 << 10);
       const error = await assertRejects(
-        () => partitions(server.file),
+        () => onServer(scratch, image, (file) => partitions(file)),
         LoopError,
       );
       assertEquals([error.code, error.operation], ["EIO", "pread"]);
