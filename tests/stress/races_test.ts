@@ -199,14 +199,15 @@ describe(`${MANY_CYCLES} cycles in one process`, onDevices, () => {
     for (let cycle = 1; cycle <= MANY_CYCLES; cycle++) {
       const device = await attach(path);
       await device.detach();
-      if (cycle === MANY_CYCLES / 10) {
+      // Until then, the runtime compiles code and sizes its heap.
+      if (cycle === MANY_CYCLES / 2) {
         [memory, descriptors] = [resident(), count()];
       }
     }
     const grown = resident() - memory;
     console.log(`resident memory grew by ${grown} bytes`);
     assertEquals(count(), descriptors);
-    assert(grown < 2 * 1024 * 1024, `grew by ${grown} bytes`);
+    assert(grown < 1024 * 1024, `grew by ${grown} bytes`);
     scratch.check();
   });
 });
