@@ -216,7 +216,8 @@ function absolute(bytes: Uint8Array): Uint8Array {
   return new Uint8Array([...parent, SLASH, ...path]);
 }
 
-function asPrefix(path: Uint8Array): Uint8Array {
+/** Returns the bytes that the paths in a directory start with: its path and one slash. */
+export function asPrefix(path: Uint8Array): Uint8Array {
   let end = path.length;
   while (end > 0 && path[end - 1] === SLASH) end--;
   return new Uint8Array([...path.subarray(0, end), SLASH]);

@@ -17,6 +17,12 @@ export const DEFAULT_TIMEOUT = 5000;
  */
 export const BRIEF_USE = 500;
 
+/**
+ * Longest call on another thread that may be repeated on this one to learn its error, in
+ * milliseconds: the event loop stops for as long again.
+ */
+export const MAX_REPEATED_TIME = 20;
+
 const FIRST_PAUSE = 1;
 const LONGEST_PAUSE = 20;
 

@@ -170,8 +170,7 @@ function warnOfMissing(under: string | undefined): void {
 
 /** Reports a selection that is empty although it names a file or a reference. */
 function selection(given: Arguments, devices: LoopDevice[]): Selection {
-  const isMissing = devices.length === 0 && hasSelection(given) &&
-    !mayBeNone(given);
+  const isMissing = devices.length === 0 && !mayBeNone(given);
   if (isMissing) fail(`there is no ${description(given)}`);
   return { devices, status: isMissing ? 1 : 0 };
 }

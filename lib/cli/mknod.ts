@@ -1,3 +1,4 @@
+import { asPrefix } from "../devices.ts";
 import { quote } from "../errors.ts";
 import { openDirectory } from "../kernel/file_descriptor.ts";
 import type { Loop } from "../kernel/loop.ts";
@@ -31,13 +32,14 @@ function run(args: string[]): number {
   using loop = openDevice(device, { readOnly: true });
   const parent = fileOf(directory);
   using target = openDirectory(parent);
+  const name = new TextEncoder().encode(loop.name);
+  const path = new Uint8Array([...asPrefix(bytesOf(parent)), ...name]);
   try {
     loop.mknod({ dirFd: target.fd });
   } catch (error) {
     const mode = modeOfNode(target.fd, loop);
     if (mode === undefined) throw error;
     if ((mode & OTHERS) !== 0) {
-      const path = nodeIn(bytesOf(parent), loop.name);
       warn(
         `${
           quote(new TextDecoder().decode(path))
@@ -45,19 +47,9 @@ function run(args: string[]): number {
       );
     }
   }
-  printPath(nodeIn(bytesOf(parent), loop.name));
+  printPath(path);
   return 0;
 }
-
-/** Returns the path of a node in a directory. */
-function nodeIn(directory: Uint8Array, name: string): Uint8Array {
-  let end = directory.length;
-  while (end > 0 && directory[end - 1] === SLASH) end--;
-  const rest = new TextEncoder().encode(`/${name}`);
-  return new Uint8Array([...directory.subarray(0, end), ...rest]);
-}
-
-const SLASH = "/".charCodeAt(0);
 
 /** Permissions of the group and of all other users. */
 const OTHERS = 0o077;

@@ -10,6 +10,7 @@ import {
   pwrite,
   pwriteAsync,
 } from "../sys/libc.ts";
+import { MAX_REPEATED_TIME } from "../waiting.ts";
 
 /** Bytes to read or write, and their place on the device. */
 export interface Transfer {
@@ -73,8 +74,6 @@ export function transfer(direction: Direction, work: Transfer): number {
   return done;
 }
 
-/** Longest failed call to repeat on this thread, in milliseconds. */
-const MAX_REPEATED_TIME = 20;
 /** Maximum number of bytes of a failed call to repeat. */
 const MAX_REPEATED = 4096;
 
@@ -96,10 +95,10 @@ export async function transferAsync(
     let count = await direction.callAsync(fd, rest, position + done);
     if (count < 0) {
       const isQuick = performance.now() - start <= MAX_REPEATED_TIME;
-      const isPastEnd = position + done >= sizeOf(fd);
       // The kernel refuses a position past the end, and even an empty write to a
       // read-only device, before it asks the medium.
-      const size = isQuick || isPastEnd ? MAX_REPEATED : 0;
+      const mayRepeat = isQuick || position + done >= sizeOf(fd);
+      const size = mayRepeat ? MAX_REPEATED : 0;
       count = direction.call(fd, rest.subarray(0, size), position + done);
       if (count === 0 && size === 0) throw unknownError(direction, work);
     }

@@ -11,6 +11,7 @@ import {
   openAt,
 } from "../sys/libc.ts";
 import { syncfs, syncfsAsync } from "../sys/mount_calls.ts";
+import { MAX_REPEATED_TIME } from "../waiting.ts";
 
 const HERE = cString(".");
 
@@ -22,9 +23,6 @@ export function openRoot(
   const fd = openAt(directory, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
   return fd < 0 ? fd : new FileDescriptor(fd);
 }
-
-/** Longest call to repeat on this thread, in milliseconds. */
-const MAX_REPEATED_TIME = 20;
 
 /**
  * Writes back the file system of an open directory on another thread, where errno is lost.

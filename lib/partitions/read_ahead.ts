@@ -3,7 +3,7 @@ import { LoopError, unwrap } from "../errors.ts";
 import { FileDescriptor, takeDescriptor } from "../kernel/file_descriptor.ts";
 import { EIO } from "../sys/errno.ts";
 import { closeAsync, duplicate, preadAsync } from "../sys/libc.ts";
-import { abortable } from "../waiting.ts";
+import { abortable, MAX_REPEATED_TIME } from "../waiting.ts";
 import { type ByteSource, DescriptorSource } from "./byte_source.ts";
 
 /** Part of an open device or file, in bytes. */
@@ -62,9 +62,6 @@ const BLOCK = 72 << 10;
 
 /** Number of bytes at the end that include the superblock of a RAID. */
 const END = 64 << 10;
-
-/** A failure after this time, in milliseconds, would block the event loop if repeated. */
-const SHORT_READ = 20;
 
 /** Blocks of a device that another thread has read. */
 class ReadAhead implements ByteSource, Disposable {
@@ -154,7 +151,7 @@ class ReadAhead implements ByteSource, Disposable {
       const begin = performance.now();
       const count = await preadAsync(fd, bytes.subarray(done), position);
       if (count <= 0) {
-        const isSlow = performance.now() - begin > SHORT_READ;
+        const isSlow = performance.now() - begin > MAX_REPEATED_TIME;
         if (count < 0 && isSlow) this.#failed.add(keyOf(range));
         break;
       }

@@ -20,6 +20,7 @@ import {
   noDiskSequence,
   onAnyKernel,
   onDevices,
+  type Output,
   OwnDevice,
   run,
   runOk,
@@ -115,6 +116,17 @@ function publish({ path }: Scratch): { deno: string; bundle: string } {
   else runOk(Deno.execPath(), "bundle", "--quiet", `--output=${bundle}`, CLI);
   Deno.chmodSync(bundle, 0o644);
   return { deno, bundle };
+}
+
+/** Runs the command line as a user without privileges. */
+function asNobody(scratch: Scratch, ...args: string[]): Output {
+  const { deno, bundle } = publish(scratch);
+  return run(
+    "setpriv",
+    ...["--reuid=65534", "--regid=65534", "--clear-groups"],
+    ...["env", `DENO_DIR=${scratch.path}/cache`, deno, "run", "-q"],
+    ...["--no-config", "--allow-ffi", bundle, ...args],
+  );
 }
 
 /** Runs something while a process of another program has the device open. */
@@ -447,14 +459,7 @@ describe("loopdev show", onDevices, () => {
       await using stack = new AsyncDisposableStack();
       const image = scratch.image();
       await attachHere(stack, image);
-      const { deno, bundle } = publish(scratch);
-      const { code, stderr } = run(
-        "setpriv",
-        ...["--reuid=65534", "--regid=65534", "--clear-groups"],
-        ...["env", `DENO_DIR=${scratch.path}/cache`, deno, "run", "-q"],
-        ...["--no-config", "--allow-ffi", bundle],
-        ...["attach", image],
-      );
+      const { code, stderr } = asNobody(scratch, "attach", image);
       assertEquals(code, 1);
       assertMatch(stderr, /\(EACCES\).*run it as root\n$/);
     }),
@@ -468,12 +473,8 @@ describe("loopdev show", onDevices, () => {
     withScratch(async (scratch) => {
       await using stack = new AsyncDisposableStack();
       const [device] = await attachHere(stack, scratch.image());
-      const { deno, bundle } = publish(scratch);
-      const result = run(
-        "setpriv",
-        ...["--reuid=65534", "--regid=65534", "--clear-groups"],
-        ...["env", `DENO_DIR=${scratch.path}/cache`, deno, "run", "-q"],
-        ...["--no-config", "--allow-ffi", bundle],
+      const result = asNobody(
+        scratch,
         ...["detach", "--under", scratch.path, "--dry-run"],
       );
       assertEquals(result, { code: 0, stdout: `${device}\n`, stderr: "" });
