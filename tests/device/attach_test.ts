@@ -47,6 +47,7 @@ import {
   runOk,
   Scratch,
   times,
+  traced,
   unless,
   withScratch,
 } from "./support.ts";
@@ -821,7 +822,6 @@ describe("detach()", onDevices, () => {
   it("does not open a device of another process by its number", () => {
     using scratch = new Scratch();
     using own = new OwnDevice();
-    const log = `${scratch.path}/log`;
     runOk("losetup", own.path, scratch.image(MiB, "victim.img"));
     Deno.writeTextFileSync(
       `${scratch.path}/bound.ts`,
@@ -829,17 +829,12 @@ describe("detach()", onDevices, () => {
        const file = "${scratch.image()}";
        await attach(file, { minor: ${own.minor} }).catch((error) => console.log(error.code));`,
     );
-    const tried = runOk(
-      "strace",
-      ..."-f -qq -e trace=openat,open -o".split(" "),
-      log,
-      Deno.execPath(),
-      ..."run -q --no-check --allow-ffi".split(" "),
+    const { stdout, trace } = traced(
       `${scratch.path}/bound.ts`,
+      "openat,open",
     );
     losetupDetach(own.path);
-    assertEquals(tried.trim(), "EBUSY");
-    const trace = Deno.readTextFileSync(log);
+    assertEquals(stdout.trim(), "EBUSY");
     assertMatch(trace, /bound\.ts/);
     assertEquals(trace.match(new RegExp(`.*"${own.path}".*`, "g")), null);
   });
@@ -849,22 +844,15 @@ describe("attach() and detach()", onDevices, () => {
   it("take one LOOP_CONFIGURE, and open everything with O_CLOEXEC", () => {
     using scratch = new Scratch();
     using own = new OwnDevice(); // its number is not found when looking for a free device
-    const log = `${scratch.path}/log`;
     Deno.writeTextFileSync(
       `${scratch.path}/once.ts`,
       `import { attach } from "${new URL("../../mod.ts", import.meta.url)}";
        await using device = await attach("${scratch.image()}", { minor: ${own.minor} });`,
     );
-    const { code, stderr } = run(
-      "strace",
-      ..."-f -qq -e trace=openat,open,ioctl -o".split(" "),
-      log,
-      Deno.execPath(),
-      ..."run -q --no-check --allow-ffi".split(" "),
+    const { trace } = traced(
       `${scratch.path}/once.ts`,
+      "openat,open,ioctl",
     );
-    assertEquals(code, 0, stderr);
-    const trace = Deno.readTextFileSync(log);
     assertEquals(trace.match(/LOOP_CONFIGURE/g)?.length, 1);
     assertEquals(trace.match(/LOOP_SET_STATUS64|LOOP_CLR_FD/g), null);
     const ours = / open(at)?\(AT_FDCWD, "(.*\.img|\/dev\/loop.*|\/sys\/.*)"/;

@@ -23,10 +23,10 @@ import {
   noDiskSequence,
   onDevices,
   OwnDevice,
-  run,
   runOk,
   Scratch,
   times,
+  traced,
   unless,
   withScratch,
 } from "./support.ts";
@@ -324,17 +324,11 @@ describe("list()", onDevices, () => {
     Deno.writeTextFileSync(`${scratch.path}/list.ts`, script);
     const image = scratch.image();
     const device = runOk("losetup", "--find", "--show", image);
-    const log = `${scratch.path}/log`;
-    const output = run(
-      "strace",
-      ..."-f -qq -e trace=openat,open,ioctl -o".split(" "),
-      log,
-      Deno.execPath(),
-      ..."run -q --no-check --allow-ffi".split(" "),
+    const { stdout, stderr, trace } = traced(
       `${scratch.path}/list.ts`,
+      "openat,open,ioctl",
     );
-    assert(Number(output.stdout) >= 1, output.stderr);
-    const trace = Deno.readTextFileSync(log);
+    assert(Number(stdout) >= 1, stderr);
     assert(trace.includes("backing_file"));
     const opened = trace.split("\n").filter((line) => /\/dev\/loop/.test(line));
     assertEquals(opened, []);

@@ -36,6 +36,7 @@ import {
   runOk,
   type Scratch,
   settle,
+  traced,
   unless,
   withScratch,
 } from "./support.ts";
@@ -748,15 +749,13 @@ describe("partitions()", onDevices, () => {
         const found = await a.partitions();
         console.log(Deno.pid, found.length, a.loop.getStatus().partscan);`;
       Deno.writeTextFileSync(`${scratch.path}/dirty.ts`, script);
-      const [pid, ...rest] = runOk(
-        "strace",
-        ..."-f -q -e trace=sync_file_range,ioctl".split(" "),
-        ...["-o", `${scratch.path}/trace`, Deno.execPath()],
-        ..."run -q --no-check --allow-ffi".split(" "),
+      const { stdout, trace } = traced(
         `${scratch.path}/dirty.ts`,
-      ).split(" ");
+        "sync_file_range,ioctl",
+      );
+      const [pid, ...rest] = stdout.trim().split(" ");
       assertEquals(rest, ["3", "true"]);
-      const calls = Deno.readTextFileSync(`${scratch.path}/trace`).split("\n")
+      const calls = trace.split("\n")
         .filter((line) => /sync_file_range|LOOP_SET_STATUS64/.test(line))
         .map((line) => line.trim().split(/\s+/));
       // Turning partscan on writes back on the thread that calls it.
@@ -786,17 +785,16 @@ describe("partitions()", onDevices, () => {
         a.loop.close(); // the other close is then the last one
         console.log(Deno.pid, (await found).length);`;
       Deno.writeTextFileSync(`${scratch.path}/close.ts`, script);
-      const [pid, count] = runOk(
-        "strace",
-        ..."-f -q -y -e trace=close".split(" "),
-        ...["-o", `${scratch.path}/trace`, Deno.execPath()],
-        ..."run -q --no-check --allow-ffi".split(" "),
+      const { stdout, trace } = traced(
         `${scratch.path}/close.ts`,
-      ).split(" ");
+        "close",
+        "-y",
+      );
+      const [pid, count] = stdout.trim().split(" ");
       assertEquals(count, "3");
       const closed = new Map<string, string>();
       for (
-        const [, thread, path] of Deno.readTextFileSync(`${scratch.path}/trace`)
+        const [, thread, path] of trace
           .matchAll(/^(\d+) +close\(\d+<(\/dev\/loop\d[^>]*)/gm)
       ) closed.set(path!, thread!);
       assertEquals(closed.size, 4, "the disk and three partitions");

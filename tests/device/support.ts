@@ -294,6 +294,24 @@ export function runOk(command: string, ...args: string[]): string {
   return stdout.trim();
 }
 
+/** Runs a script under strace. Returns its output, and the trace of the given system calls. */
+export function traced(
+  script: string,
+  calls: string,
+  ...options: string[]
+): Output & { trace: string } {
+  const log = `${script}.trace`;
+  const output = run(
+    "strace",
+    ..."-f -qq -o".split(" "),
+    ...[log, ...options, "-e", `trace=${calls}`, Deno.execPath()],
+    ..."run -q --no-check --allow-ffi".split(" "),
+    script,
+  );
+  assert(output.code === 0, output.stderr);
+  return { ...output, trace: Deno.readTextFileSync(log) };
+}
+
 /** Path of the program; `LOOPDEV_TEST_CLI` names another form of it, such as a bundle. */
 export const CLI: string = Deno.env.get("LOOPDEV_TEST_CLI") ??
   new URL("../../cli.ts", import.meta.url).pathname;
