@@ -24,7 +24,7 @@ export interface MountedOn {
 
 /** Returns the file system that is mounted on a directory. */
 export async function mountedOn(directory: FilePath): Promise<MountedOn> {
-  using target = new Target(directory, "examine");
+  using target = new Target(directory, "unmount");
   const { identity, number } = numbersOf(target.fd, directory.text);
   const known = identity.isRoot ? await findMount(number) : undefined;
   if (known === undefined) throw refusal(directory, "it is not a mount point");

@@ -8,6 +8,7 @@ import { Backing } from "./backing.ts";
 import {
   type Claim,
   lockedError,
+  lockForChange,
   tryLockRange,
   unlockOutside,
 } from "./overlap.ts";
@@ -93,7 +94,7 @@ export class BoundLoop extends Loop {
     const backing = borrowed.reopen(true);
     try {
       const next = { ...claim, backing, readOnly: true };
-      if (!tryLockRange(next)) throw lockedError(next, this);
+      lockForChange(next, this);
       super.changeFd(backing.fd);
       this.#claim = next;
     } catch (error) {

@@ -91,6 +91,25 @@ export function tryLockRange(claim: Claim): boolean {
   });
 }
 
+/**
+ * Locks the range of the file that a device is about to be given in exchange.
+ *
+ * @throws {LoopError} If the device is writable (`EINVAL`), or if another process has
+ * locked some of the bytes (`EBUSY`).
+ */
+export function lockForChange(claim: Claim, loop: Loop): void {
+  if (tryLockRange(claim)) return;
+  // A writable device may itself have locked the file. The kernel exchanges only the
+  // files of read-only devices.
+  if (loop.isReadOnly()) throw lockedError(claim, loop);
+  throw new LoopError(`Cannot change the backing file of ${quote(loop.path)}`, {
+    errno: EINVAL,
+    operation: "LOOP_CHANGE_FD",
+    path: loop.path,
+    hint: "the device must be read-only",
+  });
+}
+
 /** Releases the locks of an open file description outside the range. */
 export function unlockOutside(fd: number, range: Range): void {
   const length = lengthToLock(range);

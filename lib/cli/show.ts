@@ -1,6 +1,6 @@
 import { describeHolder } from "../describe_holder.ts";
 import { openAttached } from "../attaching/open_attached.ts";
-import { checkNotRecycled, type DeviceRef, minorOf } from "../device_ref.ts";
+import { checkNotRecycled, minorOf } from "../device_ref.ts";
 import { inspect } from "../devices.ts";
 import { escapeControls, LoopError, quote } from "../errors.ts";
 import type { Holder } from "../holder.ts";
@@ -44,10 +44,14 @@ async function run(args: string[]): Promise<number> {
   if (devices.length === 0) throw new UsageError("DEV is missing");
   const asJson = given.flag("json");
   const shown: Details[] = [];
+  const tried = new Set<number>();
   let status = 0;
   for (const device of devices) {
     try {
-      const details = await detailsOf(device);
+      const minor = minorOf(device);
+      if (tried.has(minor)) continue; // named twice
+      tried.add(minor);
+      const details = await detailsOf(minor);
       if (!asJson) {
         if (shown.length > 0) print("");
         printRows(rowsOf(details));
@@ -68,8 +72,7 @@ type Details = Omit<LoopDevice, "reference"> & Content & {
   complete: boolean;
 };
 
-async function detailsOf(ref: DeviceRef): Promise<Details> {
-  const minor = minorOf(ref);
+async function detailsOf(minor: number): Promise<Details> {
   const device = inspect(minor);
   if (device === undefined) throw notAttached(minor);
   const { holders, complete } = await holdersOf(device);

@@ -1,6 +1,6 @@
 import { checkPath } from "../arguments.ts";
 import { Backing } from "../attaching/backing.ts";
-import { lockedError, tryLockRange } from "../attaching/overlap.ts";
+import { lockForChange } from "../attaching/overlap.ts";
 import { sequenceOf } from "../attaching/release.ts";
 import { LoopError, quote } from "../errors.ts";
 import { openFile } from "../kernel/file_descriptor.ts";
@@ -31,7 +31,7 @@ async function run(args: string[]): Promise<number> {
   const { offset: start, sizelimit: length } = loop.getInfo();
   // The device keeps the lock, like a device that attach has bound.
   const claim = { backing, start, length, readOnly: true };
-  if (!tryLockRange(claim)) throw lockedError(claim, loop);
+  lockForChange(claim, loop);
   const shows = showsPartitions(loop);
   loop.changeFd(descriptor.fd);
   dropOldPages(loop);

@@ -10,6 +10,7 @@ const RUN_AS_ROOT = "run it as root";
 const WORDS: readonly [name: RegExp, words: string][] = [
   [/\breadOnly: true\b/g, "-r (--read-only)"],
   [/\boverlap: "allow"/g, "--overlap"],
+  [/: it is a regular file$/, "$&; loopdev find prints the devices of a file"],
   [/; LoopControl\.add\(\d+\) adds it$/, ""], // attach adds it by itself
   // A relative name that is not UTF-8.
   [/"\/proc\/self\/cwd\//g, '"'],

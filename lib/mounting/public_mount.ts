@@ -7,7 +7,7 @@ import { LoopError, printable, quote, unwrap } from "../errors.ts";
 import { FileDescriptor } from "../kernel/file_descriptor.ts";
 import { pathOf } from "../kernel/found_file.ts";
 import { ownMounts } from "../kernel/mounts.ts";
-import { EAGAIN, EBUSY, EINVAL, ENOENT, ENOTDIR } from "../sys/errno.ts";
+import { EAGAIN, EBUSY, EINVAL, ENOENT } from "../sys/errno.ts";
 import {
   AT_FDCWD,
   type CString,
@@ -47,10 +47,7 @@ export class Target implements Disposable {
         action: `Cannot ${verb} ${quote(target.text)}`,
         operation: "open",
         path: target.text,
-        hint: {
-          [ENOENT]: "the directory must exist",
-          [ENOTDIR]: "it is not a directory",
-        },
+        hint: { [ENOENT]: "the directory must exist" },
       })),
     );
     this.path = canonical(fd) ?? target;

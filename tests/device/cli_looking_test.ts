@@ -437,10 +437,11 @@ describe("loopdev show", onDevices, () => {
       assertEquals(devices[1].partitions, []);
       assertStringIncludes(devices[1].tableProblem, "EUCLEAN");
 
-      const text = await loopdev("show", a!, "700000", b!);
+      const text = await loopdev("show", a!, "700000", a!, b!);
       assertEquals(text.code, 1);
       assertStringIncludes(text.stderr, "Cannot show");
-      const [first, second] = text.stdout.split("\n\n");
+      const [first, second, ...more] = text.stdout.split("\n\n");
+      assertEquals(more, []); // named twice, shown once
       assertMatch(first!, new RegExp(`^device +${a}\n`));
       assertMatch(first!, /^partitions +\S+p1 {2}1M {2}ext4 "root"$/m);
       assertMatch(

@@ -216,6 +216,10 @@ describe("loopdev mount and unmount", onDevices, () => {
       const failed = cli("unmount", directory);
       assertEquals(failed.code, 1);
       assertMatch(failed.stderr, /it is not a mount point/);
+      assertStringIncludes(
+        cli("unmount", image).stderr,
+        `Cannot unmount "${image}": not a directory (ENOTDIR)\n`,
+      );
       using _tmpfs = mounted("-t", "tmpfs", "other", directory);
       assertMatch(
         cli("unmount", directory).stderr,

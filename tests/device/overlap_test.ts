@@ -416,6 +416,13 @@ describe('attach() with overlap: "lock", the default', onDevices, () => {
       using file = openFile(second, { readOnly: true });
       const error = assertThrows(() => a.loop.changeFd(file.fd), LoopError);
       assertEquals([error.code, error.path], ["EBUSY", writer.path]);
+      // Its own lock is in the way, but not the reason.
+      const refused = assertThrows(
+        () => writer.loop.changeFd(file.fd),
+        LoopError,
+        "must be read-only",
+      );
+      assertEquals([refused.code, refused.path], ["EINVAL", writer.path]);
       await writer.detach();
       a.loop.changeFd(file.fd);
       await locked(second);

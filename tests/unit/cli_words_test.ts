@@ -189,6 +189,10 @@ describe("inWords()", () => {
       inWords("there is no loop7; LoopControl.add(7) adds it"),
       "there is no loop7",
     );
+    assertEquals(
+      inWords("no such device (ENODEV): it is a regular file"),
+      "no such device (ENODEV): it is a regular file; loopdev find prints the devices of a file",
+    );
   });
 });
 
