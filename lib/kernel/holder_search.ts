@@ -1,7 +1,7 @@
 /** Searches for the holders of a device, within limits of time and number. */
 import {
   AT_STATX_DONT_SYNC,
-  fileSystemAt,
+  closedFileSystemAt,
   isBlockDevice,
   makedev,
   statAt,
@@ -439,7 +439,7 @@ class Search {
     const fileSystem = typeof stat === "object"
       ? stat.device
       : stat === -EACCES
-      ? fileSystemAt(directory, path, AT_STATX_DONT_SYNC)
+      ? closedFileSystemAt(directory, path, AT_STATX_DONT_SYNC)
       : stat;
     if (fileSystem < 0) this.#note(fileSystem);
     const device = this.#targets.byNumber(fileSystem);

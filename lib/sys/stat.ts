@@ -1,4 +1,5 @@
 /** Examines files: `statx(2)`, types of files, and device numbers. */
+import { EACCES } from "./errno.ts";
 import { STATX } from "./layouts.ts";
 import {
   type CString,
@@ -131,17 +132,19 @@ export function statOf(fd: number, flags = 0): Stat | number {
 }
 
 /**
- * Returns the number of the file system that holds a file, or a negative error number.
- * Asks for nothing else, which a FUSE mount of another user reveals even if it is closed
- * to this process.
+ * Returns the number of the file system that holds a file, if it is a FUSE mount of
+ * another user that is closed to this process: it reveals nothing else about its files.
+ * Otherwise returns a negative error number.
  */
-export function fileSystemAt(
+export function closedFileSystemAt(
   directory: number,
   path: CString,
   flags = 0,
 ): number {
   const result = statxCall(directory, path, flags, 0);
-  return result < 0 ? result : makedev(
+  if (result < 0) return result;
+  const known = statxView.getUint32(STATX.stx_mask, true) & STATX_BASIC_STATS;
+  return known !== 0 ? -EACCES : makedev(
     statxView.getUint32(STATX.stx_dev_major, true),
     statxView.getUint32(STATX.stx_dev_minor, true),
   );

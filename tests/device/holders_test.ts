@@ -15,6 +15,8 @@ import {
 } from "@loopdev/loopdev";
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { describe, it } from "@std/testing/bdd";
+import { EACCES } from "../../lib/sys/errno.ts";
+import { closedFileSystemAt } from "../../lib/sys/stat.ts";
 import {
   AT_FDCWD,
   cString,
@@ -573,6 +575,14 @@ os.chdir("/")`);
       );
     }),
   );
+});
+
+describe("closedFileSystemAt()", onDevices, () => {
+  it("does not take a file that cannot be examined for one in a closed FUSE mount", () => {
+    for (const path of ["/", "/dev/null"]) {
+      assertEquals(closedFileSystemAt(AT_FDCWD, cString(path)), -EACCES);
+    }
+  });
 });
 
 describe("LoopBusyError", onDevices, () => {
