@@ -384,6 +384,8 @@ describe("partitions()", onDevices, () => {
       using file = Deno.openSync(path, { write: true });
       file.writeSync(image.subarray(0, 512));
       await using a = await attach(path);
+      // On some kernels before 7.1, the first open after attaching drops partitions.
+      Deno.openSync(a.path).close();
       // BLKPG adds only whole blocks, the kernel's parsers those of 512 bytes.
       const extent = { number: 1, start: MiB, size: END - MiB };
       assertEquals(addPartition(a.loop.fd, extent), 0);
