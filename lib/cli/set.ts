@@ -81,15 +81,19 @@ async function run(args: string[]): Promise<number> {
   const shows = showsPartitions(loop);
   if (directIo === false) loop.setDirectIo(false);
   loop.setStatus(changes);
-  const isResized = isMoved || blockSize !== undefined;
   await using following = new AsyncDisposableStack();
+  const mustFollow = shows && !changes.partscan;
   // Also if the rest fails: a new offset has removed the partitions.
-  if (isResized && shows && !changes.partscan) {
-    following.defer(() => follow(loop));
-  }
+  if (isMoved && mustFollow) following.defer(() => follow(loop));
   if (blockSize !== undefined) loop.setBlockSize(blockSize);
   if (directIo === true) loop.setDirectIo(true);
+  const isResized = [changes.offset, changes.sizelimit, blockSize].some((
+    value,
+  ) => value !== undefined);
   if (isResized) warnOfRestOfAttached(loop);
   if (changes.partscan) await partitions(loop.minor);
+  else if (!isMoved && mustFollow && blockSize !== undefined) {
+    await follow(loop);
+  }
   return 0;
 }
