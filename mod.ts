@@ -13,10 +13,11 @@
  * processes, write back data or take long are asynchronous and do not block the event
  * loop.
  *
- * Requires Linux 5.10 or later, x86_64 or aarch64, glibc, and `--allow-ffi` (or
- * `--allow-ffi=<absolute path of libc>`). Importing works on every platform and never
- * prompts. The tests ran on Linux 5.10 to 7.2 on x86_64, and on 6.12 and 7.2 on aarch64
- * with pages of 4 and 16 KiB. Nothing was run with musl.
+ * Requires Deno 2.5.7 or later, Linux 5.10 or later, x86_64 or aarch64, glibc, and
+ * `--allow-ffi` (or `--allow-ffi=<absolute path of libc>`). Importing works on every
+ * platform and never prompts. Tests ran on Linux 5.10, 6.1, 6.12, 6.18 and 7.2 on x86_64,
+ * and on 6.12 and 7.2 on aarch64 with pages of 4 and 16 KiB. Nothing was run with musl or
+ * pages of 64 KiB.
  *
  * @example Attach an image for the length of a block
  * ```ts

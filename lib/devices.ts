@@ -233,7 +233,7 @@ function beginsWith(path: Uint8Array, prefix: Uint8Array): boolean {
  * Requires `--allow-ffi`, but no privileges.
  *
  * @param device The device. If it is a row of {@linkcode list}, its identity is
- * checked.
+ * checked, from Linux 5.15 on.
  * @returns The device, or `undefined` if no file is attached to it or it does not
  * exist.
  * @throws {StaleDeviceError} If the device is now bound to another file.

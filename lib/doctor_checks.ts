@@ -428,7 +428,7 @@ function probe(loop: Loop): Check {
     : warning(
       "ioctls",
       "LOOP_CONFIGURE, but no disk sequence numbers (Linux 5.15)",
-      "reused devices are recognized only by their backing file",
+      "check what is attached before detach(device); an Attachment still recognizes its own",
     );
 }
 

@@ -15,7 +15,8 @@ export type { Holders } from "./holder.ts";
  * reports up to 1000 holders of each kind, and does not block the event loop. Requires
  * `--allow-ffi`.
  *
- * @param device The device. If it is a row of {@linkcode list}, its identity is checked.
+ * @param device The device. If it is a row of {@linkcode list}, its identity is checked,
+ * from Linux 5.15 on.
  * @returns The holders, and whether the search was complete.
  * @throws {StaleDeviceError} If the device is now bound to another file.
  * @throws {UnexpectedDevice} If the path does not lead to a whole loop device.

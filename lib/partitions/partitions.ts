@@ -44,7 +44,7 @@ export interface PartitionsOptions {
  * Requires `--allow-ffi`, and root for devices.
  *
  * @param device The device, or the path of an image. If it is a row of
- * {@linkcode list}, its identity is checked.
+ * {@linkcode list}, its identity is checked, from Linux 5.15 on.
  * @param options Limits for waiting for the nodes.
  * @returns The partitions, by number.
  * @throws {LoopError} If nothing in the table can be used (`EUCLEAN`; the message says

@@ -174,7 +174,7 @@ export class LineReader {
 
 /**
  * Larger than any line in `/proc`: two paths with each byte escaped, and a page of
- * options, are at most 64 KiB.
+ * options, are less than 128 KiB, even with pages of 64 KiB.
  */
 const LINE_BUFFER = 1 << 17;
 
