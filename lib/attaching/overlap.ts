@@ -7,6 +7,7 @@ import {
 import { LoopError, quote } from "../errors.ts";
 import type { Loop } from "../kernel/loop.ts";
 import { bindingOf } from "../kernel/loop_sysfs.ts";
+import { LO_FLAGS_READ_ONLY } from "../sys/loop_uapi.ts";
 import {
   EACCES,
   EAGAIN,
@@ -101,7 +102,8 @@ export function lockForChange(claim: Claim, loop: Loop): void {
   if (tryLockRange(claim)) return;
   // A writable device may itself have locked the file. The kernel exchanges only the
   // files of read-only devices.
-  if (loop.isReadOnly()) throw lockedError(claim, loop);
+  const isReadOnly = (loop.getInfo().flags & LO_FLAGS_READ_ONLY) !== 0;
+  if (isReadOnly) throw lockedError(claim, loop);
   throw new LoopError(`Cannot change the backing file of ${quote(loop.path)}`, {
     errno: EINVAL,
     operation: "LOOP_CHANGE_FD",
