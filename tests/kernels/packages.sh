@@ -39,7 +39,8 @@ CONF
   if [ -z "$(find "$apt/updated" -mtime -7 2> /dev/null)" ]; then
     # A release that has left the archive is an error only for a kernel of that release.
     apt-get update -qq >&2 || echo "guest: not all lists of packages could be downloaded" >&2
-    touch "$apt/updated"
+    # Without any list, the next run tries again.
+    if compgen -G "$apt/lists/*_Packages*" > /dev/null; then touch "$apt/updated"; fi
   fi
 }
 
