@@ -91,6 +91,14 @@ function statxCall(
   );
 }
 
+/** Returns the number of the file system that the last `statx(2)` reported. */
+function fileSystemFound(): number {
+  return makedev(
+    statxView.getUint32(STATX.stx_dev_major, true),
+    statxView.getUint32(STATX.stx_dev_minor, true),
+  );
+}
+
 function statx(
   directory: number,
   path: CString,
@@ -108,10 +116,7 @@ function statx(
       statxView.getUint32(STATX.stx_rdev_major, true),
       statxView.getUint32(STATX.stx_rdev_minor, true),
     ),
-    device: makedev(
-      statxView.getUint32(STATX.stx_dev_major, true),
-      statxView.getUint32(STATX.stx_dev_minor, true),
-    ),
+    device: fileSystemFound(),
   };
 }
 
@@ -144,10 +149,7 @@ export function closedFileSystemAt(
   const result = statxCall(directory, path, flags, 0);
   if (result < 0) return result;
   const known = statxView.getUint32(STATX.stx_mask, true) & STATX_BASIC_STATS;
-  return known !== 0 ? -EACCES : makedev(
-    statxView.getUint32(STATX.stx_dev_major, true),
-    statxView.getUint32(STATX.stx_dev_minor, true),
-  );
+  return known !== 0 ? -EACCES : fileSystemFound();
 }
 
 /**
@@ -187,10 +189,7 @@ export function mountAt(
   if (result < 0) return result;
   return {
     id: statxView.getBigUint64(STATX.stx_mnt_id, true),
-    device: makedev(
-      statxView.getUint32(STATX.stx_dev_major, true),
-      statxView.getUint32(STATX.stx_dev_minor, true),
-    ),
+    device: fileSystemFound(),
     isRoot: (statxView.getUint32(STATX.stx_attributes, true) &
       STATX_ATTR_MOUNT_ROOT) !== 0,
   };
